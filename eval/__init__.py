@@ -1,0 +1,1 @@
+"""Measuring what a sparse model is worth: BLEU, tables and plots."""

@@ -1,0 +1,254 @@
+"""Corpus BLEU.
+
+    BLEU = BP * exp(1/4 sum_n log p_n),  BP = min(1, exp(1 - r/c)),  n = 1..4
+
+with p_n the clipped n-gram precision over the whole corpus and c, r the lengths of hypotheses and references.
+It is computed once, on detokenised text against the raw references, by sacreBLEU (Post 2018,
+arXiv:1804.08771); the mean of per-batch scores is a different number. Scores are comparable only under equal
+signatures, so every result carries its own.
+
+As a program it scores any sequence-to-sequence checkpoint:
+
+    python -m tritonsparse.eval.bleu --model DIR --source_file test.en --reference_file test.de
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import re
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonsparse.eval.translate import translate
+
+__all__ = ["BleuResult", "compound_split", "compound_split_bleu", "corpus_bleu", "translate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BleuResult:
+    """A corpus score with everything needed to compare it.
+
+    Args:
+        score: BLEU, from 0 to 100.
+        line: sacreBLEU's own line: signature, score, the four precisions, brevity penalty and lengths.
+        signature: what the score depends on, such as
+            `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0`.
+    """
+
+    score: float
+    line: str
+    signature: str
+
+
+def corpus_bleu(
+    hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a"
+) -> BleuResult:
+    """Scores a whole test set against one reference per sentence.
+
+    Args:
+        hypotheses: detokenised translations of the whole test set, in its order.
+        references: the untouched reference of each.
+        lowercase: ignore case, as NVIDIA's published Transformer numbers do.
+        tokenize: a sacreBLEU tokenizer; "13a" is what published scores use.
+
+    Returns:
+        The score, its line and its signature.
+
+    Raises:
+        ValueError: unequal counts, nothing to score, or an unknown tokenizer.
+
+    Example:
+        >>> round(corpus_bleu(["the cat sat on the old mat"], ["the cat sat on the mat"]).score, 1)
+        64.3
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    _check_pairs("corpus_bleu", hypotheses, references)
+    if tokenize not in BLEU.TOKENIZERS:
+        raise ValueError(
+            f"corpus_bleu: expected tokenize to be one of {', '.join(sorted(BLEU.TOKENIZERS))}, "
+            f"got {tokenize!r}; use '13a' unless the language needs another"
+        )
+    return _score(BLEU(lowercase=lowercase, tokenize=tokenize), hypotheses, references)
+
+
+def compound_split(text: str) -> str:
+    """Splits hyphenated compounds of tokenised text as the first Transformer papers did before scoring.
+
+    Example:
+        >>> compound_split("eine rein-deutsche Frage")
+        'eine rein ##AT##-##AT## deutsche Frage'
+    """
+    return re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", text)
+
+
+def compound_split_bleu(
+    hypotheses: Sequence[str], references: Sequence[str], *, language: str = "de"
+) -> BleuResult:
+    """Moses-tokenised, compound-split, unsmoothed BLEU: for comparison with older papers only.
+
+    Vaswani et al. 2017 (arXiv:1706.03762) is such a paper. Splitting compounds raises the score, so this
+    one must never stand beside sacreBLEU's unlabelled.
+
+    Args:
+        hypotheses: detokenised translations of the whole test set, in its order.
+        references: the untouched reference of each.
+        language: the target language, for the Moses tokenizer's rules.
+
+    Raises:
+        ImportError: sacremoses is not installed.
+        ValueError: unequal counts or nothing to score.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    _check_pairs("compound_split_bleu", hypotheses, references)
+    try:
+        from sacremoses import MosesTokenizer
+    except ImportError as error:
+        raise ImportError(
+            "compound_split_bleu: expected the package sacremoses, got none; run `pip install sacremoses`, "
+            "or use corpus_bleu, which needs nothing more"
+        ) from error
+    moses = MosesTokenizer(lang=language)
+
+    def split(lines: Sequence[str]) -> list[str]:
+        return [compound_split(moses.tokenize(line, return_str=True)) for line in lines]
+
+    # force: the text is tokenised on purpose, so sacreBLEU's warning about that would mislead.
+    metric = BLEU(tokenize="none", smooth_method="none", force=True)
+    return _score(metric, split(hypotheses), split(references))
+
+
+def _check_pairs(
+    function: str, hypotheses: Sequence[str], references: Sequence[str], names: str = "hypotheses"
+) -> None:
+    if isinstance(hypotheses, str) or isinstance(references, str):
+        raise ValueError(f"{function}: expected lists of sentences, got one string; pass [sentence]")
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"{function}: expected one reference for each sentence, got {len(hypotheses)} {names} and "
+            f"{len(references)} references; check that both cover the same test set"
+        )
+    if not hypotheses:
+        raise ValueError(f"{function}: expected at least one sentence, got none; pass the whole test set")
+
+
+def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> BleuResult:
+    result = metric.corpus_score(list(hypotheses), [list(references)])
+    signature = str(metric.get_signature())
+    return BleuResult(score=result.score, line=result.format(signature=signature), signature=signature)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Translate a file with a sequence-to-sequence checkpoint, score it and print the result."""
+    parser = argparse.ArgumentParser(prog="python -m tritonsparse.eval.bleu", description=main.__doc__)
+    parser.add_argument("--model", required=True, help="checkpoint directory, tokenizer included")
+    parser.add_argument("--source_file", required=True, help="one sentence per line, UTF-8, .gz accepted")
+    parser.add_argument("--reference_file", required=True, help="one reference per line, UTF-8, .gz accepted")
+    parser.add_argument("--num_beams", type=int, default=4)
+    parser.add_argument("--length_penalty", type=float, default=1.0, help="p in log-probability / length^p")
+    parser.add_argument("--extra_tokens", type=int, default=50, help="longest translation = source + this")
+    parser.add_argument("--max_tokens_per_batch", type=int, default=4096, help="source tokens with padding")
+    parser.add_argument("--lowercase", action="store_true", help="ignore case")
+    parser.add_argument("--tokenize", default="13a", help="sacreBLEU tokenizer")
+    parser.add_argument("--compound_split", metavar="LANGUAGE", help="add the older papers' score")
+    parser.add_argument("--output_file", help="write the translations here, one per line")
+    parser.add_argument("--device", help="default: the GPU if there is one")
+    options = parser.parse_args(arguments)
+    try:
+        summary = _run(options)
+    except (ValueError, OSError, ImportError, EOFError, zlib.error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(json.dumps(summary))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    sources, references = _read_lines(options.source_file), _read_lines(options.reference_file)
+    _check_pairs("bleu", sources, references, names="source lines")
+    # A bad option must fail here, not after minutes of search.
+    corpus_bleu(references[:1], references[:1], lowercase=options.lowercase, tokenize=options.tokenize)
+    if options.compound_split:
+        compound_split_bleu(references[:1], references[:1], language=options.compound_split)
+    model, tokenizer = _load(options.model, options.device)
+    start = time.perf_counter()
+    translations = translate(
+        model,
+        tokenizer,
+        sources,
+        num_beams=options.num_beams,
+        length_penalty=options.length_penalty,
+        extra_tokens=options.extra_tokens,
+        max_tokens_per_batch=options.max_tokens_per_batch,
+        progress=sys.stderr.isatty(),
+    )
+    seconds = time.perf_counter() - start
+    translations = [" ".join(text.splitlines()) for text in translations]  # a line of the file is a sentence
+    if options.output_file:
+        partial = Path(f"{options.output_file}.partial")
+        partial.write_text("".join(f"{text}\n" for text in translations), encoding="utf-8", newline="\n")
+        os.replace(partial, options.output_file)
+    result = corpus_bleu(translations, references, lowercase=options.lowercase, tokenize=options.tokenize)
+    print(f"BLEU {result.score:.2f}\n{result.line}\nsignature {result.signature}")
+    summary: dict[str, Any] = {"bleu": result.score, **asdict(result), "sentences": len(sources)}
+    if options.compound_split:
+        older = compound_split_bleu(translations, references, language=options.compound_split)
+        print(f"for comparison with older papers only, compound-split tokenised BLEU: {older.score:.2f}")
+        summary["compound_split_bleu"] = older.score
+    return summary | {
+        "model": options.model,
+        "num_beams": options.num_beams,
+        "length_penalty": options.length_penalty,
+        "extra_tokens": options.extra_tokens,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _read_lines(path: str) -> list[str]:
+    opener = gzip.open if path.endswith(".gz") else open
+    try:
+        # Only "\n" ends a line: corpora carry stray "\r" and U+2028, and splitting there shifts the pairs.
+        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+            return [line.rstrip("\r\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"bleu: expected UTF-8 text in {path}, got {error.reason}; convert it") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"bleu: expected a readable file, got {path} ({reason}); check the path") from error
+
+
+def _load(name: str, device: str | None) -> tuple[Any, Any]:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(name, output_loading_info=True)
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"bleu: expected a sequence-to-sequence checkpoint with its tokenizer, "
+            f"got {name!r} ({reason}); give the directory that save_pretrained wrote for both"
+        ) from error
+    if info["missing_keys"]:  # transformers fills these with random numbers and goes on
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(
+            f"bleu: expected a complete checkpoint, got {name!r} without {missing}; "
+            "export the model with save_pretrained (sparse layers: after finalize())"
+        )
+    return model, tokenizer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

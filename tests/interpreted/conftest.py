@@ -1,0 +1,59 @@
+"""Tests of kernels through Triton's interpreter, on a CPU.
+
+Triton decides for good at its import whether kernels are interpreted, and the main pytest process must not be.
+So nothing here is collected unless TRITON_INTERPRET=1, and `tests/kernels/test_interpreted.py` runs each file
+in a process of its own with that set. By hand:
+
+    TRITON_INTERPRET=1 pytest tests/interpreted
+
+No bfloat16 here: the interpreter computes on its raw bits, and truncates where a cast to it should round.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+
+# The interpreter is slow and a failure must come back on the next run: no deadline, and no chance.
+settings.register_profile("interpreted", deadline=None, derandomize=True, max_examples=20)
+settings.load_profile("interpreted")
+
+
+def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def allocate_and_fill(*args: Any, **kwargs: Any) -> torch.Tensor:
+        memory = allocate(*args, **kwargs)
+        if memory.is_floating_point():
+            return memory.fill_(float("nan"))
+        return memory.fill_(True if memory.dtype == torch.bool else torch.iinfo(memory.dtype).min)
+
+    return allocate_and_fill
+
+
+@pytest.fixture(scope="module")
+def poisoned_memory() -> Iterator[None]:
+    """Memory that a kernel forgets to write reads as NaN, as the lowest integer, or as True."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+            patch.setattr(owner, name, poisoned(getattr(owner, name)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[[str, torch.Tensor, torch.Tensor, float], None]:
+    """Compares by relative RMS error, ||actual - expected|| / ||expected||; a NaN never passes."""
+
+    def check(name: str, actual: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
+        assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
+        assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
+        error = (actual.double() - expected.double()).norm().item()
+        scale = expected.double().norm().item()
+        assert error <= bound * scale, f"{name}: error {error:.3e} against norm {scale:.3e}, bound {bound:.0e}"
+
+    return check

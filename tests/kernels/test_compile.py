@@ -1,0 +1,87 @@
+"""What the compiler makes of every kernel: four architectures, two versions of Triton, no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+SCRIPT = Path(__file__).with_name("compile_kernels.py")
+# The oldest Triton we hold ourselves to. It cannot be imported beside the installed one, so it lives in a
+# folder of its own that `make test` fills and names in this variable.
+OLDEST = "3.6."
+OLDEST_FOLDER = "TRITONSPARSE_TRITON36"
+# What one program may ask for: 163 KiB, 227 KiB and 227 KiB on NVIDIA, 64 KiB on AMD.
+SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+
+
+def compile_everything(cache: Path, triton_folder: str | None) -> list[dict[str, Any]]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONSAFEPATH": "1"}
+    if triton_folder is not None:
+        environment["PYTHONPATH"] = triton_folder
+    run = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module", params=["installed", "oldest"])
+def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One row per case and target. The oldest version missing is a failure: nobody would notice a skip."""
+    folder = None
+    if request.param == "oldest":
+        folder = os.environ.get(OLDEST_FOLDER)
+        if not folder:
+            pytest.fail(
+                f"compile tests: expected {OLDEST_FOLDER} to name a folder with triton {OLDEST}x, "
+                f"got nothing; "
+                f"run `make test`, or `pip install --no-deps --target FOLDER triton=={OLDEST}0` and set it"
+            )
+    head, *rows = compile_everything(tmp_path_factory.mktemp("triton_cache"), folder)
+    if folder and not head["triton"].startswith(OLDEST):
+        pytest.fail(
+            f"compile tests: expected {OLDEST_FOLDER} to name a folder with triton {OLDEST}x, got {folder}, "
+            f"with which triton {head['triton']} is imported; "
+            f"run `pip install --no-deps --target FOLDER triton=={OLDEST}0`"
+        )
+    return rows
+
+
+def label(row: dict[str, Any]) -> str:
+    return f"{row['case']} on {row['target']}"
+
+
+def test_no_kernel_spills_registers(rows: list[dict[str, Any]]) -> None:
+    assert {label(row): row["spill_bytes"] for row in rows if row["spill_bytes"]} == {}
+
+
+def test_every_kernel_leaves_registers_for_the_programs_it_means_to_have_in_flight(
+    rows: list[dict[str, Any]],
+) -> None:
+    assert {label(row): row["registers"] for row in rows if row["registers"] > row["max_registers"]} == {}
+
+
+def test_every_kernel_fits_into_shared_memory(rows: list[dict[str, Any]]) -> None:
+    over = {label(r): r["shared_bytes"] for r in rows if r["shared_bytes"] > SHARED_LIMIT[r["target"]]}
+    assert over == {}
+
+
+def test_contiguous_operands_are_read_by_loads_of_at_least_128_bits_and_by_no_others(
+    rows: list[dict[str, Any]],
+) -> None:
+    asked = [row for row in rows if row["asked_wide_load_bytes"] is not None]
+    assert asked
+    wide = {label(row): row["wide_load_bytes"] for row in asked}
+    assert wide == {label(row): row["asked_wide_load_bytes"] for row in asked}
+
+
+def test_every_target_is_compiled_for(rows: list[dict[str, Any]]) -> None:
+    assert {row["target"] for row in rows} == set(SHARED_LIMIT)

@@ -1,0 +1,1 @@
+"""Training programs for `accelerate launch -m tritonsparse.train.<program>`, their corpora and recipes."""

@@ -1,0 +1,79 @@
+"""The bridge to `transformers.Trainer`: attach, log, save and resume the Sparsifier.
+
+    trainer = Trainer(model, args, ..., callbacks=[SparsityCallback(sparsifier)],
+                      optimizers=(AdamW(sparsifier.param_groups(lr=..., weight_decay=...)), None))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .sparsifier import Sparsifier
+from .state import load_state, save_state
+
+__all__ = ["SparsityCallback"]
+
+
+class SparsityCallback(TrainerCallback):
+    """Runs a Sparsifier inside `transformers.Trainer`.
+
+    Attaches to the Trainer's optimizer when training begins (and refuses one in which a threshold is missing
+    or shares a group with weights), adds `sparsity`, `alpha` and `threshold` to the logs, observes the logged
+    training loss, and saves the Sparsifier's state into every checkpoint folder, from which it resumes.
+
+    Args:
+        sparsifier: as returned by `tritonsparse.sparsify`.
+        resume_from: the checkpoint folder to resume from, where it is not `output_dir/checkpoint-<step>`.
+    """
+
+    def __init__(self, sparsifier: Sparsifier, resume_from: str | Path | None = None) -> None:
+        self.sparsifier = sparsifier
+        self.resume_from = resume_from
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sparsifier.attach(kwargs["optimizer"])
+        if state.global_step > 0:
+            folder = self.resume_from or _checkpoint(args, state)
+            load_state(self.sparsifier, Path(folder))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None:
+            return
+        if "loss" in logs:
+            self.sparsifier.observe(loss=logs["loss"])
+        layers = self.sparsifier.layers.values()
+        logs["sparsity"] = self.sparsifier.sparsity()
+        thresholds = [torch.sigmoid(layer.threshold.detach()) for layer in layers if layer.threshold is not None]
+        if thresholds:
+            logs["threshold"] = float(torch.cat(thresholds).mean())
+        alphas = [float(layer.alpha) for layer in layers if layer.alpha is not None]
+        if alphas:
+            logs["alpha"] = sum(alphas) / len(alphas)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            folder = _checkpoint(args, state)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_state(self.sparsifier, folder)
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    if args.output_dir is None:
+        raise ValueError("SparsityCallback: expected args.output_dir, got None; set it to save checkpoints")
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

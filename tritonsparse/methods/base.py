@@ -1,0 +1,87 @@
+"""What a method is: a dataclass of hyper-parameters and a few hooks, called in the order of a step.
+
+    setup         once, by `sparsify`: give every layer its view
+    before_step   gradients are complete, the optimizer has not moved: penalties go here
+    after_step    the optimizer has moved and the clock has advanced: masks, alpha, zeros go here
+
+A method decides; it never calls a kernel, never touches an optimizer's internals and never names a model.
+The dataclass is the configuration: it prints itself, validates in `__post_init__`, round-trips through
+`to_dict` and `METHODS[name](**fields)`. What changes during a run is kept out of its fields and returned by
+`state_dict`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..clock import Clock
+from ..layers import SparseLayer
+from ..pattern import Pattern, Unstructured
+
+__all__ = ["Densities", "Layers", "Method"]
+
+Layers = Mapping[str, SparseLayer]
+
+
+@dataclass(frozen=True)
+class Densities:
+    """Fractions of a layer's dense multiply-adds that forward, dX and dW need."""
+
+    forward: float
+    grad_input: float
+    grad_weight: float
+
+    @property
+    def training(self) -> float:
+        """The three passes together, as a fraction of dense training."""
+        return (self.forward + self.grad_input + self.grad_weight) / 3.0
+
+
+@dataclass(kw_only=True)
+class Method:
+    """Base of all methods: every hook does nothing."""
+
+    name: ClassVar[str]
+    patterns: ClassVar[tuple[type, ...]] = (Unstructured,)
+
+    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
+        """Give every layer its view. All checks come before the first change."""
+
+    def before_step(self, layers: Layers, clock: Clock, scale: Tensor | None) -> None:
+        """Add penalties to the gradients; `scale` multiplies them where gradients still carry a loss scale."""
+
+    def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
+        """Update views for the step that comes; `clock.step` steps have been taken."""
+
+    def end_epoch(self, epoch: int, loss: float | None, clock: Clock) -> None:
+        """Epoch `epoch` is over; `loss` is its mean observed training loss over ranks, None if none was given."""
+
+    def densities(self, layer: SparseLayer, kept: float) -> Densities:
+        """The passes' densities for a layer of which the fraction `kept` is not zero, by the paper's count."""
+        return Densities(kept, kept, kept)
+
+    def state_dict(self) -> dict[str, float | int]:
+        """What has changed since construction, as plain numbers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+        """Restore `state_dict`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, JSON-ready: infinities as strings, nested configurations as dicts."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,113 @@
+"""GMP: gradual magnitude pruning, the baseline of every sparse-training paper.
+
+Zhu & Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
+arXiv:1710.01878. A mask keeps the largest weights of each layer while its sparsity rises along a cubic:
+
+    p_t = p_f + (p_i - p_f)(1 - (t - t_0)/(t_1 - t_0))^3            eq. (1)
+
+every `update_every` steps from t_0 to t_1; pruned weights are zero and stay so. Forward, dX and dW see the
+mask.
+
+Differs from the paper in:
+- the last update falls on t_1 exactly, whatever `update_every`, so the final sparsity is reached to one
+  element (the STR and AC/DC repositories' variants stop at .899996 and .899083 for .9).
+- t_0 and t_1 are fractions of the run.
+- momentum of pruned positions is cleared, so that they stay exactly zero under every optimizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.optim import Optimizer
+
+from ..clock import Clock
+from ..distribution import divide
+from ..mask import check_sparsity, kept_count, topk_mask
+from ..optimizer_state import clear_state
+from ..pattern import Pattern
+from ..schedules import cubic
+from .base import Layers, Method
+
+__all__ = ["GMP"]
+
+
+@dataclass(kw_only=True)
+class GMP(Method):
+    """Magnitude pruning to `sparsity` along a cubic.
+
+    sparsity: final sparsity over the sparsified layers (p_f), in [0, 1); 0 leaves every layer dense.
+    initial_sparsity: p_i.
+    begin, end: t_0 and t_1 as fractions of total_steps.
+    update_every: steps between mask updates (the paper's Delta t).
+    distribution: "uniform" or "erk".
+    """
+
+    name: ClassVar[str] = "gmp"
+    sparsity: float
+    initial_sparsity: float = 0.0
+    begin: float = 0.0
+    end: float = 0.75
+    update_every: int = 100
+    distribution: str = "uniform"
+
+    def __post_init__(self) -> None:
+        self.sparsity = check_sparsity("gmp", self.sparsity)
+        self.initial_sparsity = check_sparsity("gmp", self.initial_sparsity)
+        if self.initial_sparsity > self.sparsity:
+            raise ValueError(
+                f"gmp: expected initial_sparsity of at most sparsity = {self.sparsity}, got "
+                f"{self.initial_sparsity}; pruning only rises"
+            )
+        if not 0.0 <= self.begin <= self.end <= 1.0:
+            raise ValueError(
+                f"gmp: expected 0 <= begin <= end <= 1 (fractions of total_steps), got {self.begin} and "
+                f"{self.end}; correct them"
+            )
+        if self.update_every < 1:
+            raise ValueError(f"gmp: expected update_every of at least 1, got {self.update_every}; correct it")
+        divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
+
+    @torch.no_grad()
+    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
+        if self.sparsity == 0.0:
+            return
+        clock.require(self.name, "total_steps")
+        for layer in layers.values():
+            layer.kind = "mask"
+            layer.mask = torch.ones_like(layer.weight, dtype=torch.bool)
+        if clock.step >= self._span(clock)[0]:
+            self._prune(layers, clock)
+
+    def _span(self, clock: Clock) -> tuple[int, int]:
+        assert clock.total_steps is not None  # required in setup
+        return round(self.begin * clock.total_steps), round(self.end * clock.total_steps)
+
+    @torch.no_grad()
+    def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
+        if self.sparsity == 0.0:
+            return
+        begin, end = self._span(clock)
+        due = (clock.step - begin) % self.update_every == 0 or clock.step == end
+        if begin <= clock.step <= end and due:
+            self._prune(layers, clock)
+        for layer in layers.values():
+            assert layer.mask is not None  # given in setup
+            pruned = ~layer.mask
+            layer.weight.masked_fill_(pruned, 0.0)
+            clear_state(optimizer, layer.weight, pruned)
+
+    def _prune(self, layers: Layers, clock: Clock) -> None:
+        begin, end = self._span(clock)
+        shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+        final = divide(self.distribution, shapes, self.sparsity)
+        first = divide(self.distribution, shapes, self.initial_sparsity)
+        for name, layer in layers.items():
+            assert layer.mask is not None  # given in setup
+            sparsity = cubic(clock.step - begin, end - begin, first[name], final[name])
+            magnitude = layer.weight.abs()
+            # A pruned weight is 0 already; -1 keeps it behind a kept weight that happens to be 0.
+            score = torch.where(layer.mask, magnitude, -1.0)
+            layer.mask.copy_(topk_mask(score, kept_count(magnitude.numel(), sparsity)))

@@ -1,0 +1,58 @@
+"""What the library knows of optimizers: where their state lives, and how to keep pruned weights out of it.
+
+Momentum and Adam's averages revive a pruned weight: masking its gradient alone moves it at the next step.
+So a method that prunes for good also clears the state of the pruned positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["clear_state", "gradient_scale", "is_real_step", "unwrap"]
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside accelerate's wrapper (or the optimizer itself).
+
+    Raises:
+        TypeError: it is no `torch.optim.Optimizer`.
+    """
+    while not isinstance(inner := getattr(optimizer, "optimizer", None), type(None)):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"attach: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; pass the optimizer that "
+            f"was built from sparsifier.param_groups()"
+        )
+    return optimizer
+
+
+def is_real_step(optimizer: Optimizer) -> bool:
+    """False inside a fused optimizer's step that a GradScaler told to skip: the hooks fire all the same."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is None or not bool(found_inf)
+
+
+def gradient_scale(optimizer: Optimizer) -> Tensor | None:
+    """The loss scale that `.grad` still carries inside a fused optimizer's step; None when unscaled."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else None
+
+
+@torch.no_grad()
+def clear_state(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
+    """Zero, at the positions `where`, every state tensor that has the parameter's shape.
+
+    Args:
+        optimizer: any optimizer that keeps its per-element state in tensors of the parameter's shape
+            (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam...); state of other shapes is left alone.
+        parameter: the parameter as the optimizer holds it.
+        where: bool, shape of `parameter`, True where the state is cleared.
+    """
+    for value in optimizer.state.get(parameter, {}).values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value.masked_fill_(where, 0.0)

@@ -1,0 +1,196 @@
+"""Which modules of a model are sparsified, and why the others are not.
+
+Modules are chosen by exact type and dotted name, never by model family. A subclass of `nn.Linear` belongs
+to another library (LoRA, quantised, parametrized layers) and is left alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from .layers import SPARSE_CLASSES, SparseLayer
+
+__all__ = ["Skip", "refuse_unfit", "select"]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A linear module that stays as it is, and the reason."""
+
+    name: str
+    reason: str
+    numel: int
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    """Refuse a model that must not be changed, with the remedy.
+
+    Raises:
+        TypeError: `model` is no `nn.Module`.
+        ValueError: it is wrapped (DDP, FSDP, torch.compile), sharded, on the meta device, offloaded, or
+            sparsified already.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"sparsify: expected an nn.Module, got {type(model).__name__}; pass the model itself")
+    kind = type(model).__name__
+    if isinstance(model, DistributedDataParallel | DataParallel) or kind.startswith(("FSDP", "FullyShardedDataParallel")):
+        raise ValueError(
+            f"sparsify: expected an unwrapped model, got {kind}; call sparsify before wrapping or "
+            f"accelerator.prepare, or pass accelerator.unwrap_model(model)"
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"sparsify: expected an uncompiled model, got {kind}; call sparsify before torch.compile"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer):
+            raise ValueError(
+                f"sparsify: expected a model without sparse layers, got {name!r} sparsified already; call "
+                f"finalize() on its Sparsifier first"
+            )
+        if _is_offloaded(module):
+            raise ValueError(
+                f"sparsify: expected weights that stay on one device, got {name!r} offloaded by accelerate; load "
+                f"the model without device_map offloading"
+            )
+    for name, parameter in model.named_parameters():
+        if type(parameter).__name__ == "DTensor" or hasattr(parameter, "device_mesh"):
+            raise ValueError(
+                f"sparsify: expected whole parameters, got {name!r} sharded (DTensor); call sparsify before "
+                f"sharding, which is not supported yet"
+            )
+
+
+def select(
+    model: nn.Module, include: list[str] | None, exclude: list[str] | None
+) -> tuple[dict[str, nn.Module], list[Skip]]:
+    """The modules to sparsify by dotted name, in the model's order, and those skipped with the reason.
+
+    Args:
+        model: any module.
+        include: fnmatch patterns on full names; a module named here is taken although it is an output head,
+            a `lora_*` layer or frozen by default rules, never although it is tied. None = every module.
+        exclude: fnmatch patterns on full names that are left dense.
+
+    Raises:
+        ValueError: nothing matched, a pattern that matches no module, or `include` names a tied module.
+    """
+    candidates = {name: module for name, module in model.named_modules() if type(module) in SPARSE_CLASSES}
+    for label, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns or []:
+            if not any(fnmatchcase(name, pattern) for name, _ in model.named_modules()):
+                raise ValueError(_nothing_matched(f"{label} pattern {pattern!r}", candidates))
+    tied = _tied_parameters(model)
+    heads = _output_heads(model)
+    mha_children = {
+        f"{name}.{child}" if name else child
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child, _ in module.named_modules()
+        if child
+    }
+    chosen: dict[str, nn.Module] = {}
+    skipped: list[Skip] = []
+    for name, module in candidates.items():
+        named = include is not None and any(fnmatchcase(name, pattern) for pattern in include)
+        reason = None
+        if not isinstance(module._parameters.get("weight"), nn.Parameter):
+            reason = "weight is not a Parameter of the module"
+        elif module.weight.device.type == "meta":
+            reason = "weight is on the meta device"
+        elif exclude is not None and any(fnmatchcase(name, pattern) for pattern in exclude):
+            reason = "excluded"
+        elif include is not None and not named:
+            reason = "not included"
+        elif id(module.weight) in tied:
+            reason = "tied parameter"
+        elif name in mha_children:
+            # The parent computes with the weight itself: a sparse forward would never be called.
+            reason = "read by nn.MultiheadAttention"
+        elif not named and id(module) in heads:
+            reason = "output head"
+        elif not named and any(part.startswith("lora_") for part in name.split(".")):
+            reason = "LoRA adapter"
+        if named and reason in ("tied parameter", "read by nn.MultiheadAttention"):
+            raise ValueError(
+                f"sparsify: expected include to name modules with a weight of their own, got {name!r} ({reason}); "
+                f"leave it out"
+            )
+        if reason is None:
+            chosen[name] = module
+        else:
+            skipped.append(Skip(name, reason, module.weight.numel() if module.weight is not None else 0))
+    skipped += _other_weights(model)
+    if not chosen:
+        what = "linear layers to sparsify" if include is None else f"include patterns {include}"
+        raise ValueError(_nothing_matched(what, candidates, skipped))
+    return chosen, skipped
+
+
+def _nothing_matched(what: str, candidates: dict[str, Any], skipped: list[Skip] | None = None) -> str:
+    names = ", ".join(list(candidates)[:3]) or "none at all"
+    reasons = Counter(skip.reason for skip in skipped or [])
+    why = "; skipped: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) if reasons else ""
+    return (
+        f"sparsify: expected {what} to match a module, got no match; linear layers of this model: {names}{why}; "
+        f"correct the patterns"
+    )
+
+
+def _tied_parameters(model: nn.Module) -> set[int]:
+    """ids of the parameters that more than one module holds, or that transformers ties by name."""
+    holders = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    tied = {identity for identity, count in holders.items() if count > 1}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for pair in names.items():
+        tied |= {id(parameters[name]) for name in pair if name in parameters}
+    return tied
+
+
+def _output_heads(model: nn.Module) -> set[int]:
+    """ids of the modules that `get_output_embeddings()` of the model or a submodel returns."""
+    heads = set()
+    for module in model.modules():
+        getter = getattr(module, "get_output_embeddings", None)
+        if getter is None:
+            continue
+        try:
+            heads.add(id(getter()))
+        except (AttributeError, NotImplementedError):
+            # transformers raises where a model has no output embeddings.
+            continue
+    return heads
+
+
+def _other_weights(model: nn.Module) -> list[Skip]:
+    """Weights with two or more dimensions that no supported module holds: named, so that none is missed silently."""
+    skipped = []
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        if type(module) in SPARSE_CLASSES:
+            continue
+        embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() >= 2 and id(parameter) not in seen:
+                seen.add(id(parameter))
+                reason = "embedding" if embedding else f"{type(module).__name__} is not supported"
+                skipped.append(Skip(f"{prefix}.{name}" if prefix else name, reason, parameter.numel()))
+    return skipped
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", [hook])
+    return any(getattr(each, "offload", False) for each in hooks)

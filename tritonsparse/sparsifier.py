@@ -1,0 +1,245 @@
+"""The Sparsifier: the one object that controls a sparsified model.
+
+It owns the clock (pre- and post-step hooks on the real optimizer), calls the method's hooks, and reads the
+layers for reports and export. Layers hold no reference to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import export, state
+from .clock import Clock
+from .layers import SparseLayer
+from .methods import Method
+from .optimizer_state import gradient_scale, is_real_step, unwrap
+from .param_groups import check_thresholds, param_groups
+from .pattern import Pattern
+from .report import Report, make_report
+from .selection import Skip
+
+__all__ = ["Sparsifier"]
+
+logger = logging.getLogger(__name__)
+
+
+class Sparsifier:
+    """Controls the sparse layers of one model; made by `tritonsparse.sparsify`.
+
+    Attributes:
+        model: the model, as it was passed.
+        method: the method object (a private copy).
+        layers: dotted module name -> sparse layer, in the model's order.
+        skipped: weights that stayed dense, each with the reason.
+        epoch_losses: mean observed training loss of every finished epoch, averaged over ranks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        layers: dict[str, SparseLayer],
+        skipped: Sequence[Skip],
+        clock: Clock,
+        pattern: Pattern,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.layers = layers
+        self.skipped = list(skipped)
+        self.pattern = pattern
+        self.seed = seed
+        self.epoch_losses: list[float] = []
+        self.clock = clock
+        self._optimizer: Optimizer | None = None
+        self._handles: list[Any] = []
+        self._loss_sum: Tensor | None = None
+        self._loss_count = 0
+        self._finalized = False
+
+    @property
+    def step(self) -> int:
+        """Real optimizer steps taken since `sparsify`, resumed ones included."""
+        return self.clock.step
+
+    def attach(self, optimizer: Any) -> None:
+        """Take the clock from `optimizer`: from now on each of its real steps is one step.
+
+        A step that a GradScaler skips, or an accumulation micro-step, is not one. Accelerate's wrapper is
+        unwrapped. Attaching again to the same optimizer changes nothing.
+
+        Args:
+            optimizer: the optimizer that trains the model, built from `param_groups()`.
+
+        Raises:
+            TypeError: not an optimizer.
+            ValueError: a threshold is missing from it or shares a group with weights, or another optimizer
+                is attached.
+            RuntimeError: the Sparsifier is finalized.
+        """
+        self._require_live("attach")
+        inner = unwrap(optimizer)
+        if self._optimizer is inner:
+            return
+        if self._optimizer is not None:
+            raise ValueError(
+                "attach: expected one optimizer, got a second one; call detach() first or attach the one that "
+                "trains the sparse layers"
+            )
+        check_thresholds("attach", self.model, self.layers, inner)
+        self._optimizer = inner
+        self._handles = [
+            inner.register_step_pre_hook(self._before_step),
+            inner.register_step_post_hook(self._after_step),
+        ]
+
+    def detach(self) -> None:
+        """Let go of the optimizer; the views stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._optimizer = [], None
+
+    def param_groups(self, **defaults: Any) -> list[dict[str, Any]]:
+        """Groups for any torch optimizer: weights with decay, biases and norms without, thresholds.
+
+        Args:
+            defaults: `lr` and `weight_decay` for the weights, anything else for every group.
+
+        Returns:
+            Up to three groups, each with its `name`; every trainable parameter is in exactly one.
+
+        Raises:
+            ValueError: the method scales the thresholds' learning rate and no `lr` is given.
+        """
+        return param_groups(self.model, self.layers, self.method, defaults)
+
+    def observe(self, *, loss: Tensor | float) -> None:
+        """Note a training loss of the current epoch (for auto-tuning and `epoch_losses`); no host sync.
+
+        Call it before the optimizer step that the loss leads to. The mean over ranks is taken when the epoch
+        ends, which needs `steps_per_epoch`.
+        """
+        value = loss.detach().float() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
+        self._loss_count += 1
+
+    def sparsity(self) -> float:
+        """Zeros among the effective weights of the sparsified layers, as a fraction of them."""
+        self._require_live("sparsity")
+        total = sum(layer.weight.numel() for layer in self.layers.values())
+        return 1.0 - sum(layer.kept_count() for layer in self.layers.values()) / total
+
+    def report(self, macs: Mapping[str, int] | None = None) -> Report:
+        """Per-layer table: shape, sparsity, threshold, multiply-adds, back end; and what was skipped and why.
+
+        Args:
+            macs: dense multiply-adds of one forward by layer name (`tritonsparse.flops.layer_macs`); without
+                it a layer counts `weight.numel()`, one application of it.
+        """
+        self._require_live("report")
+        return make_report(self.method, self.layers, self.skipped, self.step, macs)
+
+    def summary(self) -> str:
+        """One line: what was converted, what was not."""
+        weights = sum(layer.weight.numel() for layer in self.layers.values())
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        reasons: dict[str, int] = {}
+        for skip in self.skipped:
+            reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
+        skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+        return (
+            f"tritonsparse: {self.method.name} on {len(self.layers)} layers, {weights:,} weights "
+            f"({weights / total:.1%} of the model); skipped: {skipped}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training needs beside the model's and the optimizer's state: plain tensors and numbers."""
+        self._require_live("state_dict")
+        return state.pack(self)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`.
+
+        Raises:
+            ValueError: it is of another method or another model; nothing has been changed then.
+        """
+        self._require_live("load_state_dict")
+        state.unpack(self, saved)
+
+    def register(self, accelerator: Any) -> None:
+        """Save and load this state with `accelerator.save_state` / `load_state` (safetensors + JSON)."""
+        state.register(accelerator, self)
+
+    def finalized_state_dict(self) -> dict[str, Tensor]:
+        """The model's state dict with zeros baked in and thresholds left out; the model is not changed."""
+        self._require_live("finalized_state_dict")
+        return export.finalized_state_dict(self.model, self.layers)
+
+    def finalize(self) -> nn.Module:
+        """Bake the zeros into the weights and restore the stock modules, in place; returns the model.
+
+        The Sparsifier is used up: its optimizer hooks are removed and further calls raise RuntimeError.
+        """
+        self._require_live("finalize")
+        if self.method.name != "dense" and all(layer.kind == "dense" for layer in self.layers.values()):
+            warnings.warn(
+                f"finalize: expected sparse views, got every layer dense under method {self.method.name!r}; the "
+                f"model is saved without zeros",
+                stacklevel=2,
+            )
+        self.detach()
+        export.finalize(self.layers)
+        self._finalized = True
+        return self.model
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a checkpoint that loads without this package, and beside it the sidecar to go on from.
+
+        `directory` holds what `model.save_pretrained` writes, zeros baked in, and `tritonsparse.safetensors`
+        with views, thresholds and method, which `tritonsparse.load` reads. Neither is written in part.
+
+        Raises:
+            TypeError: the model has no `save_pretrained`.
+        """
+        self._require_live("save_pretrained")
+        export.save_pretrained(self, Path(directory))
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if is_real_step(optimizer):
+            self.method.before_step(self.layers, self.clock, gradient_scale(optimizer))
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not is_real_step(optimizer):
+            return
+        self.clock.step += 1
+        if self.clock.at_epoch_start:
+            loss = self._epoch_loss()
+            if loss is not None:
+                self.epoch_losses.append(loss)
+            self.method.end_epoch(self.clock.epoch - 1, loss, self.clock)
+        self.method.after_step(self.layers, self.clock, optimizer)
+
+    def _epoch_loss(self) -> float | None:
+        if self._loss_sum is None:
+            return None
+        sums = torch.stack([self._loss_sum, torch.full_like(self._loss_sum, self._loss_count)])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        self._loss_sum, self._loss_count = None, 0
+        return float(sums[0] / sums[1])
+
+    def _require_live(self, function: str) -> None:
+        if self._finalized:
+            raise RuntimeError(
+                f"{function}: expected a live Sparsifier, got one that is finalized; sparsify the model again"
+            )

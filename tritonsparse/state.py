@@ -1,0 +1,141 @@
+"""The Sparsifier's own state: views by module path, the clock, the method's numbers. No weights, no thresholds.
+
+    state_dict()  {"format_version", "method", "config", "pattern", "step", "steps_per_epoch", "total_steps",
+                   "epoch_losses", "loss_sum", "loss_count", "method_state", "kinds", "tensors"}
+    on disk       tritonsparse_state.json and tritonsparse_state.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .sparsifier import Sparsifier
+
+__all__ = ["load_state", "pack", "register", "save_state", "unpack"]
+
+FORMAT_VERSION = 1
+_JSON, _TENSORS = "tritonsparse_state.json", "tritonsparse_state.safetensors"
+_VIEW_TENSORS = ("mask", "grad_mask", "alpha")
+
+
+def pack(sparsifier: Sparsifier) -> dict[str, Any]:
+    """Plain tensors (on the CPU) and numbers; loads with `weights_only=True`."""
+    tensors = {}
+    for name, layer in sparsifier.layers.items():
+        for key in _VIEW_TENSORS:
+            if (tensor := getattr(layer, key)) is not None:
+                tensors[f"{name}.{key}"] = tensor.detach().cpu().clone()
+    loss_sum = sparsifier._loss_sum
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": sparsifier.method.name,
+        "config": sparsifier.method.to_dict(),
+        "pattern": str(sparsifier.pattern),
+        "seed": sparsifier.seed,
+        "step": sparsifier.clock.step,
+        "total_steps": sparsifier.clock.total_steps,
+        "steps_per_epoch": sparsifier.clock.steps_per_epoch,
+        "epoch_losses": list(sparsifier.epoch_losses),
+        "loss_sum": None if loss_sum is None else float(loss_sum),
+        "loss_count": sparsifier._loss_count,
+        "method_state": sparsifier.method.state_dict(),
+        "kinds": {name: layer.kind for name, layer in sparsifier.layers.items()},
+        "tensors": tensors,
+    }
+
+
+@torch.no_grad()
+def unpack(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
+    """Restore what `pack` returned; everything is checked before anything changes."""
+    _check(sparsifier, saved)
+    tensors: Mapping[str, Tensor] = saved["tensors"]
+    for name, layer in sparsifier.layers.items():
+        layer.kind = saved["kinds"][name]
+        for key in _VIEW_TENSORS:
+            tensor = tensors.get(f"{name}.{key}")
+            setattr(layer, key, None if tensor is None else tensor.to(layer.weight.device).clone())
+    sparsifier.clock.step = int(saved["step"])
+    sparsifier.epoch_losses = [float(loss) for loss in saved["epoch_losses"]]
+    device = next(iter(sparsifier.layers.values())).weight.device
+    loss_sum = saved["loss_sum"]
+    sparsifier._loss_sum = None if loss_sum is None else torch.tensor(loss_sum, device=device)
+    sparsifier._loss_count = int(saved["loss_count"])
+    sparsifier.method.load_state_dict(saved["method_state"])
+
+
+def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
+    def refuse(what: str, expected: object, got: object) -> None:
+        raise ValueError(
+            f"load_state_dict: expected {what} {expected!r}, got {got!r}; sparsify the model with the arguments of "
+            f"the run that was saved"
+        )
+
+    if saved.get("format_version") != FORMAT_VERSION:
+        refuse("format_version", FORMAT_VERSION, saved.get("format_version"))
+    if saved["method"] != sparsifier.method.name:
+        refuse("a state of method", sparsifier.method.name, saved["method"])
+    config = sparsifier.method.to_dict()
+    for key in config.keys() | saved["config"].keys():
+        if config.get(key) != saved["config"].get(key):
+            refuse(f"{sparsifier.method.name}.{key} =", config.get(key), saved["config"].get(key))
+    for key, value in (
+        ("pattern", str(sparsifier.pattern)),
+        ("total_steps", sparsifier.clock.total_steps),
+        ("steps_per_epoch", sparsifier.clock.steps_per_epoch),
+    ):
+        if saved[key] != value:
+            refuse(f"{key} =", value, saved[key])
+    names, others = set(sparsifier.layers), set(saved["kinds"])
+    if names != others:
+        odd = sorted(names ^ others)
+        refuse(f"the same {len(names)} layers", sorted(names)[0], f"{len(others)} layers, differing in {odd[:3]}")
+    for key, tensor in saved["tensors"].items():
+        name, _, kind = key.rpartition(".")
+        shape = sparsifier.layers[name].weight.shape
+        if kind != "alpha" and tensor.shape != shape:
+            refuse(f"{key} of shape", list(shape), list(tensor.shape))
+
+
+def save_state(sparsifier: Sparsifier, directory: Path) -> None:
+    """Write the state into `directory` as JSON and safetensors."""
+    saved = pack(sparsifier)
+    save_file(saved.pop("tensors"), directory / _TENSORS)
+    (directory / _JSON).write_text(json.dumps(saved, indent=1), encoding="utf-8")
+
+
+def load_state(sparsifier: Sparsifier, directory: Path) -> None:
+    """Read what `save_state` wrote.
+
+    Raises:
+        FileNotFoundError: `directory` holds no such state.
+        ValueError: it is of another method or model.
+    """
+    if not (directory / _JSON).is_file():
+        raise FileNotFoundError(
+            f"load_state: expected {_JSON} in {directory}, got no such file; resume from a checkpoint of a sparse run"
+        )
+    saved = json.loads((directory / _JSON).read_text(encoding="utf-8"))
+    unpack(sparsifier, {**saved, "tensors": load_file(directory / _TENSORS)})
+
+
+def register(accelerator: Any, sparsifier: Sparsifier) -> None:
+    """Hook the state into `accelerator.save_state` (main process) and `load_state` (every process)."""
+
+    def save(models: list[Any], weights: list[Any], output_dir: str) -> None:
+        if accelerator.is_main_process:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_state(sparsifier, Path(output_dir))
+
+    def load(models: list[Any], input_dir: str) -> None:
+        load_state(sparsifier, Path(input_dir))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
