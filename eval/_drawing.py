@@ -1,4 +1,4 @@
-"""The parts of a picture that every plot shares: numbers out of a history, lines, labels, legends, the file."""
+"""The parts that every plot shares: numbers out of a history, lines, labels, legends, the file."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ History = Sequence[Mapping[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", ":", "-.")
+
+SPARSITY = "fraction of weights that are 0"
 
 _NAMED_LAYERS = 8  # up to this many layers have their names in a legend; more are coloured by depth
 _SMOOTHED_POINTS = 200  # a curve of more points is drawn faintly, under its moving average
@@ -56,6 +58,7 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(True, color="#E4E4E4", linewidth=0.7)
     axes.set_axisbelow(True)
+    axes.set_xmargin(0.01)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -95,6 +98,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def check_history(function: str, history: History) -> None:
+    """Refuses a history without entries, or an entry without a step."""
+    if not history:
+        raise ValueError(f"{function}: expected at least one history entry, got none; log at least one step")
+    for i, entry in enumerate(history):
+        if not isinstance(entry, Mapping) or not is_number(entry.get("step")):
+            raise ValueError(
+                f"{function}: expected a step in entry {i}, got {entry!r}; log step with each entry"
+            )
+
+
 def has(history: History, key: str | None) -> bool:
     """Whether any entry has something to draw under `key`."""
     values = (entry.get(key) for entry in history if key is not None)
@@ -108,9 +122,9 @@ def series(history: History, key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps, dtype=float), np.array(values, dtype=float)
 
 
-def layer_series(history: History, key: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def layer_series(history: History, key: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Steps, and for each layer of `key` (in order of appearance) its numbers; NaN where it has none."""
-    entries = [entry for entry in history if key is not None and entry.get(key)]
+    entries = [entry for entry in history if entry.get(key)]
     names = dict.fromkeys(name for entry in entries for name in entry[key])
     steps = np.array([entry["step"] for entry in entries], dtype=float)
     return steps, {
@@ -119,27 +133,34 @@ def layer_series(history: History, key: str | None) -> tuple[np.ndarray, dict[st
 
 
 def smoothed(
-    axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, *, label: str | None, dashes: str = "-"
-) -> None:
-    """One curve; of many points, a moving average over the faint original."""
+    axes: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    colour: str,
+    *,
+    label: str | None = None,
+    dashes: str = "-",
+) -> bool:
+    """One noisy curve; one of many points as a moving average over itself, which the result tells."""
     if len(values) <= _SMOOTHED_POINTS:
         axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.8, label=label)
-        return
+        return False
     window = 2 * (len(values) // 100) + 1
     axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
     # Counting the points under the window at both ends keeps the average from bending towards 0 there.
     ones = np.ones(window)
     mean = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
     axes.plot(steps, mean, color=colour, linestyle=dashes, linewidth=1.8, label=label)
+    return True
 
 
 def layers(axes: Axes, steps: np.ndarray, layers: Mapping[str, np.ndarray], *, with_mean: bool) -> None:
     """A thin line for each layer, coloured by depth, with a legend or, for many layers, a colour bar."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
-    colours = colormaps["viridis"]
+    colours = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.9, 256)))  # the lightest vanish on white
     depth = Normalize(0, max(1, len(layers) - 1))
     named = len(layers) <= _NAMED_LAYERS
     for i, (name, values) in enumerate(layers.items()):

@@ -204,13 +204,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         older = compound_split_bleu(translations, references, language=options.compound_split)
         print(f"for comparison with older papers only, compound-split tokenised BLEU: {older.score:.2f}")
         summary["compound_split_bleu"] = older.score
-    return summary | {
-        "model": options.model,
-        "num_beams": options.num_beams,
-        "length_penalty": options.length_penalty,
-        "extra_tokens": options.extra_tokens,
-        "seconds": round(seconds, 3),
-    }
+    for name in ("model", "num_beams", "length_penalty", "extra_tokens"):
+        summary[name] = getattr(options, name)
+    return summary | {"seconds": round(seconds, 3)}
 
 
 def _read_lines(path: str) -> list[str]:

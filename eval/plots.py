@@ -1,7 +1,7 @@
 """Pictures of runs: how training went, where the zeros are, what the FLOPs saved cost.
 
-Each picture is two functions, `<name>_figure` that builds it and `plot_<name>` that writes it as PNG. Nothing here
-touches pyplot, so no display, no global state and no figure that lives on after its file is written.
+Each picture is two functions, `<name>_figure` that builds it and `plot_<name>` that writes it as PNG. Nothing
+here touches pyplot, so no display, no global state and no figure that lives on after its file is written.
 
 As a program it draws everything that `all_results.json` of one or more runs allows:
 
@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tritonsparse.eval import _drawing as draw
+from tritonsparse.eval._comparison import flops_quality_figure, runs_figure
 from tritonsparse.eval._drawing import History, is_number
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # One panel for each: key of a history entry, key of its values per layer, title, label of the y axis.
 _PANELS = (
     ("loss", None, "Training loss", "loss [nats]"),
-    ("sparsity", "layer_sparsity", "Sparsity", "fraction of weights that are 0"),
-    ("alpha", None, "Gradient annealing", "alpha (gradient scale of pruned weights)"),
+    ("sparsity", "layer_sparsity", "Sparsity", draw.SPARSITY),
+    ("alpha", None, "Gradient annealing", "alpha (scale of pruned gradients)"),
     (None, "thresholds", "Learned thresholds", "threshold (weight magnitude)"),
     ("learning_rate", None, "Learning rate", "learning rate"),
     ("train_flops_fraction", None, "Training cost so far", "training FLOPs (fraction of dense)"),
@@ -43,23 +43,24 @@ _FRACTIONS = ("sparsity", "train_flops_fraction")
 _DRAWN = tuple(key for panel in _PANELS for key in panel[:2] if key is not None)
 
 
-def plot_training(history: History, path: str | os.PathLike[str]) -> Path:
+def plot_training(history: History, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
     """Writes the course of one run: a panel for each quantity that its history has.
 
     Args:
         history: one mapping for each logging step, with `step` and any of `loss`, `sparsity`, `alpha`,
             `learning_rate`, `train_flops_fraction`, `thresholds` and `layer_sparsity` (layer name -> number).
         path: the PNG file; folders on the way are made.
+        title: what stands over the panels, such as the run's name.
 
     Raises:
         ValueError: nothing to draw.
     """
-    return draw.save(training_figure(history), path)
+    return draw.save(training_figure(history, title=title), path)
 
 
-def training_figure(history: History) -> Figure:
+def training_figure(history: History, *, title: str | None = None) -> Figure:
     """The figure of `plot_training`."""
-    _check_history("plot_training", history)
+    draw.check_history("plot_training", history)
     panels = [panel for panel in _PANELS if draw.has(history, panel[0]) or draw.has(history, panel[1])]
     if not panels:
         raise ValueError(
@@ -69,7 +70,9 @@ def training_figure(history: History) -> Figure:
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = draw.new_figure(7.0 * columns, 3.5 * rows)
-    for i, (key, per_layer, title, label) in enumerate(panels):
+    if title:
+        figure.suptitle(title)
+    for i, (key, per_layer, heading, label) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
         overall = draw.has(history, key)
         layers = draw.has(history, per_layer)
@@ -77,9 +80,12 @@ def training_figure(history: History) -> Figure:
             draw.layers(axes, *draw.layer_series(history, per_layer), with_mean=not overall)
         if overall and layers:
             axes.plot(*draw.series(history, key), color="black", linewidth=2.0, label="all layers")
+        elif key == "loss":
+            if draw.smoothed(axes, *draw.series(history, key), draw.COLOURS[0]):
+                heading = f"{heading} (bold: moving average)"
         elif overall:
-            draw.smoothed(axes, *draw.series(history, key), draw.COLOURS[0], label=None)
-        draw.label_axes(axes, title, "optimizer step", label)
+            axes.plot(*draw.series(history, key), color=draw.COLOURS[0], linewidth=1.8)
+        draw.label_axes(axes, heading, "optimizer step", label)
         if key in _FRACTIONS:
             axes.set_ylim(-0.02, 1.02)
         if layers:
@@ -87,20 +93,23 @@ def training_figure(history: History) -> Figure:
     return figure
 
 
-def plot_layer_sparsity(layers: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+def plot_layer_sparsity(
+    layers: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str = "Sparsity by layer"
+) -> Path:
     """Writes one bar for each layer, in the model's order from top to bottom.
 
     Args:
         layers: mappings with `name`, `sparsity` in [0, 1] and `numel`, the number of weights.
         path: the PNG file; folders on the way are made.
+        title: what stands over the bars.
 
     Raises:
         ValueError: no layer, or a sparsity outside [0, 1].
     """
-    return draw.save(layer_sparsity_figure(layers), path)
+    return draw.save(layer_sparsity_figure(layers, title=title), path)
 
 
-def layer_sparsity_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
+def layer_sparsity_figure(layers: Sequence[Mapping[str, Any]], *, title: str = "Sparsity by layer") -> Figure:
     """The figure of `plot_layer_sparsity`."""
     if not layers:
         raise ValueError(
@@ -131,9 +140,7 @@ def layer_sparsity_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xlim(0.0, 1.0)
     for row, value, count in zip(rows, sparsity, numel, strict=True):
         axes.text(1.01, row, f"{value:.3f} of {draw.count(count)}", va="center", fontsize=8, color="#404040")
-    draw.label_axes(
-        axes, "Sparsity by layer", "fraction of weights that are 0", "layer, in the model's order"
-    )
+    draw.label_axes(axes, title, draw.SPARSITY, "layer, in the model's order")
     axes.grid(False, axis="y")
     figure.legend(loc="outside lower right", frameon=False)
     return figure
@@ -152,32 +159,6 @@ def plot_runs(runs: Mapping[str, History], path: str | os.PathLike[str]) -> Path
     return draw.save(runs_figure(runs), path)
 
 
-def runs_figure(runs: Mapping[str, History]) -> Figure:
-    """The figure of `plot_runs`."""
-    if not runs:
-        raise ValueError("plot_runs: expected at least one run, got none; pass label -> history")
-    for label, history in runs.items():
-        _check_history(f"plot_runs (run {label!r})", history)
-    panels = [panel for panel in _PANELS[:2] if any(draw.has(history, panel[0]) for history in runs.values())]
-    if not panels:
-        raise ValueError(
-            "plot_runs: expected loss or sparsity in a history, got neither; log at least the loss"
-        )
-    figure = draw.new_figure(6.6 * len(panels) + 1.4, 4.4)
-    for i, (key, _, title, label) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), i + 1)
-        for run, (name, history) in enumerate(runs.items()):
-            if not draw.has(history, key):
-                continue
-            colour, dashes, _ = draw.style(run)
-            draw.smoothed(axes, *draw.series(history, key), colour, label=name, dashes=dashes)
-        draw.label_axes(axes, title, "optimizer step", label)
-        if key == "sparsity":
-            axes.set_ylim(-0.02, 1.02)
-    draw.shared_legend(figure)
-    return figure
-
-
 def plot_flops_quality(
     runs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str], *, quality_name: str = "BLEU"
 ) -> Path:
@@ -193,49 +174,6 @@ def plot_flops_quality(
         ValueError: no run with a quality and a cost.
     """
     return draw.save(flops_quality_figure(runs, quality_name=quality_name), path)
-
-
-def flops_quality_figure(runs: Mapping[str, Mapping[str, Any]], *, quality_name: str = "BLEU") -> Figure:
-    """The figure of `plot_flops_quality`."""
-    panels = [
-        (key, title)
-        for key, title in (("train_flops_fraction", "Training"), ("test_flops_fraction", "Inference"))
-        if any(is_number(run.get(key)) and is_number(run.get("quality")) for run in runs.values())
-    ]
-    if not panels:
-        raise ValueError(
-            f"plot_flops_quality: expected a run with quality and a FLOPs fraction, got {len(runs)} without; "
-            "pass quality with train_flops_fraction or test_flops_fraction"
-        )
-    figure = draw.new_figure(5.2 * len(panels) + 2.4, 4.4)
-    first: Axes | None = None
-    for i, (key, title) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), i + 1, sharey=first)
-        first = first or axes
-        for run, (name, values) in enumerate(runs.items()):
-            if not (is_number(values.get(key)) and is_number(values.get("quality"))):
-                continue
-            sparsity = values.get("sparsity")
-            label = f"{name} (sparsity {sparsity:.2f})" if is_number(sparsity) else name
-            colour, dashes, marker = draw.style(run)
-            face = colour if dashes == "-" else "none"  # beyond one palette the markers turn hollow
-            axes.plot(
-                values[key],
-                values["quality"],
-                linestyle="",
-                marker=marker,
-                markersize=9,
-                color=colour,
-                markerfacecolor=face,
-                label=label,
-            )
-        cost = f"{title.lower()} FLOPs (fraction of dense)"
-        draw.label_axes(axes, f"{quality_name} against {title.lower()} cost", cost, quality_name)
-        axes.axvline(1.0, color="#B0B0B0", linewidth=1.0, zorder=0)
-        axes.set_xlim(left=0.0)
-        axes.margins(y=0.15)
-    draw.shared_legend(figure)
-    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -264,9 +202,10 @@ def _draw_all(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Pa
     for label, result in runs.items():
         name = re.sub(r"[^\w.-]+", "_", label).strip("_")
         if result.get("history"):
-            written.append(plot_training(result["history"], folder / f"training_{name}.png"))
+            written.append(plot_training(result["history"], folder / f"training_{name}.png", title=label))
         if result.get("layers"):
-            written.append(plot_layer_sparsity(result["layers"], folder / f"layer_sparsity_{name}.png"))
+            file = folder / f"layer_sparsity_{name}.png"
+            written.append(plot_layer_sparsity(result["layers"], file, title=f"Sparsity by layer: {label}"))
     histories = {label: result["history"] for label, result in runs.items() if result.get("history")}
     if len(histories) > 1:
         written.append(plot_runs(histories, folder / "runs.png"))
@@ -275,7 +214,7 @@ def _draw_all(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Pa
         written.append(plot_flops_quality(costs, folder / "flops_quality.png"))
     if not written:
         raise ValueError(
-            f"plots: expected history, layers or bleu with FLOPs fractions in {', '.join(results)}, got none; "
+            f"plots: expected history or layers in {', '.join(results)}, got none; "
             "let the training program finish first"
         )
     return written
@@ -295,22 +234,16 @@ def _read_run(path: str) -> dict[str, Any]:
         raise ValueError(
             f"plots: expected a JSON object in {file}, got {type(results).__name__}; check the file"
         )
+    for key in ("history", "layers"):
+        entries = results.get(key) or []
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"plots: expected {key} in {file} to be a list of objects; check the file")
     return results
 
 
 def _has_cost(run: Mapping[str, Any]) -> bool:
     fractions = (run.get("train_flops_fraction"), run.get("test_flops_fraction"))
     return is_number(run.get("quality")) and any(is_number(fraction) for fraction in fractions)
-
-
-def _check_history(function: str, history: History) -> None:
-    if not history:
-        raise ValueError(f"{function}: expected at least one history entry, got none; log at least one step")
-    for i, entry in enumerate(history):
-        if not isinstance(entry, Mapping) or not is_number(entry.get("step")):
-            raise ValueError(
-                f"{function}: expected a step in entry {i}, got {entry!r}; log step with each entry"
-            )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .threshold import threshold_backward, threshold_cast
+from .threshold import check_operands, threshold_backward, threshold_cast, view_reference
 
 __all__ = ["masked_linear"]
 
@@ -43,7 +43,10 @@ def _forward_op(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     # grad_mask and alpha are the backward's; they pass through here because autograd saves op inputs only.
-    w_hat = threshold_cast(weight, threshold, mask, kind=kind, out_dtype=out_dtype, backend=backend)[0]
+    if backend == "torch":
+        w_hat = view_reference(weight, threshold, mask, kind, out_dtype)
+    else:
+        w_hat = threshold_cast(weight, threshold, mask, kind=kind, out_dtype=out_dtype, backend=backend)[0]
     with torch.autocast(x.device.type, enabled=False):
         y = F.linear(x, w_hat.t() if transposed else w_hat, bias)
     return y, w_hat
@@ -192,6 +195,7 @@ def masked_linear(
         RuntimeError: `backend="triton"` where Triton cannot run.
     """
     out_dtype = out_dtype or weight.dtype
+    check_operands("masked_linear", weight, threshold, {"mask": mask, "grad_mask": grad_mask}, kind, backend)
     k = weight.shape[0] if transposed else weight.shape[1]
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(

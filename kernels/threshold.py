@@ -49,15 +49,30 @@ def _check_kind(function: str, kind: str, threshold: torch.Tensor | None, mask: 
         )
 
 
-def _kept_and_cutoff(
-    w: torch.Tensor, threshold: torch.Tensor | None, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _kept(w: torch.Tensor, threshold: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
     if threshold is None:
         assert mask is not None  # _check_kind
-        return mask, w.new_zeros(())
-    cutoff = threshold.to(w.dtype).sigmoid()[:, None]
+        return mask
     # "not <=" rather than ">": a NaN weight is kept, so it reaches the loss instead of vanishing.
-    return ~(w.abs() <= cutoff), cutoff
+    return ~(w.abs() <= threshold.to(w.dtype).sigmoid()[:, None])
+
+
+def view_reference(
+    weight: torch.Tensor,
+    threshold: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    kind: str,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """The definition of Ŵ; computes in float64 for float64 weights, else in float32."""
+    _check_kind("view_reference", kind, threshold, mask)
+    w = weight.to(_compute_dtype(weight))
+    if threshold is None:
+        assert mask is not None  # _check_kind
+        return torch.where(mask, w, 0.0).to(out_dtype).contiguous()
+    cutoff = threshold.to(w.dtype).sigmoid()[:, None]
+    # sign(W) · relu(|W| − T) in two vectorised passes (torch.where is ten times slower on a CPU); + 0 for -0.
+    return (w - w.clamp(-cutoff, cutoff) + 0.0).to(out_dtype).contiguous()
 
 
 def threshold_cast_reference(
@@ -67,12 +82,9 @@ def threshold_cast_reference(
     kind: str,
     out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The definition of `threshold_cast`; computes in float64 for float64 weights, else in float32."""
-    _check_kind("threshold_cast_reference", kind, threshold, mask)
-    w = weight.to(_compute_dtype(weight))
-    kept, cutoff = _kept_and_cutoff(w, threshold, mask)
-    w_hat = torch.where(kept, w - w.sign() * cutoff, 0.0).to(out_dtype).contiguous()
-
+    """The definition of `threshold_cast`: `view_reference` and the counts of what it keeps."""
+    w_hat = view_reference(weight, threshold, mask, kind, out_dtype)
+    kept = _kept(weight.to(_compute_dtype(weight)), threshold, mask)
     n, k = weight.shape
     padded = F.pad(kept, (0, -k % TILE, 0, -n % TILE))
     occupancy = padded.view(-(-n // TILE), TILE, -(-k // TILE), TILE).sum(dim=(1, 3), dtype=torch.int32)
@@ -88,25 +100,27 @@ def threshold_backward_reference(
     alpha: torch.Tensor | None,
     kind: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition of `threshold_backward`; computes in the dtype `threshold_cast_reference` does."""
+    """The definition of `threshold_backward`; computes in the dtype `view_reference` does."""
     _check_kind("threshold_backward_reference", kind, threshold, mask)
-    w = weight.to(_compute_dtype(weight))
-    kept, _ = _kept_and_cutoff(w, threshold, mask)
-    multiplier = torch.where(kept, 1.0, w.new_zeros(()) if alpha is None else alpha.to(w.dtype))
-    if threshold is not None:
-        multiplier = torch.where(kept | (w != 0), multiplier, 0.0)
-    if grad_mask is not None:
-        multiplier = torch.where(kept | grad_mask, multiplier, 0.0)
+    w, g = weight.to(_compute_dtype(weight)), grad.to(_compute_dtype(weight))
+    kept = _kept(w, threshold, mask)
+    if alpha is None:
+        multiplier, due = 1.0, kept
+    else:
+        on_kept = kept.to(w.dtype)
+        multiplier = on_kept + (1.0 - on_kept) * alpha.to(w.dtype)
+        pruned_due = (alpha != 0).expand_as(w) if threshold is None else (w != 0) & (alpha != 0)
+        due = kept | (pruned_due if grad_mask is None else pruned_due & grad_mask)
     # A choice, not a product: where no gradient is due, a NaN in g must not leave one behind.
-    grad_w = torch.where(multiplier == 0, 0.0, multiplier * grad.to(w.dtype))
+    grad_w = torch.where(due, multiplier * g, 0.0)
     grad_weight = grad_w.to(weight.dtype).contiguous()
     if threshold is None:
         return grad_weight, weight.new_zeros(0, dtype=torch.float32)
 
     s = threshold.to(w.dtype)
     slope = s.sigmoid() * (-s).sigmoid()
-    # sign(W) · grad_w (W = 0 has grad_w = 0 already), summed over the weights that share a threshold.
-    total = torch.where(w > 0, grad_w, -grad_w).sum_to_size(threshold.numel(), 1).flatten()
+    # Summed over the weights that share a threshold.
+    total = (w.sign() * grad_w).sum_to_size(threshold.numel(), 1).flatten()
     return grad_weight, torch.where(slope == 0, 0.0, -slope * total).to(threshold.dtype)
 
 
@@ -191,17 +205,17 @@ def _threshold_backward_kernel(  # type: ignore[no-untyped-def]
         w = w.to(tl.float32)
         s = tl.load(threshold + o_n * stride_t, mask=in_n, other=0.0)
         kept = ~(tl.abs(w) <= _sigmoid(s)[:, None])
-        may_pass = kept | (w != 0)
     else:
         kept = tl.load(mask + o_n[:, None] * stride_mn + o_k[None, :] * stride_mk, mask=inside, other=0) != 0
-        may_pass = inside
-    if grad_mask is not None:
-        b = tl.load(grad_mask + o_n[:, None] * stride_bn + o_k[None, :] * stride_bk, mask=inside, other=0)
-        may_pass = may_pass & (kept | (b != 0))
     on_pruned = 0.0
     if alpha is not None:
         on_pruned = tl.load(alpha)
-    multiplier = tl.where(kept, 1.0, tl.where(may_pass, on_pruned, 0.0))
+    if mask is None:
+        on_pruned = tl.where(w != 0, on_pruned, 0.0)
+    if grad_mask is not None:
+        b = tl.load(grad_mask + o_n[:, None] * stride_bn + o_k[None, :] * stride_bk, mask=inside, other=0)
+        on_pruned = tl.where(b != 0, on_pruned, 0.0)
+    multiplier = tl.where(kept, 1.0, on_pruned)
     grad_w = tl.where(multiplier == 0, 0.0, multiplier * g.to(tl.float32))
 
     tl.store(grad_weight + o_n[:, None] * K + o_k[None, :], grad_w, mask=inside)
@@ -291,7 +305,7 @@ def _expect(holds: bool, function: str, expected: str, tensor: torch.Tensor, rem
         raise ValueError(f"{function}: expected {expected}, got {got}; {remedy}")
 
 
-def _check_operands(
+def check_operands(
     function: str,
     weight: torch.Tensor,
     threshold: torch.Tensor | None,
@@ -379,7 +393,7 @@ def threshold_cast(
         (tensor([[ 0.2500,  0.0000, -0.5000]]), tensor(2), tensor([[2]], dtype=torch.int32))
     """
     out_dtype = weight.dtype if out_dtype is None else out_dtype
-    _check_operands("threshold_cast", weight, threshold, {"mask": mask}, kind, backend)
+    check_operands("threshold_cast", weight, threshold, {"mask": mask}, kind, backend)
     if out_dtype not in _FLOATS:
         raise ValueError(
             f"threshold_cast: expected a floating-point out_dtype, got {out_dtype}; "
@@ -435,7 +449,7 @@ def threshold_backward(
         (tensor([[2., 2., 8.]]), tensor([2.]))
     """
     masks = {"mask": mask, "grad_mask": grad_mask}
-    _check_operands("threshold_backward", weight, threshold, masks, kind, backend)
+    check_operands("threshold_backward", weight, threshold, masks, kind, backend)
     _expect(
         grad.shape == weight.shape and grad.dtype in _FLOATS and grad.device == weight.device,
         "threshold_backward",

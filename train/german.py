@@ -30,7 +30,28 @@ HATTE = ("hatte", "hattest", "hatte", "hatten", "hatten")
 WAR = ("war", "warst", "war", "waren", "waren")
 WURDE = ("wurde", "wurdest", "wurde", "wurden", "wurden")
 
-_UNITS = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf", "dreizehn", "vierzehn", "fünfzehn", "sechzehn", "siebzehn", "achtzehn", "neunzehn"]
+_UNITS = [
+    "null",
+    "eins",
+    "zwei",
+    "drei",
+    "vier",
+    "fünf",
+    "sechs",
+    "sieben",
+    "acht",
+    "neun",
+    "zehn",
+    "elf",
+    "zwölf",
+    "dreizehn",
+    "vierzehn",
+    "fünfzehn",
+    "sechzehn",
+    "siebzehn",
+    "achtzehn",
+    "neunzehn",
+]
 _TENS = ["zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "siebzig", "achtzig", "neunzig"]
 _ORDINALS = {1: "erst", 3: "dritt", 7: "siebt", 8: "acht"}
 
@@ -186,7 +207,7 @@ def _adjectives(table: str) -> dict[str, Adjective]:
     for entry in table.split(","):
         english, german = entry.split()
         en, _, en_more = english.partition("/")
-        de, de_more, stem = (german.split("/") + ["", ""])[:3]
+        de, de_more, stem = ([*german.split("/"), "", ""])[:3]
         root = de.removesuffix("e")
         found[en] = Adjective(en, en_more or f"more {en}", de, de_more or root + "er", stem or root)
     return found
@@ -334,8 +355,12 @@ ADJECTIVES = _adjectives(
     "bad/worse schlecht, interesting interessant, boring langweilig, exciting spannend, important wichtig, "
     "strange/stranger seltsam"
 )
-_PERSONAL = "old young strong clever happy sad tired friendly hungry rich poor famous lazy hardworking brave curious"
-_MATERIAL = "new old big small cheap expensive beautiful heavy light dirty clean red blue green yellow black white"
+_PERSONAL = (
+    "old young strong clever happy sad tired friendly hungry rich poor famous lazy hardworking brave curious"
+)
+_MATERIAL = (
+    "new old big small cheap expensive beautiful heavy light dirty clean red blue green yellow black white"
+)
 _FITTING = {
     "person": _PERSONAL,
     "animal": "old young big small strong clever hungry tired fast slow dangerous black white brown brave",
@@ -457,3 +482,8 @@ ANIMAL_ACTIVITIES = _verbs(
     "sleep slept = schlafen ~schläf geschlafen, run ran run = laufen ~läuf gelaufen sein, "
     "jump = springen gesprungen sein, wait = warten, play = spielen, wake+up woke woken = auf+wachen sein"
 )
+COST = replace(
+    _verb("cost cost = kosten"), preterite=("kostete", "kostetest", "kostete", "kosteten", "kosteten")
+)
+WEIGH = replace(_verb("weigh = wiegen gewogen"), preterite=("wog", "wogst", "wog", "wogen", "wogen"))
+TRADE = _verbs("buy bought = kaufen, sell sold = verkaufen, repair = reparieren")

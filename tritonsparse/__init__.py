@@ -11,10 +11,23 @@ Layers hold state, methods decide, kernels compute, eval measures. ARCHITECTURE.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from . import flops, methods, pattern, schedules
-from .callback import SparsityCallback
 from .export import load
 from .sparsifier import Sparsifier
 from .sparsify import sparsify
 
+if TYPE_CHECKING:
+    from .callback import SparsityCallback
+
 __all__ = ["Sparsifier", "SparsityCallback", "flops", "load", "methods", "pattern", "schedules", "sparsify"]
+
+
+def __getattr__(name: str) -> Any:
+    # The callback imports transformers' Trainer, seconds that nobody without a Trainer should wait for.
+    if name == "SparsityCallback":
+        from .callback import SparsityCallback
+
+        return SparsityCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The bridge to `transformers.Trainer`: attach, log, save and resume the Sparsifier.
 
-    trainer = Trainer(model, args, ..., callbacks=[SparsityCallback(sparsifier)],
-                      optimizers=(AdamW(sparsifier.param_groups(lr=..., weight_decay=...)), None))
+trainer = Trainer(model, args, ..., callbacks=[SparsityCallback(sparsifier)],
+                  optimizers=(AdamW(sparsifier.param_groups(lr=..., weight_decay=...)), None))
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class SparsityCallback(TrainerCallback):
             self.sparsifier.observe(loss=logs["loss"])
         layers = self.sparsifier.layers.values()
         logs["sparsity"] = self.sparsifier.sparsity()
-        thresholds = [torch.sigmoid(layer.threshold.detach()) for layer in layers if layer.threshold is not None]
+        thresholds = [
+            torch.sigmoid(layer.threshold.detach()) for layer in layers if layer.threshold is not None
+        ]
         if thresholds:
             logs["threshold"] = float(torch.cat(thresholds).mean())
         alphas = [float(layer.alpha) for layer in layers if layer.alpha is not None]

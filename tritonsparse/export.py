@@ -105,7 +105,9 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
         saved: dict[str, Any] = json.loads(file.metadata()["tritonsparse"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     model = auto_class.from_pretrained(directory, **kwargs)
-    config = {key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()}
+    config = {
+        key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()
+    }
     sparsifier = sparsify(
         model,
         METHODS[saved["method"]](**config),

@@ -22,12 +22,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .kernels import _triton
 from .kernels.masked_matmul import masked_linear
-from .kernels.threshold import threshold_cast
+from .kernels.threshold import view_reference
 
 __all__ = ["BACKENDS", "SPARSE_CLASSES", "SparseConv1D", "SparseLayer", "SparseLinear"]
 
@@ -59,7 +60,7 @@ class SparseLayer(nn.Module):
     @classmethod
     def adopt(cls, module: nn.Module, backend: str) -> SparseLayer:
         """Re-class `module` (of `stock_class`) in place with a dense view; nothing is allocated."""
-        module.__class__ = cls
+        _reclass(module, cls)
         layer = cast(SparseLayer, module)
         layer.kind = "dense"
         layer.mask = layer.grad_mask = layer.alpha = None
@@ -73,7 +74,7 @@ class SparseLayer(nn.Module):
         for name in _ATTRIBUTES:
             delattr(self, name)
         del self._parameters["threshold"]
-        self.__class__ = self.stock_class  # type: ignore[assignment]
+        _reclass(self, self.stock_class)
         return self
 
     @torch.no_grad()
@@ -81,7 +82,7 @@ class SparseLayer(nn.Module):
         """S(W) as the forward uses it: a new tensor, shape and dtype of `weight`, exact zeros where pruned."""
         if self.kind == "dense":
             return self.weight.detach().clone()
-        return threshold_cast(self.weight, self.threshold, self.mask, kind=self.kind)[0]
+        return view_reference(self.weight, self.threshold, self.mask, self.kind, self.weight.dtype)
 
     @torch.no_grad()
     def kept_count(self) -> int:
@@ -140,6 +141,18 @@ class SparseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, view={self.kind}, backend={self.backend}"
+
+
+def _reclass(module: nn.Module, cls: type[nn.Module]) -> None:
+    # An accelerate hook keeps the old class's bound forward on the instance, and leaves it there when removed:
+    # the new class would never be asked.
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        remove_hook_from_module(module)
+        vars(module).pop("forward", None)
+    module.__class__ = cls
+    if hook is not None:
+        add_hook_to_module(module, hook)
 
 
 class SparseLinear(SparseLayer, nn.Linear):

@@ -18,7 +18,9 @@ def param_groups(
     model: nn.Module, layers: Mapping[str, SparseLayer], method: Method, defaults: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Groups "decay" (two dimensions and more), "no_decay" (biases, norms), "thresholds"; empty ones are left out."""
-    thresholds = {id(layer.threshold): layer.threshold for layer in layers.values() if layer.threshold is not None}
+    thresholds = {
+        id(layer.threshold): layer.threshold for layer in layers.values() if layer.threshold is not None
+    }
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     others = [parameter for parameter in trainable if id(parameter) not in thresholds]
     groups: list[dict[str, Any]] = [
@@ -50,9 +52,7 @@ def check_thresholds(
     Raises:
         ValueError: as said, naming the layer.
     """
-    thresholds = {
-        id(layer.threshold): name for name, layer in layers.items() if layer.threshold is not None
-    }
+    thresholds = {id(layer.threshold): name for name, layer in layers.items() if layer.threshold is not None}
     held: set[int] = set()
     for number, group in enumerate(optimizer.param_groups):
         here = {id(parameter) for parameter in group["params"]}

@@ -56,7 +56,9 @@ class Report:
 
     def to_json(self) -> str:
         """The same as one JSON document."""
-        return json.dumps({**dataclasses.asdict(self), "sparsity": self.sparsity, "macs_fraction": self.macs_fraction})
+        return json.dumps(
+            {**dataclasses.asdict(self), "sparsity": self.sparsity, "macs_fraction": self.macs_fraction}
+        )
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(row.name) for row in self.layers))
@@ -83,7 +85,9 @@ class Report:
             groups.setdefault(skip.reason, []).append(skip)
         for reason, skips in groups.items():
             names = ", ".join(skip.name for skip in skips[:3]) + (", ..." if len(skips) > 3 else "")
-            lines.append(f"stays dense, {reason}: {_count(sum(skip.numel for skip in skips))} weights ({names})")
+            lines.append(
+                f"stays dense, {reason}: {_count(sum(skip.numel for skip in skips))} weights ({names})"
+            )
         return "\n".join(lines)
 
 

@@ -39,7 +39,9 @@ def refuse_unfit(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"sparsify: expected an nn.Module, got {type(model).__name__}; pass the model itself")
     kind = type(model).__name__
-    if isinstance(model, DistributedDataParallel | DataParallel) or kind.startswith(("FSDP", "FullyShardedDataParallel")):
+    if isinstance(model, DistributedDataParallel | DataParallel) or kind.startswith(
+        ("FSDP", "FullyShardedDataParallel")
+    ):
         raise ValueError(
             f"sparsify: expected an unwrapped model, got {kind}; call sparsify before wrapping or "
             f"accelerator.prepare, or pass accelerator.unwrap_model(model)"
@@ -60,6 +62,11 @@ def refuse_unfit(model: nn.Module) -> None:
                 f"the model without device_map offloading"
             )
     for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise ValueError(
+                f"sparsify: expected weights with values, got {name!r} on the meta device; load the weights before "
+                f"sparsify"
+            )
         if type(parameter).__name__ == "DTensor" or hasattr(parameter, "device_mesh"):
             raise ValueError(
                 f"sparsify: expected whole parameters, got {name!r} sharded (DTensor); call sparsify before "
@@ -75,16 +82,19 @@ def select(
     Args:
         model: any module.
         include: fnmatch patterns on full names; a module named here is taken although it is an output head,
-            a `lora_*` layer or frozen by default rules, never although it is tied. None = every module.
+            or a `lora_*` layer, never although it is tied. None = every module.
         exclude: fnmatch patterns on full names that are left dense.
 
     Raises:
         ValueError: nothing matched, a pattern that matches no module, or `include` names a tied module.
     """
     candidates = {name: module for name, module in model.named_modules() if type(module) in SPARSE_CLASSES}
-    for label, patterns in (("include", include), ("exclude", exclude)):
+    # A pattern that matches only a container ("model.encoder") names none of its children. What stays dense anyway,
+    # an embedding or a norm, may be excluded.
+    holders = {name for name, module in model.named_modules() if any(module.parameters(recurse=False))}
+    for label, patterns, known in (("include", include, candidates), ("exclude", exclude, holders)):
         for pattern in patterns or []:
-            if not any(fnmatchcase(name, pattern) for name, _ in model.named_modules()):
+            if not any(fnmatchcase(name, pattern) for name in known):
                 raise ValueError(_nothing_matched(f"{label} pattern {pattern!r}", candidates))
     tied = _tied_parameters(model)
     heads = _output_heads(model)
@@ -102,8 +112,8 @@ def select(
         reason = None
         if not isinstance(module._parameters.get("weight"), nn.Parameter):
             reason = "weight is not a Parameter of the module"
-        elif module.weight.device.type == "meta":
-            reason = "weight is on the meta device"
+        elif "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+            reason = "forward is replaced on the instance"
         elif exclude is not None and any(fnmatchcase(name, pattern) for pattern in exclude):
             reason = "excluded"
         elif include is not None and not named:
@@ -126,7 +136,7 @@ def select(
             chosen[name] = module
         else:
             skipped.append(Skip(name, reason, module.weight.numel() if module.weight is not None else 0))
-    skipped += _other_weights(model)
+    skipped += _other_weights(model, mha_children)
     if not chosen:
         what = "linear layers to sparsify" if include is None else f"include patterns {include}"
         raise ValueError(_nothing_matched(what, candidates, skipped))
@@ -136,7 +146,9 @@ def select(
 def _nothing_matched(what: str, candidates: dict[str, Any], skipped: list[Skip] | None = None) -> str:
     names = ", ".join(list(candidates)[:3]) or "none at all"
     reasons = Counter(skip.reason for skip in skipped or [])
-    why = "; skipped: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) if reasons else ""
+    why = (
+        "; skipped: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) if reasons else ""
+    )
     return (
         f"sparsify: expected {what} to match a module, got no match; linear layers of this model: {names}{why}; "
         f"correct the patterns"
@@ -174,7 +186,7 @@ def _output_heads(model: nn.Module) -> set[int]:
     return heads
 
 
-def _other_weights(model: nn.Module) -> list[Skip]:
+def _other_weights(model: nn.Module, mha_children: set[str]) -> list[Skip]:
     """Weights with two or more dimensions that no supported module holds: named, so that none is missed silently."""
     skipped = []
     seen: set[int] = set()
@@ -186,6 +198,8 @@ def _other_weights(model: nn.Module) -> list[Skip]:
             if parameter.dim() >= 2 and id(parameter) not in seen:
                 seen.add(id(parameter))
                 reason = "embedding" if embedding else f"{type(module).__name__} is not supported"
+                if prefix in mha_children:
+                    reason = "read by nn.MultiheadAttention"
                 skipped.append(Skip(f"{prefix}.{name}" if prefix else name, reason, parameter.numel()))
     return skipped
 

@@ -8,7 +8,6 @@ import logging
 from typing import Any
 
 import torch
-from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import nn
 
 from . import pattern as patterns
@@ -89,7 +88,9 @@ def sparsify(
     clock = Clock(0, total_steps, steps_per_epoch)
     # The method may still refuse (a schedule without its length): it decides on the layers once re-classed, so a
     # refusal puts the stock classes back.
-    layers = {name: _adopt(module, backend) for name, module in modules.items()}
+    layers: dict[str, SparseLayer] = {
+        name: SPARSE_CLASSES[type(module)].adopt(module, backend) for name, module in modules.items()
+    }
     try:
         chosen_method.setup(layers, clock, chosen_pattern, seed)
     except Exception:
@@ -145,10 +146,10 @@ def _resolve_method(method: str | Method, **overrides: Any) -> Method:
 
 def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
-        raise ValueError(f"sparsify: expected a backend among {', '.join(BACKENDS)}, got {backend!r}; choose one")
-    if backend == "triton" and not (
-        _triton.AVAILABLE and (_triton.INTERPRETED or torch.cuda.is_available())
-    ):
+        raise ValueError(
+            f"sparsify: expected a backend among {', '.join(BACKENDS)}, got {backend!r}; choose one"
+        )
+    if backend == "triton" and not (_triton.AVAILABLE and (_triton.INTERPRETED or torch.cuda.is_available())):
         raise RuntimeError(
             "sparsify: expected a GPU and an installed Triton for backend='triton', got none of the two or one of "
             "them; use backend='auto' or 'torch'"
@@ -158,15 +159,6 @@ def _check_backend(backend: str) -> None:
 def _check_names(*groups: list[str] | None) -> None:
     for group in groups:
         if isinstance(group, str):
-            raise TypeError(f"sparsify: expected a list of name patterns, got the string {group!r}; write [{group!r}]")
-
-
-def _adopt(module: nn.Module, backend: str) -> SparseLayer:
-    # An accelerate hook has replaced the module's forward on the instance: a new class would never be asked.
-    hook = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        remove_hook_from_module(module)
-    layer: SparseLayer = SPARSE_CLASSES[type(module)].adopt(module, backend)
-    if hook is not None:
-        add_hook_to_module(layer, hook)
-    return layer
+            raise TypeError(
+                f"sparsify: expected a list of name patterns, got the string {group!r}; write [{group!r}]"
+            )

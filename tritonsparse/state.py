@@ -1,8 +1,8 @@
 """The Sparsifier's own state: views by module path, the clock, the method's numbers. No weights, no thresholds.
 
-    state_dict()  {"format_version", "method", "config", "pattern", "step", "steps_per_epoch", "total_steps",
-                   "epoch_losses", "loss_sum", "loss_count", "method_state", "kinds", "tensors"}
-    on disk       tritonsparse_state.json and tritonsparse_state.safetensors
+state_dict()  {"format_version", "method", "config", "pattern", "step", "steps_per_epoch", "total_steps",
+               "epoch_losses", "loss_sum", "loss_count", "method_state", "kinds", "tensors"}
+on disk       tritonsparse_state.json and tritonsparse_state.safetensors
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
     names, others = set(sparsifier.layers), set(saved["kinds"])
     if names != others:
         odd = sorted(names ^ others)
-        refuse(f"the same {len(names)} layers", sorted(names)[0], f"{len(others)} layers, differing in {odd[:3]}")
+        refuse(
+            f"the same {len(names)} layers", sorted(names)[0], f"{len(others)} layers, differing in {odd[:3]}"
+        )
     for key, tensor in saved["tensors"].items():
         name, _, kind = key.rpartition(".")
         shape = sparsifier.layers[name].weight.shape

@@ -1,8 +1,8 @@
 """Tests of kernels through Triton's interpreter, on a CPU.
 
-Triton decides for good at its import whether kernels are interpreted, and the main pytest process must not be.
-So nothing here is collected unless TRITON_INTERPRET=1, and `tests/kernels/test_interpreted.py` runs each file
-in a process of its own with that set. By hand:
+Triton decides for good at its import whether kernels are interpreted, and the main pytest process must not
+be. So nothing here is collected unless TRITON_INTERPRET=1, and `tests/kernels/test_interpreted.py` runs each
+file in a process of its own with that set. By hand:
 
     TRITON_INTERPRET=1 pytest tests/interpreted
 
@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 
-# The interpreter is slow and a failure must come back on the next run: no deadline, and no chance.
-settings.register_profile("interpreted", deadline=None, derandomize=True, max_examples=20)
+# The interpreter is slow and a failure must come back on the next run: no deadline, no chance, and no search
+# for a smaller example, which takes minutes and gains little over shapes that are small already.
+settings.register_profile(
+    "interpreted", deadline=None, derandomize=True, max_examples=50, phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile("interpreted")
 
 
@@ -54,6 +57,8 @@ def assert_close() -> Callable[[str, torch.Tensor, torch.Tensor, float], None]:
         assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
         error = (actual.double() - expected.double()).norm().item()
         scale = expected.double().norm().item()
-        assert error <= bound * scale, f"{name}: error {error:.3e} against norm {scale:.3e}, bound {bound:.0e}"
+        assert error <= bound * scale, (
+            f"{name}: error {error:.3e} against norm {scale:.3e}, bound {bound:.0e}"
+        )
 
     return check

@@ -112,7 +112,10 @@ def test_backward_equals_the_reference(
         "alpha": None if alpha is None else torch.tensor(alpha),
     }
     if kind == "mask":
-        operands |= {"threshold": None, "mask": laid_out(torch.rand(n, k, generator=random) < 0.3, grad_layout)}
+        operands |= {
+            "threshold": None,
+            "mask": laid_out(torch.rand(n, k, generator=random) < 0.3, grad_layout),
+        }
     kind = kind.removesuffix(" per row")
     expected = threshold_backward(g, w, **operands, kind=kind)
     actual = threshold_backward(g, w, **operands, kind=kind, backend="triton")

@@ -21,6 +21,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
 from tritonsparse.kernels import threshold
 
 TARGETS = {
@@ -83,6 +84,7 @@ def threshold_cases() -> Iterator[Case]:
             **{f"stride_{matrix}k": 1 if contiguous else "i32?" for matrix in "wgmb"},
             "stride_t": 1 if contiguous else "i32?",
         }
+        dtypes = f"weight {weight}, view {out}{'' if contiguous else ', any strides'}"
         width = {"fp32": 4, "bf16": 2}
         mask_width = 1
         read = width[weight] if soft else mask_width
@@ -92,7 +94,7 @@ def threshold_cases() -> Iterator[Case]:
             (threshold._threshold_backward_kernel, 168, width[out] + mask_width + read),
         ):
             yield Case(
-                f"{kernel.__name__} ({kind}, weight {weight}, view {out}{'' if contiguous else ', any strides'})",
+                f"{kernel.__name__} ({kind}, {dtypes})",
                 kernel,
                 {name: values[name] for name in kernel.arg_names},
                 threshold.NUM_WARPS,

@@ -1,0 +1,49 @@
+# Two commands for a newcomer: `make demo`, `make test`. Everything lives in .venv and runs/.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?=
+BUDGET ?= 500
+
+# The repository root holds a folder `kernels`, the name of a Hugging Face package: keep it off sys.path.
+export PYTHONSAFEPATH = 1
+export TRITONSPARSE_TRITON36 = $(CURDIR)/$(VENV)/triton-3.6
+# Idle OpenMP threads sleep instead of spinning: tests run beside one another.
+export OMP_WAIT_POLICY = passive
+
+.PHONY: demo test test-long lint gpu bench-smoke
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+# The GPU machines' Triton: kernels are compiled ahead of time under both.
+$(VENV)/triton-3.6/triton/__init__.py: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/triton-3.6 triton==3.6.0
+
+demo: $(VENV)/installed
+	$(BIN)/accelerate launch -m tritonsparse.train.translation --recipe demo --output_dir runs/demo
+
+test: $(VENV)/installed $(VENV)/triton-3.6/triton/__init__.py
+	$(BIN)/python -m pytest
+
+test-long: $(VENV)/installed $(VENV)/triton-3.6/triton/__init__.py
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	# mypy reads folders, not package-dir: show it the package in its installed shape.
+	rm -rf $(VENV)/tree && mkdir -p $(VENV)/tree/tritonsparse
+	ln -s $(CURDIR)/tritonsparse/* $(CURDIR)/kernels $(CURDIR)/eval $(CURDIR)/train $(VENV)/tree/tritonsparse/
+	cd $(VENV)/tree && ../bin/mypy --config-file ../../pyproject.toml -p tritonsparse
+
+bench-smoke: $(VENV)/installed
+	$(BIN)/python benchmarks/bench_threshold.py --smoke
+	$(BIN)/python benchmarks/bench_train_step.py --smoke
+
+# Needs no network and no .venv: the Python that has torch runs whatever has no result yet.
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_queue.py --budget $(BUDGET) $(if $(OUT),--out $(OUT))

@@ -1,0 +1,243 @@
+"""The threshold and cast kernel and its backward, against plain PyTorch and a copy of as many bytes.
+
+    python benchmarks/bench_threshold.py [--out DIR]      on a GPU
+    python benchmarks/bench_threshold.py --smoke          two tiny cases, on any machine
+
+    provider  forward                                     backward
+    triton    threshold_cast(backend="triton")            threshold_backward(backend="triton")
+    eager     sign(W) · relu(|W| − T), cast, as           the reference
+              published code writes it; or W · mask
+    compile   torch.compile of the reference, its         torch.compile of the reference
+              counts dropped
+    copy      device to device, as many bytes read plus written: the ceiling
+
+Bytes a weight, each operand once: forward W + Ŵ (+ 1 for the mask); backward g + dW + W (soft) or the mask.
+GB/s are these bytes over the time. Times are of CUDA graph replays over inputs larger than the L2. The error
+is relative RMS against the reference in float64; the bound is 1.1 times what the reference makes in the dtypes
+of the case, at least 1e-6. Weights within a millionth of the threshold are moved away from it: on which side
+rounding puts those is not an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tritonsparse.kernels import _triton
+from tritonsparse.kernels.threshold import (
+    threshold_backward,
+    threshold_backward_reference,
+    threshold_cast,
+    threshold_cast_reference,
+)
+
+sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
+from harness import (
+    Row,
+    Timing,
+    announce,
+    gated,
+    input_sets,
+    measure,
+    parser_of,
+    publish,
+    refuse_without_gpu,
+    relative_error,
+)
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+SHORT = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+# sigmoid(-4) = 0.018 prunes 63 % of N(0, 0.02²).
+LOGIT, DEVIATION, ALPHA = -4.0, 0.02, 0.4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer's weight, fp32 `[rows, columns]`, and the dtype of its product; `compiled`: worth the minute."""
+
+    layer: str
+    rows: int
+    columns: int
+    out: torch.dtype = BF16
+    compiled: bool = False
+
+
+CASES = (
+    Case("transformer-base attention", 512, 512),
+    Case("transformer-base ffn", 2048, 512, compiled=True),
+    Case("transformer-big attention", 1024, 1024),
+    Case("transformer-big ffn", 4096, 1024, compiled=True),
+    Case("transformer-xl large qkv", 3072, 1024),
+    Case("transformer-xl large ffn out", 1024, 4096),
+    Case("llama-7b mlp in", 11008, 4096, compiled=True),
+    Case("llama-7b mlp out", 4096, 11008),
+    Case("transformer-big ffn", 4096, 1024, FP16),
+    Case("transformer-big ffn", 4096, 1024, FP32),
+    Case("llama-7b mlp in", 11008, 4096, FP16),
+    Case("llama-7b mlp in", 11008, 4096, FP32),
+)
+# No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
+SMOKE_CASES = (Case("smoke", 96, 80, FP16), Case("smoke", 65, 130, FP32))
+
+COLUMNS = {
+    "layer": "", "shape": "", "dtypes": "", "view": "", "pass": "", "provider": "",
+    "median_ms": ".4f", "p20_ms": ".4f", "p80_ms": ".4f", "gb_per_s": ".0f", "of_copy": ".3f", "error": ".1e",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operands:
+    """One set of inputs."""
+
+    weight: Tensor
+    threshold: Tensor | None
+    mask: Tensor | None
+    grad: Tensor
+    alpha: Tensor
+
+    @classmethod
+    def draw(cls, case: Case, kind: str, seed: int) -> Operands:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        random = torch.Generator(device).manual_seed(seed)
+        shape = (case.rows, case.columns)
+        weight = torch.randn(shape, generator=random, device=device).mul_(DEVIATION)
+        threshold = torch.full((1,), LOGIT, device=device)
+        cutoff = threshold.sigmoid()
+        weight = torch.where((weight.abs() / cutoff - 1).abs() < 1e-6, 1.01 * weight, weight)
+        return cls(
+            weight,
+            threshold if kind == "soft" else None,
+            weight.abs() > cutoff if kind == "mask" else None,
+            torch.randn(shape, generator=random, device=device).to(case.out),
+            torch.full((), ALPHA, device=device),
+        )
+
+    def double(self) -> Operands:
+        threshold = None if self.threshold is None else self.threshold.double()
+        return Operands(self.weight.double(), threshold, self.mask, self.grad.double(), self.alpha.double())
+
+
+Provider = Callable[[Operands], tuple[Tensor, ...]]
+
+
+def _bytes(case: Case, kind: str, direction: str) -> int:
+    out, soft = case.out.itemsize, kind == "soft"
+    each = 4 + out + (0 if soft else 1) if direction == "forward" else out + 4 + (4 if soft else 1)
+    return case.rows * case.columns * each
+
+
+def _forward(case: Case, kind: str) -> dict[str, Provider]:
+    def ours(o: Operands) -> tuple[Tensor, ...]:
+        return threshold_cast(o.weight, o.threshold, o.mask, kind=kind, out_dtype=case.out, backend="triton")
+
+    def published(o: Operands) -> tuple[Tensor, ...]:
+        if o.threshold is None:
+            return ((o.weight * o.mask).to(case.out),)
+        return ((o.weight.sign() * (o.weight.abs() - o.threshold.sigmoid()).relu()).to(case.out),)
+
+    def reference(weight: Tensor, threshold: Tensor | None, mask: Tensor | None) -> Tensor:
+        return threshold_cast_reference(weight, threshold, mask, kind, case.out)[0]
+
+    compiled = torch.compile(reference, dynamic=False, fullgraph=True)
+    return {
+        "triton": ours,
+        "eager": published,
+        "compile": lambda o: (compiled(o.weight, o.threshold, o.mask),),
+    }
+
+
+def _backward(kind: str) -> dict[str, Provider]:
+    def ours(o: Operands) -> tuple[Tensor, ...]:
+        return threshold_backward(
+            o.grad, o.weight, o.threshold, o.mask, alpha=o.alpha, kind=kind, backend="triton"
+        )
+
+    def reference(
+        grad: Tensor, weight: Tensor, threshold: Tensor | None, mask: Tensor | None, alpha: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return threshold_backward_reference(grad, weight, threshold, mask, None, alpha, kind)
+
+    compiled = torch.compile(reference, dynamic=False, fullgraph=True)
+    return {
+        "triton": ours,
+        "eager": lambda o: reference(o.grad, o.weight, o.threshold, o.mask, o.alpha),
+        "compile": lambda o: compiled(o.grad, o.weight, o.threshold, o.mask, o.alpha),
+    }
+
+
+def _definition(o: Operands, kind: str, direction: str, out: torch.dtype) -> tuple[Tensor, ...]:
+    if direction == "forward":
+        return threshold_cast_reference(o.weight, o.threshold, o.mask, kind, out)[:1]
+    return threshold_backward_reference(o.grad, o.weight, o.threshold, o.mask, None, o.alpha, kind)
+
+
+def _error(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Of Ŵ or dW; where there is ds, the larger of dW's and ds's, ds over the norm of the terms it sums."""
+    error = relative_error(actual[0], exact[0])
+    if len(exact) > 1 and exact[1].numel():
+        slope = torch.sigmoid(torch.tensor(LOGIT)).item() * torch.sigmoid(torch.tensor(-LOGIT)).item()
+        terms = slope * exact[0].norm().item()
+        error = max(error, (actual[1].double() - exact[1]).abs().max().item() / terms)
+    return error
+
+
+def _time_copy(nbytes: int, sets: int) -> Timing:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = [torch.randn(nbytes // 8, device=device) for _ in range(sets)]
+    target = [torch.empty_like(tensor) for tensor in source]
+    return measure([lambda s=s, t=t: t.copy_(s) for s, t in zip(source, target, strict=True)], graph=True)  # type: ignore[misc]
+
+
+def bench(case: Case, kind: str, direction: str) -> list[Row]:
+    """One row per provider; the copy comes first."""
+    nbytes = _bytes(case, kind, direction)
+    sets = input_sets(nbytes)
+    facts = {
+        "layer": case.layer, "shape": f"{case.rows}x{case.columns}", "dtypes": f"fp32>{SHORT[case.out]}",
+        "view": kind, "pass": direction, "bytes": nbytes,
+    }  # fmt: skip
+    copy = _time_copy(nbytes, sets)
+    rows = [gated({**facts, "provider": "copy"}, 0.0, 0.0, lambda: copy)]
+    operands = [Operands.draw(case, kind, seed) for seed in range(sets)]
+    # Ŵ's own rounding belongs to the error: the exact result is left in float64.
+    exact = _definition(operands[0].double(), kind, direction, torch.float64)
+    bound = max(1.1 * _error(_definition(operands[0], kind, direction, case.out), exact), 1e-6)
+    providers = _forward(case, kind) if direction == "forward" else _backward(kind)
+    if not (torch.cuda.is_available() or _triton.INTERPRETED):
+        del providers["triton"]
+    if not case.compiled:
+        del providers["compile"]
+    for name, provider in providers.items():
+        calls = [lambda o=o, run=provider: run(o) for o in operands]  # type: ignore[misc]
+        error = _error(provider(operands[0]), exact)
+        row = {**facts, "provider": name}
+        rows.append(gated(row, error, bound, lambda calls=calls: measure(calls, graph=True)))  # type: ignore[misc]
+    for row in rows:
+        if row["median_ms"]:
+            row["gb_per_s"] = nbytes / row["median_ms"] / 1e6
+            row["of_copy"] = copy.median / row["median_ms"]
+    torch.compiler.reset()
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser_of(__doc__).parse_args(argv)
+    if not args.smoke:
+        refuse_without_gpu("bench_threshold")
+    announce()
+    rows: list[Row] = []
+    for case in SMOKE_CASES if args.smoke else CASES:
+        for kind in ("soft", "mask"):
+            for direction in ("forward", "backward"):
+                rows += bench(case, kind, direction)
+    out = args.out
+    publish("threshold", rows, COLUMNS, out, smoke=args.smoke, threshold=LOGIT, alpha=ALPHA)
+    return int(any(row["verdict"] == "WRONG" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Tiny models, and the check that a refusal leaves the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MarianConfig,
+    MarianMTModel,
+)
+
+Build = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def mlp() -> Build:
+    """8 -> 16 -> 4: the linear layers are "0" (128 weights) and "3" (64 weights)."""
+
+    def build(seed: int = 0) -> nn.Sequential:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 4))
+
+    return build
+
+
+@pytest.fixture
+def marian() -> Build:
+    """One layer each side, d = 16, ffn = 32; shared tied embeddings and output head."""
+
+    def build(seed: int = 0, **changes: Any) -> MarianMTModel:
+        torch.manual_seed(seed)
+        config = dict(
+            vocab_size=40, decoder_vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1,
+            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+            max_position_embeddings=16, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+            decoder_start_token_id=1, forced_eos_token_id=None, tie_word_embeddings=True,
+            share_encoder_decoder_embeddings=True,
+        )  # fmt: skip
+        return MarianMTModel(MarianConfig(**config | changes))
+
+    return build
+
+
+@pytest.fixture
+def gpt2() -> Build:
+    """Two blocks, d = 16: every linear layer but the tied head is a Conv1D."""
+
+    def build(seed: int = 0, **changes: Any) -> GPT2LMHeadModel:
+        torch.manual_seed(seed)
+        config = dict(vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1)
+        return GPT2LMHeadModel(GPT2Config(**config | changes))
+
+    return build
+
+
+@pytest.fixture
+def bert() -> Build:
+    """One block, d = 16, ffn = 32; the decoder of the head is tied to the embeddings."""
+
+    def build(seed: int = 0) -> BertForMaskedLM:
+        torch.manual_seed(seed)
+        return BertForMaskedLM(
+            BertConfig(
+                vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                max_position_embeddings=16,
+            )  # fmt: skip
+        )
+
+    return build
+
+
+def _snapshot(model: nn.Module) -> tuple[dict[str, type], dict[str, list[str]], dict[str, torch.Tensor]]:
+    classes = {name: type(module) for name, module in model.named_modules()}
+    attributes = {name: sorted(vars(module)) for name, module in model.named_modules()}
+    return classes, attributes, {key: value.clone() for key, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def refused() -> Callable[..., AbstractContextManager[None]]:
+    """`with refused(model, error, *words)`: the body raises `error`, its text has `words`, nothing has changed."""
+
+    @contextmanager
+    def check(model: nn.Module, error: type[Exception], *words: str) -> Iterator[None]:
+        classes, attributes, tensors = _snapshot(model)
+        with pytest.raises(error) as caught:
+            yield
+        assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+        classes_now, attributes_now, tensors_now = _snapshot(model)
+        assert classes_now == classes
+        assert attributes_now == attributes
+        assert tensors_now.keys() == tensors.keys()
+        assert all(torch.equal(tensors_now[key], tensors[key]) for key in tensors if tensors[key].device.type != "meta")
+
+    return check

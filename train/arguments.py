@@ -1,0 +1,159 @@
+"""Command lines of the training programs: transformers' names, recipes as TOML files, strict about both.
+
+A recipe is a TOML file whose top-level keys are argument names and whose table [method_args] holds fields of
+the method. What the command line says goes before the recipe, the recipe before the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tritonsparse.methods import METHODS
+
+__all__ = ["add_common", "parse", "read_recipe", "recipe_names"]
+
+_LOCAL = ("output_dir", "resume_from_checkpoint", "recipe")
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Arguments that every training program has."""
+    add = parser.add_argument
+    add("--recipe", help=f"a TOML file, or one of: {', '.join(recipe_names())}")
+    add("--output_dir", default=None, help="where checkpoints and results go (required)")
+    add("--seed", type=int, default=0)
+    sparse = parser.add_argument_group("sparsity")
+    sparse.add_argument("--method", default="autosparse", help=f"one of: {', '.join(METHODS)}")
+    sparse.add_argument("--sparsity", type=float, default=None, help="in [0, 1), for methods that take it")
+    sparse.add_argument("--pattern", default="unstructured")
+    sparse.add_argument("--backend", default="auto", help="auto, triton or torch")
+    sparse.add_argument("--include", nargs="+", default=None, help="fnmatch patterns of module names")
+    sparse.add_argument("--exclude", nargs="+", default=None, help="fnmatch patterns of module names")
+    sparse.add_argument("--method_args", type=json.loads, default=None, help="fields of the method, as JSON")
+    sparse.add_argument(
+        "--auto_tune", default=None, help="all_results.json of a dense run: AutoSparse tunes alpha by it"
+    )
+    optim = parser.add_argument_group("optimisation")
+    optim.add_argument("--learning_rate", type=float, default=7e-4)
+    optim.add_argument("--adam_beta1", type=float, default=0.9)
+    optim.add_argument("--adam_beta2", type=float, default=0.98)
+    optim.add_argument("--adam_epsilon", type=float, default=1e-9)
+    optim.add_argument("--weight_decay", type=float, default=0.0)
+    optim.add_argument("--lr_scheduler_type", default="inverse_sqrt")
+    optim.add_argument("--num_warmup_steps", "--warmup_steps", type=int, default=4000)
+    optim.add_argument("--num_train_epochs", type=int, default=None)
+    optim.add_argument("--max_train_steps", "--max_steps", type=int, default=None)
+    optim.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    optim.add_argument("--max_grad_norm", type=float, default=0.0, help="0 does not clip")
+    optim.add_argument("--mixed_precision", default=None, choices=("no", "fp16", "bf16"))
+    state = parser.add_argument_group("state and tracking")
+    state.add_argument("--checkpointing_steps", default=None, help="a number of steps, or 'epoch'")
+    state.add_argument("--checkpoints_total_limit", type=int, default=None)
+    state.add_argument("--resume_from_checkpoint", default=None, help="a folder, or 'latest'")
+    state.add_argument(
+        "--average_checkpoints", type=int, default=0, help="average the last N checkpoints at the end"
+    )
+    state.add_argument("--logging_steps", type=int, default=50)
+    state.add_argument("--with_tracking", action=argparse.BooleanOptionalAction, default=False)
+    state.add_argument("--report_to", default=None, help="a tracker of accelerate, such as tensorboard")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse `argv` over the recipe it names; dashes in option names are underscores.
+
+    Raises:
+        SystemExit: an unknown option, or a value of the wrong type (argparse's way, exit status 2).
+        ValueError: an unknown recipe or recipe key, or no --output_dir.
+    """
+    argv = [_underscored(word) for word in argv]
+    first, _ = parser.parse_known_args(argv)
+    if first.recipe is not None:
+        recipe = read_recipe(first.recipe)
+        known = {action.dest: action for action in parser._actions}
+        for key in recipe:
+            if key not in known or key in _LOCAL:
+                raise ValueError(
+                    f"recipe: expected arguments of this program as keys, got {key!r} in {first.recipe}; see --help"
+                )
+        parser.set_defaults(**recipe)
+    args = parser.parse_args(argv)
+    if args.output_dir is None:
+        raise ValueError(
+            "arguments: expected --output_dir, got none; name a folder for checkpoints and results"
+        )
+    for name in ("gradient_accumulation_steps", "logging_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(
+                f"arguments: expected --{name} of at least 1, got {getattr(args, name)}; correct it"
+            )
+    if (args.num_train_epochs is None) == (args.max_train_steps is None):
+        raise ValueError(
+            "arguments: expected one of --num_train_epochs and --max_train_steps, got "
+            f"{'both' if args.max_train_steps is not None else 'neither'}; give one"
+        )
+    for name in ("num_train_epochs", "max_train_steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"arguments: expected --{name} of at least 1, got {value}; correct it")
+    if args.checkpointing_steps not in (None, "epoch"):
+        if not str(args.checkpointing_steps).isdigit() or int(args.checkpointing_steps) < 1:
+            raise ValueError(
+                f"arguments: expected --checkpointing_steps as a number of steps or 'epoch', got "
+                f"{args.checkpointing_steps!r}; correct it"
+            )
+        args.checkpointing_steps = int(args.checkpointing_steps)
+    if args.average_checkpoints and args.checkpointing_steps is None:
+        raise ValueError(
+            "arguments: expected --checkpointing_steps with --average_checkpoints, got none; the average is over "
+            "saved checkpoints"
+        )
+    limit = args.checkpoints_total_limit
+    if limit is not None and limit < max(1, args.average_checkpoints):
+        raise ValueError(
+            f"arguments: expected --checkpoints_total_limit of at least {max(1, args.average_checkpoints)} (the "
+            f"checkpoints to average), got {limit}; raise it"
+        )
+    return args
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the package."""
+    folder = resources.files(__package__).joinpath("recipes")
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The keys of a recipe, by packaged name or by path.
+
+    Raises:
+        ValueError: there is none of that name, or it is no TOML.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(
+                f"recipe: expected a TOML file, got {name}, which is not there; correct the path"
+            )
+        text = path.read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = resources.files(__package__).joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"recipe: expected a .toml file or one of {', '.join(recipe_names())}, got {name!r}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"recipe: expected TOML, got {error} in {name}; correct the file") from error
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    option, equals, value = word.partition("=")
+    return f"--{option[2:].replace('-', '_')}{equals}{value}"

@@ -1,0 +1,139 @@
+"""Checkpoint folders that are whole or not there: written under a temporary name, then renamed.
+
+output_dir/step_200/   what accelerate's save_state writes (model, optimizer, RNG), the Sparsifier's state,
+                       the scheduler's, and run.json: position, configuration, history
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = [
+    "average_weights",
+    "checkpoint_folders",
+    "clear_unfinished",
+    "find",
+    "read_run",
+    "refuse_other_model",
+    "save",
+]
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"(?:step|epoch)_(\d+)")
+_UNFINISHED = ".unfinished-"
+RUN_FILE = "run.json"
+
+
+def save(
+    accelerator: Accelerator, output_dir: Path, name: str, run: Mapping[str, Any], keep: int | None
+) -> Path:
+    """Write checkpoint `name`; drop the oldest ones beyond `keep`. Called by every process."""
+    final, temporary = output_dir / name, output_dir / f"{_UNFINISHED}{name}"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (temporary / RUN_FILE).write_text(json.dumps(run), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        if keep is not None:
+            for old in checkpoint_folders(output_dir)[:-keep]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """Finished checkpoints under `output_dir`, oldest first."""
+    folders = [
+        path for path in output_dir.glob("*_*") if _NAME.fullmatch(path.name) and (path / RUN_FILE).is_file()
+    ]
+    return sorted(folders, key=lambda path: int(read_run(path)["step"]))
+
+
+def clear_unfinished(output_dir: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in output_dir.glob(f"{_UNFINISHED}*"):
+        logger.warning("removing the unfinished checkpoint %s", path.name)
+        shutil.rmtree(path)
+
+
+def find(resume: str, output_dir: Path) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means; None when "latest" finds none (a fresh start).
+
+    Raises:
+        FileNotFoundError: a path that is no finished checkpoint.
+    """
+    if resume == "latest":
+        folders = checkpoint_folders(output_dir)
+        return folders[-1] if folders else None
+    path = Path(resume)
+    if not (path / RUN_FILE).is_file():
+        raise FileNotFoundError(
+            f"resume: expected a checkpoint folder (with {RUN_FILE}), got {resume}; name a step_N or epoch_N folder, "
+            f"or 'latest'"
+        )
+    return path
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run.json of a checkpoint."""
+    run: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    return run
+
+
+def refuse_other_model(folder: Path, model: nn.Module, configuration: Mapping[str, Any]) -> None:
+    """Refuse to resume from a checkpoint of another model or another configuration; nothing is loaded.
+
+    Raises:
+        ValueError: the first difference, named.
+    """
+    saved = read_run(folder)["configuration"]
+    for key, value in configuration.items():
+        if saved.get(key) != value:
+            raise ValueError(
+                f"resume: expected a checkpoint of a run with {key} = {value!r}, got {saved.get(key)!r} in {folder.name}; "
+                f"repeat the arguments of that run or start afresh in another --output_dir"
+            )
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    # Tied tensors are stored once, under any of their names: every stored tensor must fit, not the reverse.
+    for name, shape in found.items():
+        if expected.get(name) != shape:
+            raise ValueError(
+                f"resume: expected a checkpoint of this model ({name}: {expected.get(name, 'no such tensor')}), got "
+                f"{shape} in {folder.name}; resume with the model that was saved"
+            )
+
+
+def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
+    """Mean of the model's tensors over checkpoints: master weights and thresholds, before any view.
+
+    Averaging what the views show instead would join the supports of all checkpoints and lose sparsity.
+    """
+    mean: dict[str, Tensor] = {}
+    for folder in folders:
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            value = tensor.double() if tensor.is_floating_point() else tensor
+            mean[name] = mean[name] + value if name in mean and tensor.is_floating_point() else value
+    return {
+        name: (tensor / len(folders)).to(torch.float32) if tensor.dtype == torch.float64 else tensor
+        for name, tensor in mean.items()
+    }

@@ -1,0 +1,115 @@
+"""What a run leaves behind: `all_results.json`, the plots, and the summary on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator
+
+import tritonsparse
+from tritonsparse.eval.plots import plot_layer_sparsity, plot_training
+from tritonsparse.report import Report
+
+__all__ = ["environment", "plot", "read_epoch_losses", "show", "write"]
+
+RESULTS = "all_results.json"
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Hardware, versions and, in a git checkout, the commit."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "cpu_threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    root = Path(tritonsparse.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write(document: Mapping[str, Any], output_dir: Path) -> None:
+    """`all_results.json`, whole or not there."""
+    temporary = output_dir / f".{RESULTS}"
+    temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    os.replace(temporary, output_dir / RESULTS)
+
+
+def plot(document: Mapping[str, Any], output_dir: Path) -> None:
+    """training.png (loss, sparsity, alpha, thresholds over steps) and layer_sparsity.png."""
+    plot_training(document["history"], output_dir / "training.png")
+    plot_layer_sparsity(document["layers"], output_dir / "layer_sparsity.png")
+
+
+def show(
+    document: Mapping[str, Any],
+    report: Report,
+    pairs: Sequence[tuple[str, str]],
+    hypotheses: Sequence[str],
+    macs: Mapping[str, int],
+    output_dir: Path,
+) -> None:
+    """Print the table, five translations, BLEU with its signature, and what sparsity saved."""
+    print(f"\n{report}\n")
+    count = min(5, len(pairs))
+    for number in range(count):
+        # Spread over the set, which may be ordered.
+        source, reference = pairs[number * len(pairs) // count]
+        print(f"  source      {source}\n  reference   {reference}")
+        print(f"  translation {hypotheses[number * len(pairs) // count]}\n")
+    train, test = document["train_flops_fraction"], document["test_flops_fraction"]
+    print(f"BLEU on {document['split']} ({document['num_beams']} beams): {document['bleu']:.2f}")
+    print(f"  {document['bleu_line']}\n  signature: {document['bleu_signature']}")
+    print(f"sparsity of the {len(report.layers)} sparse layers: {report.sparsity:.2%}")
+    print(
+        f"multiply-adds of all linear layers, counted as AutoSparse does: training {train:.1%} of dense "
+        f"({1 - train:.1%} saved), inference {test:.1%} of dense ({1 - test:.1%} saved)"
+    )
+    print("  (counted from zeros: an unstructured mask saves no time on a GPU; see the README)")
+    print(f"written to {output_dir}: the finalized checkpoint, {RESULTS}, training.png, layer_sparsity.png")
+
+
+def read_epoch_losses(path: str) -> list[float]:
+    """Epoch losses that a dense run recorded in its all_results.json, the first tenth of its epochs.
+
+    The first 10 % of the epochs, at least one, as AutoSparse tunes (arXiv:2304.06941v1, section 7.4).
+
+    Raises:
+        ValueError: no such file, or one without epoch losses.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        losses = [float(loss) for loss in document["epoch_losses"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"auto_tune: expected {RESULTS} of a run with --method dense, got {path} ({error}); run the dense model first"
+        ) from error
+    if not losses:
+        raise ValueError(
+            f"auto_tune: expected epoch losses in {path}, got none; the dense run ended within an epoch"
+        )
+    return losses[: max(1, math.ceil(len(losses) / 10))]

@@ -1,0 +1,390 @@
+"""Train a translation model, sparse or dense, and measure it by BLEU.
+
+    accelerate launch -m tritonsparse.train.translation --recipe demo --output_dir runs/demo
+
+A Marian-class Transformer from scratch (`--preset`) or any seq2seq checkpoint (`--model_name_or_path`);
+joint BPE; batches by tokens; label smoothing; beam search; checkpoints that resume bit for bit on a CPU.
+`--output_dir` receives the finalized checkpoint (stock classes, exact zeros), the sidecar to go on from,
+`all_results.json` and the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, get_scheduler
+
+import tritonsparse as ts
+from tritonsparse.eval.bleu import BleuResult, corpus_bleu
+from tritonsparse.eval.translate import translate
+from tritonsparse.flops import TrainingMeter, forward_fraction, layer_macs
+from tritonsparse.methods import METHODS
+from tritonsparse.report import as_rows
+
+from . import arguments, checkpoints, results
+from .corpora import load_parallel
+from .loop import Loop, Settings
+from .presets import PRESETS, build_model
+from .subwords import train_tokenizer
+from .token_batches import Batch, TokenBatches
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+Pairs = list[tuple[str, str]]
+
+# Arguments that may differ between a run and its resumption without making it another run.
+_FREE = (
+    "output_dir", "resume_from_checkpoint", "recipe", "logging_steps", "checkpointing_steps", "checkpoints_total_limit",
+    "with_tracking", "report_to", "average_checkpoints", "num_beams", "length_penalty", "eval_num_beams",
+    "max_eval_samples", "backend", "test_file", "max_test_samples",
+)  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; its options are frozen by a test."""
+    result = argparse.ArgumentParser(
+        "tritonsparse.train.translation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = result.add_argument_group("model")
+    model.add_argument("--preset", default="transformer-base", help=f"from scratch: {', '.join(PRESETS)}")
+    model.add_argument(
+        "--model_name_or_path", default=None, help="a seq2seq checkpoint to go on from instead"
+    )
+    model.add_argument("--vocab_size", type=int, default=32768)
+    model.add_argument("--dropout", type=float, default=None, help="the preset's by default")
+    data = result.add_argument_group("data")
+    data.add_argument(
+        "--dataset_name", default=None, help="'embedded' (default), or a hub id with a translation feature"
+    )
+    data.add_argument("--dataset_config_name", default=None)
+    data.add_argument("--train_file", default=None)
+    data.add_argument("--validation_file", default=None)
+    data.add_argument("--test_file", default=None)
+    data.add_argument("--source_lang", default="en")
+    data.add_argument("--target_lang", default="de")
+    data.add_argument(
+        "--max_source_length", type=int, default=256, help="longer training sentences are dropped"
+    )
+    data.add_argument("--max_target_length", type=int, default=256)
+    data.add_argument("--max_train_samples", type=int, default=None)
+    data.add_argument(
+        "--max_eval_samples", type=int, default=None, help="sentences translated after each epoch"
+    )
+    data.add_argument("--max_test_samples", type=int, default=None)
+    data.add_argument("--max_tokens_per_batch", type=int, default=4096)
+    goal = result.add_argument_group("loss and decoding")
+    goal.add_argument("--label_smoothing", "--label_smoothing_factor", type=float, default=0.1)
+    goal.add_argument("--num_beams", type=int, default=4, help="for the final translation of the test set")
+    goal.add_argument("--eval_num_beams", type=int, default=1, help="for the validation set after each epoch")
+    goal.add_argument("--length_penalty", type=float, default=1.0, help="p in sum log-prob / length^p")
+    arguments.add_common(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "datasets", "transformers", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        args = arguments.parse(parser(), sys.argv[1:] if argv is None else argv)
+        run = prepare(args)
+    except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
+        if os.environ.get("TRITONSPARSE_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        run.loop.run()
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finish(run)
+    return 0
+
+
+@dataclass
+class Run:
+    """Everything `finish` needs."""
+
+    args: argparse.Namespace
+    loop: Loop
+    tokenizer: Any
+    stock_model: nn.Module
+    pairs: dict[str, Pairs]
+    macs: dict[str, int]
+
+
+def prepare(args: argparse.Namespace) -> Run:
+    """Check everything and build everything; writes nothing but the output folder."""
+    accelerator = _accelerator(args)
+    if not accelerator.is_local_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    set_seed(args.seed)
+    # In a closed group of workers one prepares while the others wait: caches are then written once.
+    pairs = load_parallel(
+        args.dataset_name or (None if args.train_file else "embedded"),
+        args.dataset_config_name,
+        args.source_lang,
+        args.target_lang,
+        args.train_file,
+        args.validation_file,
+        args.test_file,
+        args.max_train_samples,
+        # Not the run's seed: it would draw other test sentences too. max_eval_samples cuts only what each epoch translates.
+        seed=0,
+    )
+    if "validation" not in pairs:
+        raise ValueError(
+            "translation: expected a validation split, got none; pass --validation_file with pairs held out of training"
+        )
+    tokenizer, model = _model(args, pairs["train"])
+    ids = _encode(tokenizer, pairs["train"], args.max_source_length, args.max_target_length)
+    batches = TokenBatches(
+        ids,
+        max_tokens=args.max_tokens_per_batch,
+        pad=model.config.pad_token_id,
+        start=model.config.decoder_start_token_id,
+        seed=args.seed,
+        group=accelerator.num_processes * args.gradient_accumulation_steps,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    total_steps = args.max_train_steps or args.num_train_epochs * batches.steps_per_epoch
+    # Evaluation runs on stock classes loaded with the finalized weights, which is what users will load.
+    stock_model = copy.deepcopy(model)
+    method = _method(args)
+    sparsifier = ts.sparsify(
+        model, method, pattern=args.pattern, include=args.include, exclude=args.exclude, backend=args.backend,
+        total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
+    )  # fmt: skip
+    groups = sparsifier.param_groups(lr=args.learning_rate, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, total_steps)
+    macs = layer_macs(stock_model.eval(), **batches.collate(batches.batches[len(batches.batches) // 2]).inputs(
+        torch.device("cpu")))  # fmt: skip
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    sparsifier.attach(prepared_optimizer)
+    sparsifier.register(accelerator)
+    stock_model.to(accelerator.device)
+    output_dir = Path(args.output_dir)
+    settings = Settings(
+        output_dir=output_dir,
+        total_steps=total_steps,
+        max_grad_norm=args.max_grad_norm,
+        logging_steps=args.logging_steps,
+        checkpointing_steps=args.checkpointing_steps,
+        checkpoints_total_limit=args.checkpoints_total_limit,
+        configuration=_configuration(args, method, accelerator.num_processes),
+    )
+    loop = Loop(
+        accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
+        sparsifier=sparsifier, meter=TrainingMeter(sparsifier, macs), batches=batches,
+        loss=lambda model, batch: _loss(model, batch, args.label_smoothing),
+        evaluate=lambda: _evaluate(run, pairs["validation"][: args.max_eval_samples], args.eval_num_beams)[0],
+        settings=settings,
+    )  # fmt: skip
+    run = Run(args, loop, tokenizer, stock_model, pairs, macs)
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        checkpoints.clear_unfinished(output_dir)
+    accelerator.wait_for_everyone()
+    # Dropout differs between ranks; initialisation does not.
+    set_seed(args.seed + accelerator.process_index)
+    if args.resume_from_checkpoint is not None:
+        folder = checkpoints.find(args.resume_from_checkpoint, output_dir)
+        if folder is None:
+            logger.info("no checkpoint in %s yet: starting afresh", output_dir)
+        else:
+            loop.resume(folder)
+            logger.info("resumed from %s at step %d", folder, loop.step)
+    if args.with_tracking:
+        scalars = {
+            key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()
+        }
+        accelerator.init_trackers("tritonsparse", config=scalars)
+    logger.info(
+        "***** training *****\n  pairs: %s\n  epochs: %.2f of %d steps\n  steps: %d\n  tokens a batch: at most %d, "
+        "%d process(es) x %d accumulation\n  device: %s, %s\n  %s",
+        {split: len(part) for split, part in pairs.items()}, total_steps / batches.steps_per_epoch,
+        batches.steps_per_epoch, total_steps, args.max_tokens_per_batch, accelerator.num_processes,
+        args.gradient_accumulation_steps, accelerator.device, accelerator.mixed_precision, sparsifier.summary(),
+    )  # fmt: skip
+    return run
+
+
+def _accelerator(args: argparse.Namespace) -> Accelerator:
+    if not args.with_tracking:
+        return Accelerator(mixed_precision=args.mixed_precision)
+    tracker = args.report_to or "tensorboard"
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=tracker,
+        project_dir=str(Path(args.output_dir) / "logs"),
+    )
+    # accelerate drops a tracker that is not installed without a word.
+    if not accelerator.log_with:
+        raise ValueError(
+            f"translation: expected an installed tracker, got {tracker!r}, which is not; pip install {tracker}, or leave "
+            f"--with_tracking out"
+        )
+    return accelerator
+
+
+def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
+    if args.model_name_or_path is not None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+            return tokenizer, AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path)
+        except OSError as error:
+            raise ValueError(
+                f"translation: expected a seq2seq checkpoint (a local folder or a reachable hub id), got "
+                f"{args.model_name_or_path!r} ({str(error).splitlines()[0]}); pass another --model_name_or_path"
+            ) from error
+    tokenizer = train_tokenizer(train, args.vocab_size)
+    return tokenizer, build_model(args.preset, tokenizer, dropout=args.dropout)
+
+
+def _method(args: argparse.Namespace) -> ts.methods.Method:
+    fields: dict[str, Any] = dict(args.method_args or {})
+    if args.method not in METHODS:
+        raise ValueError(
+            f"translation: expected --method among {', '.join(METHODS)}, got {args.method!r}; choose one"
+        )
+    if args.sparsity is not None:
+        fields["sparsity"] = args.sparsity
+    if args.auto_tune is not None:
+        fields["auto_tune"] = {"reference_losses": results.read_epoch_losses(args.auto_tune)}
+    try:
+        return METHODS[args.method](**fields)
+    except TypeError as error:
+        raise ValueError(
+            f"translation: expected fields of method {args.method!r} in --method_args and --sparsity, got {fields} "
+            f"({error}); correct them"
+        ) from error
+
+
+def _configuration(args: argparse.Namespace, method: ts.methods.Method, processes: int) -> dict[str, Any]:
+    given = {
+        key: value for key, value in vars(args).items() if key not in (*_FREE, "method_args", "auto_tune")
+    }
+    return json.loads(json.dumps({**given, "method_fields": method.to_dict(), "processes": processes}))  # type: ignore[no-any-return]
+
+
+def _encode(
+    tokenizer: Any, pairs: Pairs, max_source: int, max_target: int
+) -> list[tuple[list[int], list[int]]]:
+    sources = tokenizer([source for source, _ in pairs])["input_ids"]
+    targets = tokenizer(text_target=[target for _, target in pairs])["input_ids"]
+    kept = [
+        (source, target)
+        for source, target in zip(sources, targets, strict=True)
+        if len(source) <= max_source and len(target) <= max_target
+    ]
+    if len(kept) < len(pairs):
+        logger.info(
+            "dropped %d training pairs longer than %d/%d tokens",
+            len(pairs) - len(kept),
+            max_source,
+            max_target,
+        )
+    if not kept:
+        raise ValueError(
+            f"translation: expected training pairs of at most {max_source}/{max_target} tokens, got none; raise "
+            f"--max_source_length and --max_target_length"
+        )
+    return kept
+
+
+def _loss(model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
+    device = next(model.parameters()).device
+    logits = model(**batch.inputs(device), use_cache=False).logits
+    return F.cross_entropy(
+        logits.float().flatten(0, 1),
+        batch.labels.to(device).flatten(),
+        ignore_index=-100,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
+def _evaluate(run: Run, pairs: Pairs, num_beams: int) -> tuple[dict[str, Any], list[str], BleuResult]:
+    """Translate with the finalized weights, each rank its slice; the score is computed once over all."""
+    accelerator = run.loop.accelerator
+    run.stock_model.load_state_dict(run.loop.sparsifier.finalized_state_dict())
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = translate(
+        run.stock_model, run.tokenizer, [source for source, _ in pairs][rank::world], num_beams=num_beams,
+        length_penalty=run.args.length_penalty, progress=accelerator.is_local_main_process,
+    )  # fmt: skip
+    gathered = gather_object([(rank + world * number, text) for number, text in enumerate(mine)])
+    hypotheses = [text for _, text in sorted(gathered)]
+    bleu = corpus_bleu(hypotheses, [target for _, target in pairs])
+    numbers = {"bleu": bleu.score, "sparsity": run.loop.sparsifier.sparsity(), "num_beams": num_beams}
+    logger.info("step %d: BLEU %.2f, sparsity %.2f%%", run.loop.step, bleu.score, 100 * numbers["sparsity"])
+    return numbers, hypotheses, bleu
+
+
+def finish(run: Run) -> None:
+    """Average if asked, translate the test set, save the finalized model, results and plots."""
+    args, loop = run.args, run.loop
+    sparsifier, accelerator = loop.sparsifier, loop.accelerator
+    if args.average_checkpoints:
+        folders = checkpoints.checkpoint_folders(loop.settings.output_dir)[-args.average_checkpoints :]
+        sparsifier.model.load_state_dict(checkpoints.average_weights(folders), strict=False)
+        logger.info("averaged %s", ", ".join(folder.name for folder in folders))
+    split = "test" if "test" in run.pairs else "validation"
+    test = run.pairs[split][: args.max_test_samples]
+    _, hypotheses, bleu = _evaluate(run, test, args.num_beams)
+    report = sparsifier.report(run.macs)
+    if accelerator.is_main_process:
+        output_dir = loop.settings.output_dir
+        sparsifier.save_pretrained(output_dir)
+        run.tokenizer.save_pretrained(output_dir)
+        document = {
+            "method": sparsifier.method.name,
+            "method_fields": sparsifier.method.to_dict(),
+            "bleu": bleu.score,
+            "bleu_line": bleu.line,
+            "bleu_signature": bleu.signature,
+            "split": split,
+            "num_beams": args.num_beams,
+            "length_penalty": args.length_penalty,
+            "sparsity": report.sparsity,
+            "train_flops_fraction": loop.meter.update(),
+            "test_flops_fraction": forward_fraction(sparsifier, run.macs),
+            "steps": loop.step,
+            "training_seconds": loop.seconds,
+            "epoch_losses": sparsifier.epoch_losses,
+            "evaluations": loop.evaluations,
+            "layers": as_rows(report),
+            "history": loop.history,
+            "arguments": {key: value for key, value in vars(args).items() if key != "output_dir"},
+            "environment": results.environment(accelerator),
+        }
+        results.write(document, output_dir)
+        results.plot(document, output_dir)
+        results.show(document, report, test, hypotheses, run.macs, output_dir)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
