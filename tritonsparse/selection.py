@@ -91,7 +91,7 @@ def select(
     candidates = {name: module for name, module in model.named_modules() if type(module) in SPARSE_CLASSES}
     # A pattern that matches only a container ("model.encoder") names none of its children. What stays dense anyway,
     # an embedding or a norm, may be excluded.
-    holders = {name for name, module in model.named_modules() if any(module.parameters(recurse=False))}
+    holders = {name for name, module in model.named_modules() if module._parameters}
     for label, patterns, known in (("include", include, candidates), ("exclude", exclude, holders)):
         for pattern in patterns or []:
             if not any(fnmatchcase(name, pattern) for name in known):
