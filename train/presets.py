@@ -2,7 +2,7 @@
 
     preset              layers  d_model  heads  ffn   dropout
     transformer-tiny    2 + 2   128      4      512   0.1     CPU minutes; the demo
-    transformer-small   3 + 3   256      4      1024  0.1     Multi30k on a CPU
+    transformer-small   3 + 3   256      4      512   0.1     Multi30k on a CPU
     transformer-base    6 + 6   512      8      2048  0.1     Vaswani et al., table 3, "base"
     transformer-big     6 + 6   1024     16     4096  0.3     Vaswani et al., table 3, "big"
 
@@ -24,7 +24,7 @@ __all__ = ["PRESETS", "build_model"]
 # name -> (layers each side, d_model, heads, ffn, dropout)
 PRESETS: dict[str, tuple[int, int, int, int, float]] = {
     "transformer-tiny": (2, 128, 4, 512, 0.1),
-    "transformer-small": (3, 256, 4, 1024, 0.1),
+    "transformer-small": (3, 256, 4, 512, 0.1),
     "transformer-base": (6, 512, 8, 2048, 0.1),
     "transformer-big": (6, 1024, 16, 4096, 0.3),
 }
