@@ -25,9 +25,7 @@ def runs_figure(runs: Mapping[str, History]) -> Figure:
         if any(draw.has(history, panel[0]) for history in runs.values())
     ]
     if not panels:
-        raise ValueError(
-            "plot_runs: expected loss or sparsity in a history, got neither; log at least the loss"
-        )
+        raise ValueError("plot_runs: expected loss or sparsity in a history, got neither; log at least the loss")
     smooth = False
     figure = draw.new_figure(6.6 * len(panels) + 1.4, 4.4)
     for i, (key, title, label) in enumerate(panels):

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if (
-    TYPE_CHECKING
-):  # matplotlib takes a second to import, which a program that only offers plots should not pay
+if TYPE_CHECKING:  # matplotlib takes a second to import, which a program that only offers plots should not pay
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -65,9 +63,7 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
 def shared_legend(figure: Figure) -> None:
     """One legend right of all panels, each label once."""
     handles = {
-        label: handle
-        for axes in figure.axes
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9)
 
@@ -104,14 +100,12 @@ def check_history(function: str, history: History) -> None:
         raise ValueError(f"{function}: expected at least one history entry, got none; log at least one step")
     for i, entry in enumerate(history):
         if not isinstance(entry, Mapping) or not is_number(entry.get("step")):
-            raise ValueError(
-                f"{function}: expected a step in entry {i}, got {entry!r}; log step with each entry"
-            )
+            raise ValueError(f"{function}: expected a step in entry {i}, got {entry!r}; log step with each entry")
 
 
-def has(history: History, key: str | None) -> bool:
+def has(history: History, key: str) -> bool:
     """Whether any entry has something to draw under `key`."""
-    values = (entry.get(key) for entry in history if key is not None)
+    values = (entry.get(key) for entry in history)
     return any(bool(value) if isinstance(value, Mapping) else is_number(value) for value in values)
 
 
@@ -127,9 +121,7 @@ def layer_series(history: History, key: str) -> tuple[np.ndarray, dict[str, np.n
     entries = [entry for entry in history if entry.get(key)]
     names = dict.fromkeys(name for entry in entries for name in entry[key])
     steps = np.array([entry["step"] for entry in entries], dtype=float)
-    return steps, {
-        name: np.array([entry[key].get(name, math.nan) for entry in entries], dtype=float) for name in names
-    }
+    return steps, {name: np.array([entry[key].get(name, math.nan) for entry in entries], dtype=float) for name in names}
 
 
 def smoothed(
@@ -165,9 +157,7 @@ def layers(axes: Axes, steps: np.ndarray, layers: Mapping[str, np.ndarray], *, w
     named = len(layers) <= _NAMED_LAYERS
     for i, (name, values) in enumerate(layers.items()):
         label = f"...{name[-37:]}" if len(name) > 40 else name
-        axes.plot(
-            steps, values, color=colours(depth(i)), linewidth=0.9, alpha=0.85, label=label if named else None
-        )
+        axes.plot(steps, values, color=colours(depth(i)), linewidth=0.9, alpha=0.85, label=label if named else None)
     if with_mean:
         mean = np.nanmean(list(layers.values()), axis=0)
         axes.plot(steps, mean, color="black", linewidth=2.0, label="mean of layers")

@@ -90,9 +90,7 @@ def compound_split(text: str) -> str:
     return re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", text)
 
 
-def compound_split_bleu(
-    hypotheses: Sequence[str], references: Sequence[str], *, language: str = "de"
-) -> BleuResult:
+def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str], *, language: str = "de") -> BleuResult:
     """Moses-tokenised, compound-split, unsmoothed BLEU: for comparison with older papers only.
 
     Vaswani et al. 2017 (arXiv:1706.03762) is such a paper. Splitting compounds raises the score, so this

@@ -30,17 +30,17 @@ from tritonsparse.eval._drawing import History, is_number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One panel for each: key of a history entry, key of its values per layer, title, label of the y axis.
+# One panel for each: key of a history entry, key of its values per layer ("" = none), title, label of the y axis.
 _PANELS = (
-    ("loss", None, "Training loss", "loss [nats]"),
+    ("loss", "", "Training loss", "loss [nats]"),
     ("sparsity", "layer_sparsity", "Sparsity", draw.SPARSITY),
-    ("alpha", None, "Gradient annealing", "alpha (scale of pruned gradients)"),
-    (None, "thresholds", "Learned thresholds", "threshold (weight magnitude)"),
-    ("learning_rate", None, "Learning rate", "learning rate"),
-    ("train_flops_fraction", None, "Training cost so far", "training FLOPs (fraction of dense)"),
+    ("alpha", "", "Gradient annealing", "alpha (scale of pruned gradients)"),
+    ("", "thresholds", "Learned thresholds", "threshold (weight magnitude)"),
+    ("learning_rate", "", "Learning rate", "learning rate"),
+    ("train_flops_fraction", "", "Training cost so far", "training FLOPs (fraction of dense)"),
 )
 _FRACTIONS = ("sparsity", "train_flops_fraction")
-_DRAWN = tuple(key for panel in _PANELS for key in panel[:2] if key is not None)
+_DRAWN = tuple(key for panel in _PANELS for key in panel[:2] if key)
 
 
 def plot_training(history: History, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
@@ -112,9 +112,7 @@ def plot_layer_sparsity(
 def layer_sparsity_figure(layers: Sequence[Mapping[str, Any]], *, title: str = "Sparsity by layer") -> Figure:
     """The figure of `plot_layer_sparsity`."""
     if not layers:
-        raise ValueError(
-            "plot_layer_sparsity: expected at least one layer, got none; pass the report's layers"
-        )
+        raise ValueError("plot_layer_sparsity: expected at least one layer, got none; pass the report's layers")
     for layer in layers:
         if not is_number(layer.get("sparsity")) or not 0.0 <= layer["sparsity"] <= 1.0:
             raise ValueError(
@@ -139,7 +137,7 @@ def layer_sparsity_figure(layers: Sequence[Mapping[str, Any]], *, title: str = "
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.set_xlim(0.0, 1.0)
     for row, value, count in zip(rows, sparsity, numel, strict=True):
-        axes.text(1.01, row, f"{value:.3f} of {draw.count(count)}", va="center", fontsize=8, color="#404040")
+        axes.text(1.01, float(row), f"{value:.3f} of {draw.count(count)}", va="center", fontsize=8, color="#404040")
     draw.label_axes(axes, title, draw.SPARSITY, "layer, in the model's order")
     axes.grid(False, axis="y")
     figure.legend(loc="outside lower right", frameon=False)
@@ -231,9 +229,7 @@ def _read_run(path: str) -> dict[str, Any]:
             "give the --output_dir of a training program"
         ) from error
     if not isinstance(results, dict):
-        raise ValueError(
-            f"plots: expected a JSON object in {file}, got {type(results).__name__}; check the file"
-        )
+        raise ValueError(f"plots: expected a JSON object in {file}, got {type(results).__name__}; check the file")
     for key in ("history", "layers"):
         entries = results.get(key) or []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

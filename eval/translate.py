@@ -108,9 +108,7 @@ def translate(
                 logits_processor=LogitsProcessorList([_SentenceLimits(limits, num_beams, pad, eos)]),
             )
             # Clean-up would undo spaces that the tokenizer put there on purpose.
-            texts = tokenizer.batch_decode(
-                generated, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            texts = tokenizer.batch_decode(generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             for i, text in zip(batch, texts, strict=True):
                 translations[i] = text.strip()
             bar.update(len(batch))

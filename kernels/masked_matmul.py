@@ -207,7 +207,5 @@ def masked_linear(
             f"masked_linear: expected x in {out_dtype} (the weight's dtype outside autocast), got {x.dtype}; "
             f"cast x or run under torch.autocast"
         )
-    y, _ = _forward_op(
-        x, weight, bias, threshold, mask, grad_mask, alpha, kind, transposed, backend, out_dtype
-    )
+    y, _ = _forward_op(x, weight, bias, threshold, mask, grad_mask, alpha, kind, transposed, backend, out_dtype)
     return y

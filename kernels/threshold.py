@@ -105,7 +105,7 @@ def threshold_backward_reference(
     w, g = weight.to(_compute_dtype(weight)), grad.to(_compute_dtype(weight))
     kept = _kept(w, threshold, mask)
     if alpha is None:
-        multiplier, due = 1.0, kept
+        multiplier, due = w.new_ones(()), kept
     else:
         on_kept = kept.to(w.dtype)
         multiplier = on_kept + (1.0 - on_kept) * alpha.to(w.dtype)

@@ -57,18 +57,14 @@ class SparsityCallback(TrainerCallback):
             self.sparsifier.observe(loss=logs["loss"])
         layers = self.sparsifier.layers.values()
         logs["sparsity"] = self.sparsifier.sparsity()
-        thresholds = [
-            torch.sigmoid(layer.threshold.detach()) for layer in layers if layer.threshold is not None
-        ]
+        thresholds = [torch.sigmoid(layer.threshold.detach()) for layer in layers if layer.threshold is not None]
         if thresholds:
             logs["threshold"] = float(torch.cat(thresholds).mean())
         alphas = [float(layer.alpha) for layer in layers if layer.alpha is not None]
         if alphas:
             logs["alpha"] = sum(alphas) / len(alphas)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)

@@ -34,10 +34,13 @@ SIDECAR = "tritonsparse.safetensors"
 def finalized_state_dict(model: nn.Module, layers: Mapping[str, SparseLayer]) -> dict[str, Tensor]:
     """State dict of the stock model: effective weights, no thresholds; other tensors are the model's own."""
     result = dict(model.state_dict())
-    for name, layer in layers.items():
-        prefix = f"{name}." if name else ""
-        result[f"{prefix}weight"] = layer.effective_weight()
-        result.pop(f"{prefix}threshold", None)
+    effective = {id(layer): layer.effective_weight() for layer in layers.values()}
+    # A module that is registered twice has its keys under both names.
+    for name, module in model.named_modules(remove_duplicate=False):
+        if id(module) in effective:
+            prefix = f"{name}." if name else ""
+            result[f"{prefix}weight"] = effective[id(module)]
+            result.pop(f"{prefix}threshold", None)
     return result
 
 
@@ -105,9 +108,7 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
         saved: dict[str, Any] = json.loads(file.metadata()["tritonsparse"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     model = auto_class.from_pretrained(directory, **kwargs)
-    config = {
-        key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()
-    }
+    config = {key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()}
     sparsifier = sparsify(
         model,
         METHODS[saved["method"]](**config),

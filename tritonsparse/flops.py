@@ -61,8 +61,7 @@ def forward_fraction(sparsifier: Sparsifier, macs: Mapping[str, int] | None = No
     """
     macs = macs or {name: layer.weight.numel() for name, layer in sparsifier.layers.items()}
     sparse = sum(
-        count * _density(sparsifier, name) if name in sparsifier.layers else count
-        for name, count in macs.items()
+        count * _density(sparsifier, name) if name in sparsifier.layers else count for name, count in macs.items()
     )
     return sparse / sum(macs.values())
 

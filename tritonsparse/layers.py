@@ -94,7 +94,8 @@ class SparseLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "dense":
             return cast(Tensor, super().forward(x))
-        bias, out_dtype = self.bias, self.weight.dtype
+        bias: Tensor | None = self.bias
+        out_dtype = self.weight.dtype
         device = x.device.type
         # float64 stays out of autocast, as it does for torch's own ops.
         if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
@@ -155,14 +156,14 @@ def _reclass(module: nn.Module, cls: type[nn.Module]) -> None:
         add_hook_to_module(module, hook)
 
 
-class SparseLinear(SparseLayer, nn.Linear):
+class SparseLinear(SparseLayer, nn.Linear):  # type: ignore[misc]  # Linear types its bias as never None
     """`nn.Linear` seen through a view; `weight` [out_features, in_features]."""
 
     stock_class = nn.Linear
     transposed = False
 
 
-class SparseConv1D(SparseLayer, Conv1D):
+class SparseConv1D(SparseLayer, Conv1D):  # type: ignore[misc]  # likewise
     """transformers' `Conv1D` (GPT-2) seen through a view; `weight` [in_features, out_features]."""
 
     stock_class = Conv1D

@@ -25,8 +25,7 @@ def check_sparsity(function: str, sparsity: float) -> float:
     """
     if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0.0 <= sparsity < 1.0:
         raise ValueError(
-            f"{function}: expected a sparsity in [0, 1), the fraction of zeros, got {sparsity!r}; "
-            f"write 0.8 for 80 %"
+            f"{function}: expected a sparsity in [0, 1), the fraction of zeros, got {sparsity!r}; write 0.8 for 80 %"
         )
     return float(sparsity)
 

@@ -18,9 +18,7 @@ def param_groups(
     model: nn.Module, layers: Mapping[str, SparseLayer], method: Method, defaults: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Groups "decay" (two dimensions and more), "no_decay" (biases, norms), "thresholds"; empty ones are left out."""
-    thresholds = {
-        id(layer.threshold): layer.threshold for layer in layers.values() if layer.threshold is not None
-    }
+    thresholds = {id(layer.threshold): layer.threshold for layer in layers.values() if layer.threshold is not None}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     others = [parameter for parameter in trainable if id(parameter) not in thresholds]
     groups: list[dict[str, Any]] = [
@@ -44,9 +42,7 @@ def param_groups(
     return [group for group in groups if group["params"]]
 
 
-def check_thresholds(
-    function: str, model: nn.Module, layers: Mapping[str, SparseLayer], optimizer: Optimizer
-) -> None:
+def check_thresholds(function: str, model: nn.Module, layers: Mapping[str, SparseLayer], optimizer: Optimizer) -> None:
     """Refuse an optimizer that misses a threshold or holds one in a group with other parameters.
 
     Raises:

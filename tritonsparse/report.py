@@ -56,20 +56,19 @@ class Report:
 
     def to_json(self) -> str:
         """The same as one JSON document."""
-        return json.dumps(
-            {**dataclasses.asdict(self), "sparsity": self.sparsity, "macs_fraction": self.macs_fraction}
-        )
+        return json.dumps({**dataclasses.asdict(self), "sparsity": self.sparsity, "macs_fraction": self.macs_fraction})
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(row.name) for row in self.layers))
-        head = f"{'layer':<{width}}  {'shape':>13}  {'sparsity':>8}  {'threshold':>9}  {'MACs':>8}  {'of dense':>8}  back end"
+        columns = f"{'shape':>13}  {'sparsity':>8}  {'threshold':>9}  {'MACs':>8}  {'of dense':>8}  back end"
+        head = f"{'layer':<{width}}  {columns}"
         lines = [f"{self.method} at step {self.step}", head, "-" * len(head)]
         for row in self.layers:
             shape = "x".join(str(size) for size in row.shape)
             threshold = "-" if row.threshold is None else f"{row.threshold:.3g}"
             lines.append(
                 f"{row.name:<{width}}  {shape:>13}  {row.sparsity:>8.2%}  {threshold:>9}  {_count(row.macs):>8}  "
-                f"{row.macs_kept / row.macs:>8.1%}  {row.backend}"
+                f"{row.kept / row.numel:>8.1%}  {row.backend}"
             )
         total = sum(row.macs for row in self.layers)
         weights = sum(row.numel for row in self.layers)
@@ -85,9 +84,7 @@ class Report:
             groups.setdefault(skip.reason, []).append(skip)
         for reason, skips in groups.items():
             names = ", ".join(skip.name for skip in skips[:3]) + (", ..." if len(skips) > 3 else "")
-            lines.append(
-                f"stays dense, {reason}: {_count(sum(skip.numel for skip in skips))} weights ({names})"
-            )
+            lines.append(f"stays dense, {reason}: {_count(sum(skip.numel for skip in skips))} weights ({names})")
         return "\n".join(lines)
 
 

@@ -47,9 +47,7 @@ def refuse_unfit(model: nn.Module) -> None:
             f"accelerator.prepare, or pass accelerator.unwrap_model(model)"
         )
     if hasattr(model, "_orig_mod"):
-        raise ValueError(
-            f"sparsify: expected an uncompiled model, got {kind}; call sparsify before torch.compile"
-        )
+        raise ValueError(f"sparsify: expected an uncompiled model, got {kind}; call sparsify before torch.compile")
     for name, module in model.named_modules():
         if isinstance(module, SparseLayer):
             raise ValueError(
@@ -146,9 +144,7 @@ def select(
 def _nothing_matched(what: str, candidates: dict[str, Any], skipped: list[Skip] | None = None) -> str:
     names = ", ".join(list(candidates)[:3]) or "none at all"
     reasons = Counter(skip.reason for skip in skipped or [])
-    why = (
-        "; skipped: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) if reasons else ""
-    )
+    why = "; skipped: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) if reasons else ""
     return (
         f"sparsify: expected {what} to match a module, got no match; linear layers of this model: {names}{why}; "
         f"correct the patterns"

@@ -121,6 +121,7 @@ class Sparsifier:
         Raises:
             ValueError: the method scales the thresholds' learning rate and no `lr` is given.
         """
+        self._require_live("param_groups")
         return param_groups(self.model, self.layers, self.method, defaults)
 
     def observe(self, *, loss: Tensor | float) -> None:
@@ -129,7 +130,9 @@ class Sparsifier:
         Call it before the optimizer step that the loss leads to. The mean over ranks is taken when the epoch
         ends, which needs `steps_per_epoch`.
         """
-        value = loss.detach().float() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        # On the model's device, where the process group of a GPU run can reduce it.
+        device = next(iter(self.layers.values())).weight.device
+        value = torch.as_tensor(loss, dtype=torch.float32).detach().to(device)
         self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
         self._loss_count += 1
 
@@ -234,6 +237,8 @@ class Sparsifier:
             return None
         sums = torch.stack([self._loss_sum, torch.full_like(self._loss_sum, self._loss_count)])
         if dist.is_available() and dist.is_initialized():
+            # NCCL reduces what lies on the GPU; a loss observed as a float does not.
+            sums = sums.to(next(iter(self.layers.values())).weight.device)
             dist.all_reduce(sums)
         self._loss_sum, self._loss_count = None, 0
         return float(sums[0] / sums[1])

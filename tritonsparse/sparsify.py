@@ -114,13 +114,10 @@ def _resolve_method(method: str | Method, **overrides: Any) -> Method:
         return copy.deepcopy(method)
     if not isinstance(method, str):
         raise TypeError(
-            f"sparsify: expected a method name or object, got {type(method).__name__}; try one of "
-            f"{', '.join(METHODS)}"
+            f"sparsify: expected a method name or object, got {type(method).__name__}; try one of {', '.join(METHODS)}"
         )
     if method not in METHODS:
-        raise ValueError(
-            f"sparsify: expected a method among {', '.join(METHODS)}, got {method!r}; choose one of them"
-        )
+        raise ValueError(f"sparsify: expected a method among {', '.join(METHODS)}, got {method!r}; choose one of them")
     cls = METHODS[method]
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for name, value in given.items():
@@ -132,9 +129,7 @@ def _resolve_method(method: str | Method, **overrides: Any) -> Method:
     missing = [
         name
         for name, field in fields.items()
-        if name not in given
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in given and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ValueError(
@@ -146,9 +141,7 @@ def _resolve_method(method: str | Method, **overrides: Any) -> Method:
 
 def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
-        raise ValueError(
-            f"sparsify: expected a backend among {', '.join(BACKENDS)}, got {backend!r}; choose one"
-        )
+        raise ValueError(f"sparsify: expected a backend among {', '.join(BACKENDS)}, got {backend!r}; choose one")
     if backend == "triton" and not (_triton.AVAILABLE and (_triton.INTERPRETED or torch.cuda.is_available())):
         raise RuntimeError(
             "sparsify: expected a GPU and an installed Triton for backend='triton', got none of the two or one of "
@@ -159,6 +152,4 @@ def _check_backend(backend: str) -> None:
 def _check_names(*groups: list[str] | None) -> None:
     for group in groups:
         if isinstance(group, str):
-            raise TypeError(
-                f"sparsify: expected a list of name patterns, got the string {group!r}; write [{group!r}]"
-            )
+            raise TypeError(f"sparsify: expected a list of name patterns, got the string {group!r}; write [{group!r}]")

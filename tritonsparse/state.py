@@ -23,6 +23,10 @@ __all__ = ["load_state", "pack", "register", "save_state", "unpack"]
 
 FORMAT_VERSION = 1
 _JSON, _TENSORS = "tritonsparse_state.json", "tritonsparse_state.safetensors"
+_KEYS = {
+    "method", "config", "pattern", "step", "steps_per_epoch", "total_steps", "epoch_losses", "loss_sum", "loss_count",
+    "method_state", "kinds", "tensors",
+}  # fmt: skip
 _VIEW_TENSORS = ("mask", "grad_mask", "alpha")
 
 
@@ -80,6 +84,8 @@ def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
 
     if saved.get("format_version") != FORMAT_VERSION:
         refuse("format_version", FORMAT_VERSION, saved.get("format_version"))
+    if absent := sorted(_KEYS - saved.keys()):
+        refuse("the key", absent[0], sorted(saved))
     if saved["method"] != sparsifier.method.name:
         refuse("a state of method", sparsifier.method.name, saved["method"])
     config = sparsifier.method.to_dict()
@@ -96,13 +102,20 @@ def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
     names, others = set(sparsifier.layers), set(saved["kinds"])
     if names != others:
         odd = sorted(names ^ others)
-        refuse(
-            f"the same {len(names)} layers", sorted(names)[0], f"{len(others)} layers, differing in {odd[:3]}"
-        )
+        refuse(f"the same {len(names)} layers", sorted(names)[0], f"{len(others)} layers, differing in {odd[:3]}")
+    for name, layer in sparsifier.layers.items():
+        kind = saved["kinds"][name]
+        possible = ["dense"]
+        possible += ["soft"] if layer.threshold is not None else []
+        possible += ["mask"] if f"{name}.mask" in saved["tensors"] else []
+        if kind not in possible:
+            refuse(f"the view of {name!r} among", possible, kind)
     for key, tensor in saved["tensors"].items():
-        name, _, kind = key.rpartition(".")
-        shape = sparsifier.layers[name].weight.shape
-        if kind != "alpha" and tensor.shape != shape:
+        name, _, part = key.rpartition(".")
+        if name not in names or part not in _VIEW_TENSORS:
+            refuse("tensors of", [f"<layer>.{each}" for each in _VIEW_TENSORS], key)
+        shape = torch.Size() if part == "alpha" else sparsifier.layers[name].weight.shape
+        if tensor.shape != shape:
             refuse(f"{key} of shape", list(shape), list(tensor.shape))
 
 

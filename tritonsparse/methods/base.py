@@ -76,9 +76,7 @@ class Method:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-ready: infinities as strings, nested configurations as dicts."""
-        return {
-            field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init
-        }
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init}
 
 
 def _plain(value: Any) -> Any:

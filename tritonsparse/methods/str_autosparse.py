@@ -157,9 +157,7 @@ class AutoSparse(STR):
                 f"choose one of them"
             )
         if not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(
-                f"autosparse: expected alpha in [0, 1], got {self.alpha}; 0 is STR, 1 straight-through"
-            )
+            raise ValueError(f"autosparse: expected alpha in [0, 1], got {self.alpha}; 0 is STR, 1 straight-through")
         if self.backward_density is not None and not 0.0 < self.backward_density <= 1.0:
             raise ValueError(
                 f"autosparse: expected backward_density in (0, 1], got {self.backward_density}; None means all"
