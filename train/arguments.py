@@ -18,7 +18,8 @@ from tritonsparse.methods import METHODS
 
 __all__ = ["add_common", "parse", "read_recipe", "recipe_names"]
 
-_LOCAL = ("output_dir", "resume_from_checkpoint", "recipe")
+_LOCAL = ("output_dir", "resume_from_checkpoint", "recipe", "help")
+_LENGTHS = ("num_train_epochs", "max_train_steps")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     sparse.add_argument("--backend", default="auto", help="auto, triton or torch")
     sparse.add_argument("--include", nargs="+", default=None, help="fnmatch patterns of module names")
     sparse.add_argument("--exclude", nargs="+", default=None, help="fnmatch patterns of module names")
-    sparse.add_argument("--method_args", type=json.loads, default=None, help="fields of the method, as JSON")
+    sparse.add_argument(
+        "--method_args", type=_json_object, default=None, help="fields of the method, as a JSON object"
+    )
     sparse.add_argument(
         "--auto_tune", default=None, help="all_results.json of a dense run: AutoSparse tunes alpha by it"
     )
@@ -55,12 +58,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     state.add_argument("--checkpointing_steps", default=None, help="a number of steps, or 'epoch'")
     state.add_argument("--checkpoints_total_limit", type=int, default=None)
     state.add_argument("--resume_from_checkpoint", default=None, help="a folder, or 'latest'")
-    state.add_argument(
-        "--average_checkpoints", type=int, default=0, help="average the last N checkpoints at the end"
-    )
+    state.add_argument("--average_checkpoints", type=int, default=0, help="average the last N checkpoints at the end")
     state.add_argument("--logging_steps", type=int, default=50)
     state.add_argument("--with_tracking", action=argparse.BooleanOptionalAction, default=False)
-    state.add_argument("--report_to", default=None, help="a tracker of accelerate, such as tensorboard")
+    state.add_argument(
+        "--report_to", default=None, help="a tracker of accelerate, such as tensorboard; switches tracking on"
+    )
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
@@ -68,7 +71,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
     Raises:
         SystemExit: an unknown option, or a value of the wrong type (argparse's way, exit status 2).
-        ValueError: an unknown recipe or recipe key, or no --output_dir.
+        ValueError: an unknown recipe or recipe key, a recipe's value of the wrong type, no --output_dir, or
+            values that contradict each other.
     """
     argv = [_underscored(word) for word in argv]
     first, _ = parser.parse_known_args(argv)
@@ -80,23 +84,27 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
                 raise ValueError(
                     f"recipe: expected arguments of this program as keys, got {key!r} in {first.recipe}; see --help"
                 )
+            _check_type(key, recipe[key], known[key], first.recipe)
+        if first.num_train_epochs is not None or first.max_train_steps is not None:
+            # The two say the same thing: one given on the command line replaces either of the recipe.
+            recipe = {key: value for key, value in recipe.items() if key not in _LENGTHS}
         parser.set_defaults(**recipe)
     args = parser.parse_args(argv)
+    if args.report_to == "none":
+        args.report_to = None
+    elif args.report_to is not None:
+        args.with_tracking = True
     if args.output_dir is None:
-        raise ValueError(
-            "arguments: expected --output_dir, got none; name a folder for checkpoints and results"
-        )
+        raise ValueError("arguments: expected --output_dir, got none; name a folder for checkpoints and results")
     for name in ("gradient_accumulation_steps", "logging_steps"):
         if getattr(args, name) < 1:
-            raise ValueError(
-                f"arguments: expected --{name} of at least 1, got {getattr(args, name)}; correct it"
-            )
+            raise ValueError(f"arguments: expected --{name} of at least 1, got {getattr(args, name)}; correct it")
     if (args.num_train_epochs is None) == (args.max_train_steps is None):
         raise ValueError(
             "arguments: expected one of --num_train_epochs and --max_train_steps, got "
             f"{'both' if args.max_train_steps is not None else 'neither'}; give one"
         )
-    for name in ("num_train_epochs", "max_train_steps"):
+    for name in _LENGTHS:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"arguments: expected --{name} of at least 1, got {value}; correct it")
@@ -124,9 +132,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 def recipe_names() -> list[str]:
     """Recipes that come with the package."""
     folder = resources.files(__package__).joinpath("recipes")
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -138,9 +144,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise ValueError(
-                f"recipe: expected a TOML file, got {name}, which is not there; correct the path"
-            )
+            raise ValueError(f"recipe: expected a TOML file, got {name}, which is not there; correct the path")
         text = path.read_text(encoding="utf-8")
     elif name in recipe_names():
         text = resources.files(__package__).joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
@@ -156,4 +160,39 @@ def _underscored(word: str) -> str:
     if not word.startswith("--"):
         return word
     option, equals, value = word.partition("=")
-    return f"--{option[2:].replace('-', '_')}{equals}{value}"
+    name = option[2:].replace("-", "_")
+    # argparse spells the other half of a boolean flag --no-flag, with a dash.
+    return f"--{'no-' + name[3:] if name.startswith('no_') else name}{equals}{value}"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a JSON object, got {text!r} ({error}); quote it for the shell, as in "
+            f"'{{\"threshold_init\": -5}}'"
+        ) from error
+    if not isinstance(fields, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}; write {{\"field\": value}}")
+    return fields
+
+
+def _check_type(key: str, value: Any, action: argparse.Action, recipe: str) -> None:
+    """argparse converts the words of a command line, not the defaults that a recipe sets."""
+    expected: tuple[type, ...]
+    if isinstance(action, argparse.BooleanOptionalAction):
+        expected = (bool,)
+    elif action.type is _json_object:
+        expected = (dict,)
+    elif action.nargs == "+":
+        expected = (list,)
+    elif action.type is int or action.type is float:
+        expected = (int,) if action.type is int else (int, float)
+    else:
+        expected = (str, int) if key == "checkpointing_steps" else (str,)
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        raise ValueError(
+            f"recipe: expected {key} as {' or '.join(kind.__name__ for kind in expected)}, got {value!r} in "
+            f"{recipe}; correct the file"
+        )

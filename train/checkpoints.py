@@ -38,9 +38,7 @@ _UNFINISHED = ".unfinished-"
 RUN_FILE = "run.json"
 
 
-def save(
-    accelerator: Accelerator, output_dir: Path, name: str, run: Mapping[str, Any], keep: int | None
-) -> Path:
+def save(accelerator: Accelerator, output_dir: Path, name: str, run: Mapping[str, Any], keep: int | None) -> Path:
     """Write checkpoint `name`; drop the oldest ones beyond `keep`. Called by every process."""
     final, temporary = output_dir / name, output_dir / f"{_UNFINISHED}{name}"
     if accelerator.is_main_process:
@@ -50,20 +48,27 @@ def save(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (temporary / RUN_FILE).write_text(json.dumps(run), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         os.replace(temporary, final)
         if keep is not None:
             for old in checkpoint_folders(output_dir)[:-keep]:
-                shutil.rmtree(old)
+                _remove(old)
     accelerator.wait_for_everyone()
     return final
 
 
+def _remove(folder: Path) -> None:
+    """Delete a finished checkpoint, if it is there; a process killed meanwhile leaves none in part."""
+    if folder.exists():
+        doomed = folder.with_name(f"{_UNFINISHED}removed-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+
+
 def checkpoint_folders(output_dir: Path) -> list[Path]:
     """Finished checkpoints under `output_dir`, oldest first."""
-    folders = [
-        path for path in output_dir.glob("*_*") if _NAME.fullmatch(path.name) and (path / RUN_FILE).is_file()
-    ]
+    folders = [path for path in output_dir.glob("*_*") if _NAME.fullmatch(path.name) and (path / RUN_FILE).is_file()]
     return sorted(folders, key=lambda path: int(read_run(path)["step"]))
 
 
@@ -108,8 +113,8 @@ def refuse_other_model(folder: Path, model: nn.Module, configuration: Mapping[st
     for key, value in configuration.items():
         if saved.get(key) != value:
             raise ValueError(
-                f"resume: expected a checkpoint of a run with {key} = {value!r}, got {saved.get(key)!r} in {folder.name}; "
-                f"repeat the arguments of that run or start afresh in another --output_dir"
+                f"resume: expected a checkpoint of a run with {key} = {value!r}, got {saved.get(key)!r} in "
+                f"{folder.name}; repeat the arguments of that run or start afresh in another --output_dir"
             )
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     with safe_open(str(folder / "model.safetensors"), framework="pt") as file:

@@ -113,13 +113,10 @@ def _embedded(source: str, target: str, limits: Mapping[str, int | None], seed: 
             "give --train_file and --validation_file for another pair of languages"
         )
     sizes = {
-        split: size if limits[split] is None else min(size, limits[split] or 0)
-        for split, size in DEFAULT_SIZES.items()
+        split: size if limits[split] is None else min(size, limits[split] or 0) for split, size in DEFAULT_SIZES.items()
     }
     made = generate(seed, sizes)
-    return (
-        made if source == "en" else {split: [(de, en) for en, de in pairs] for split, pairs in made.items()}
-    )
+    return made if source == "en" else {split: [(de, en) for en, de in pairs] for split, pairs in made.items()}
 
 
 def _stripped(pairs: Iterable[Pair], name: str) -> Iterator[Pair]:
@@ -241,9 +238,7 @@ def _named_pair(path: str, source: str, target: str) -> tuple[str, str] | None:
     """The two files meant by "a.en,a.de", or by their common beginning."""
     left, comma, right = (part.strip() for part in path.partition(","))
     if comma:
-        swapped = left.removesuffix(".gz").endswith(f".{target}") and right.removesuffix(".gz").endswith(
-            f".{source}"
-        )
+        swapped = left.removesuffix(".gz").endswith(f".{target}") and right.removesuffix(".gz").endswith(f".{source}")
         return (right, left) if swapped else (left, right)
     for packed in ("", ".gz"):
         pair = f"{path}.{source}{packed}", f"{path}.{target}{packed}"
@@ -370,9 +365,7 @@ def _parquet(path: str, source: str, target: str) -> Iterator[Pair]:
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(_bytes(path)))
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(
-            f"load_parallel: expected parquet data in {path}, got {error}; write it again"
-        ) from error
+        raise ValueError(f"load_parallel: expected parquet data in {path}, got {error}; write it again") from error
     columns: Sequence[str] = [name for name in ("translation", source, target) if name in table.column_names]
     if not columns:
         _sides(dict.fromkeys(table.column_names), source, target, path)

@@ -401,9 +401,7 @@ def clock(hour: int, minute: int) -> Two:
     steps = {15: "a quarter", 30: "half"}
     late = minute > 30
     amount = 60 - minute if late else minute
-    english = f"{steps.get(amount) or cardinal(amount)} " + (
-        f"to {_ONES[coming]}" if late else f"past {_ONES[hour]}"
-    )
+    english = f"{steps.get(amount) or cardinal(amount)} " + (f"to {_ONES[coming]}" if late else f"past {_ONES[hour]}")
     if minute == 30:
         return english, f"halb {next_hour}"
     if minute in (25, 35):
@@ -529,9 +527,7 @@ _KNOWN = ("the", "the", "the", "this", *_OWN)
 _IN_PLACE = ("the", "the", "the", "the", "my", "our", "this")
 
 
-def _noun_phrase(
-    draw: Draw, kinds: Sequence[str], articles: Sequence[str], adjective: float = 0.35
-) -> NounPhrase:
+def _noun_phrase(draw: Draw, kinds: Sequence[str], articles: Sequence[str], adjective: float = 0.35) -> NounPhrase:
     """A phrase of one of the kinds of noun; the article "" means a number, and a plural noun."""
     kind = draw.pick(kinds)
     noun, article = draw.pick(de.NOUNS[kind]), draw.pick(articles)
@@ -555,9 +551,7 @@ def _person_object(draw: Draw, subject: NounPhrase, case: int, articles: Sequenc
         phrase = draw.pick(_PERSONS)
         # First and second person would need a reflexive; accusative "them" is ruled out above.
         first = (de.ICH, de.WIR)
-        reflexive = phrase.person == subject.person != ER or (
-            phrase.person in first and subject.person in first
-        )
+        reflexive = phrase.person == subject.person != ER or (phrase.person in first and subject.person in first)
         if not reflexive and (phrase.person != SIE or case == DATIVE):
             return phrase
     return _noun_phrase(draw, ("person",), articles)
@@ -568,9 +562,7 @@ def _place(draw: Draw) -> Two:
 
 
 _TRANSITIVE = tuple((tuple(kinds.split()), verb) for kinds, verbs in de.TRANSITIVE.items() for verb in verbs)
-_PREPOSITIONAL = tuple(
-    (*governed, verb) for governed, verbs in de.PREPOSITIONAL_VERBS.items() for verb in verbs
-)
+_PREPOSITIONAL = tuple((*governed, verb) for governed, verbs in de.PREPOSITIONAL_VERBS.items() for verb in verbs)
 _DIRECTIONS = (
     ("to", "zu", DATIVE),
     ("to", "zu", DATIVE),
@@ -754,9 +746,7 @@ def _w_question(draw: Draw) -> Pair:
     asked = _clause(draw, fronting=0, positive=True, adverbial=0.5 if english == "why" else 0)
     if asked.tense == "perfect" and english != "why":
         english, german = "why", "warum"
-    return _sentence(
-        f"{english} {asked.english(question=True)}", f"{german} {asked.german('verb first')}", "?"
-    )
+    return _sentence(f"{english} {asked.english(question=True)}", f"{german} {asked.german('verb first')}", "?")
 
 
 def _object_question(draw: Draw) -> Pair:
@@ -767,9 +757,7 @@ def _object_question(draw: Draw) -> Pair:
     time = _time(draw, tense) if draw.chance(0.5) else ("", "")
     verb = replace(verb, preposition=f"{verb.particle} {verb.preposition}".strip(), particle="")
     asked = clause(_subject(draw), verb, tense, time=time)
-    return _sentence(
-        f"{english} {asked.english(question=True)}", f"{german} {asked.german('verb first')}", "?"
-    )
+    return _sentence(f"{english} {asked.english(question=True)}", f"{german} {asked.german('verb first')}", "?")
 
 
 def _who(draw: Draw) -> Pair:
@@ -841,9 +829,7 @@ def _comparison(draw: Draw) -> Pair:
 
 def _existence(draw: Draw) -> Pair:
     """ "There are two dogs in the garden", where German keeps one form, "gibt es", for one and many."""
-    kinds = draw.pick(
-        (("animal",), ("person",), ("thing", "furniture", "container", "reading"), ("food", "drink"))
-    )
+    kinds = draw.pick((("animal",), ("person",), ("thing", "furniture", "container", "reading"), ("food", "drink")))
     negated, past = draw.chance(0.2), draw.chance(0.3)
     phrase = _noun_phrase(draw, kinds, ("no",) if negated else ("a", "", ""))
     english, german = _place(draw)
@@ -976,9 +962,7 @@ def _price(draw: Draw) -> Pair:
         said = clause(goods, de.COST, draw.pick(tenses), rest=price)
     else:
         verb, tense = draw.pick(de.TRADE), draw.pick(_TENSES)
-        said = clause(
-            _subject(draw), verb, tense, accusative=goods, rest=(f"for {price[0]}", f"für {price[1]}")
-        )
+        said = clause(_subject(draw), verb, tense, accusative=goods, rest=(f"for {price[0]}", f"für {price[1]}"))
     return _sentence(said.english(), said.german())
 
 

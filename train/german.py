@@ -355,12 +355,8 @@ ADJECTIVES = _adjectives(
     "bad/worse schlecht, interesting interessant, boring langweilig, exciting spannend, important wichtig, "
     "strange/stranger seltsam"
 )
-_PERSONAL = (
-    "old young strong clever happy sad tired friendly hungry rich poor famous lazy hardworking brave curious"
-)
-_MATERIAL = (
-    "new old big small cheap expensive beautiful heavy light dirty clean red blue green yellow black white"
-)
+_PERSONAL = "old young strong clever happy sad tired friendly hungry rich poor famous lazy hardworking brave curious"
+_MATERIAL = "new old big small cheap expensive beautiful heavy light dirty clean red blue green yellow black white"
 _FITTING = {
     "person": _PERSONAL,
     "animal": "old young big small strong clever hungry tired fast slow dangerous black white brown brave",
@@ -482,8 +478,6 @@ ANIMAL_ACTIVITIES = _verbs(
     "sleep slept = schlafen ~schläf geschlafen, run ran run = laufen ~läuf gelaufen sein, "
     "jump = springen gesprungen sein, wait = warten, play = spielen, wake+up woke woken = auf+wachen sein"
 )
-COST = replace(
-    _verb("cost cost = kosten"), preterite=("kostete", "kostetest", "kostete", "kosteten", "kosteten")
-)
+COST = replace(_verb("cost cost = kosten"), preterite=("kostete", "kostetest", "kostete", "kosteten", "kosteten"))
 WEIGH = replace(_verb("weigh = wiegen gewogen"), preterite=("wog", "wogst", "wog", "wogen", "wogen"))
 TRADE = _verbs("buy bought = kaufen, sell sold = verkaufen, repair = reparieren")

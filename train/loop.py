@@ -169,9 +169,7 @@ class Loop:
             "learning_rate": self.scheduler.get_last_lr()[0],
             "tokens_per_second": rate,
             "sparsity": 1.0 - sum(kept.values()) / total,
-            "layer_sparsity": {
-                name: 1.0 - kept[name] / layer.weight.numel() for name, layer in layers.items()
-            },
+            "layer_sparsity": {name: 1.0 - kept[name] / layer.weight.numel() for name, layer in layers.items()},
             "train_flops_fraction": self.meter.update(),
         }
         thresholds = {
@@ -181,9 +179,7 @@ class Loop:
         }
         if thresholds:
             row["thresholds"] = thresholds
-            row["alpha"] = sum(
-                float(layer.alpha) for layer in layers.values() if layer.alpha is not None
-            ) / len(layers)
+            row["alpha"] = sum(float(layer.alpha) for layer in layers.values() if layer.alpha is not None) / len(layers)
         self.history.append(row)
         self._track(row)
         return row

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
 __all__ = ["PRESETS", "build_model"]
@@ -43,9 +43,7 @@ def build_model(
         ValueError: unknown preset.
     """
     if preset not in PRESETS:
-        raise ValueError(
-            f"build_model: expected a preset among {', '.join(PRESETS)}, got {preset!r}; choose one"
-        )
+        raise ValueError(f"build_model: expected a preset among {', '.join(PRESETS)}, got {preset!r}; choose one")
     layers, d_model, heads, ffn, default_dropout = PRESETS[preset]
     vocabulary = len(tokenizer)
     special = {
@@ -84,7 +82,7 @@ def build_model(
 
 @torch.no_grad()
 def _initialise(model: MarianMTModel, d_model: int, pad: int) -> None:
-    embedding = model.get_input_embeddings().weight
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     for module in model.modules():
         if type(module) is nn.Linear and module.weight is not embedding:
             nn.init.xavier_uniform_(module.weight)

@@ -106,10 +106,9 @@ def read_epoch_losses(path: str) -> list[float]:
         losses = [float(loss) for loss in document["epoch_losses"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"auto_tune: expected {RESULTS} of a run with --method dense, got {path} ({error}); run the dense model first"
+            f"auto_tune: expected {RESULTS} of a run with --method dense, got {path} ({error}); run the "
+            f"dense model first"
         ) from error
     if not losses:
-        raise ValueError(
-            f"auto_tune: expected epoch losses in {path}, got none; the dense run ended within an epoch"
-        )
+        raise ValueError(f"auto_tune: expected epoch losses in {path}, got none; the dense run ended within an epoch")
     return losses[: max(1, math.ceil(len(losses) / 10))]

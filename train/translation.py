@@ -65,9 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     model = result.add_argument_group("model")
     model.add_argument("--preset", default="transformer-base", help=f"from scratch: {', '.join(PRESETS)}")
-    model.add_argument(
-        "--model_name_or_path", default=None, help="a seq2seq checkpoint to go on from instead"
-    )
+    model.add_argument("--model_name_or_path", default=None, help="a seq2seq checkpoint to go on from instead")
     model.add_argument("--vocab_size", type=int, default=32768)
     model.add_argument("--dropout", type=float, default=None, help="the preset's by default")
     data = result.add_argument_group("data")
@@ -80,14 +78,10 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--test_file", default=None)
     data.add_argument("--source_lang", default="en")
     data.add_argument("--target_lang", default="de")
-    data.add_argument(
-        "--max_source_length", type=int, default=256, help="longer training sentences are dropped"
-    )
+    data.add_argument("--max_source_length", type=int, default=256, help="longer training sentences are dropped")
     data.add_argument("--max_target_length", type=int, default=256)
     data.add_argument("--max_train_samples", type=int, default=None)
-    data.add_argument(
-        "--max_eval_samples", type=int, default=None, help="sentences translated after each epoch"
-    )
+    data.add_argument("--max_eval_samples", type=int, default=None, help="sentences translated after each epoch")
     data.add_argument("--max_test_samples", type=int, default=None)
     data.add_argument("--max_tokens_per_batch", type=int, default=4096)
     goal = result.add_argument_group("loss and decoding")
@@ -107,10 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = arguments.parse(parser(), sys.argv[1:] if argv is None else argv)
         run = prepare(args)
-    except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         if os.environ.get("TRITONSPARSE_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     try:
         run.loop.run()
@@ -136,10 +130,10 @@ class Run:
 def prepare(args: argparse.Namespace) -> Run:
     """Check everything and build everything; writes nothing but the output folder."""
     accelerator = _accelerator(args)
+    _refuse_used(args)
     if not accelerator.is_local_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     set_seed(args.seed)
-    # In a closed group of workers one prepares while the others wait: caches are then written once.
     pairs = load_parallel(
         args.dataset_name or (None if args.train_file else "embedded"),
         args.dataset_config_name,
@@ -149,7 +143,7 @@ def prepare(args: argparse.Namespace) -> Run:
         args.validation_file,
         args.test_file,
         args.max_train_samples,
-        # Not the run's seed: it would draw other test sentences too. max_eval_samples cuts only what each epoch translates.
+        # Not the run's seed, which would draw other test sentences too.
         seed=0,
     )
     if "validation" not in pairs:
@@ -217,9 +211,7 @@ def prepare(args: argparse.Namespace) -> Run:
             loop.resume(folder)
             logger.info("resumed from %s at step %d", folder, loop.step)
     if args.with_tracking:
-        scalars = {
-            key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()
-        }
+        scalars = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
         accelerator.init_trackers("tritonsparse", config=scalars)
     logger.info(
         "***** training *****\n  pairs: %s\n  epochs: %.2f of %d steps\n  steps: %d\n  tokens a batch: at most %d, "
@@ -243,10 +235,20 @@ def _accelerator(args: argparse.Namespace) -> Accelerator:
     # accelerate drops a tracker that is not installed without a word.
     if not accelerator.log_with:
         raise ValueError(
-            f"translation: expected an installed tracker, got {tracker!r}, which is not; pip install {tracker}, or leave "
-            f"--with_tracking out"
+            f"translation: expected an installed tracker, got {tracker!r}, which is not; pip install {tracker}, or "
+            f"leave --with_tracking out"
         )
     return accelerator
+
+
+def _refuse_used(args: argparse.Namespace) -> None:
+    """Two runs in one folder would drop, average and resume each other's checkpoints."""
+    old = checkpoints.checkpoint_folders(Path(args.output_dir))
+    if old and args.resume_from_checkpoint is None and args.checkpointing_steps is not None:
+        raise ValueError(
+            f"translation: expected an --output_dir without checkpoints of an earlier run, got {old[-1].name} in "
+            f"{args.output_dir}; go on from it with --resume_from_checkpoint latest, or name another folder"
+        )
 
 
 def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
@@ -266,9 +268,7 @@ def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
 def _method(args: argparse.Namespace) -> ts.methods.Method:
     fields: dict[str, Any] = dict(args.method_args or {})
     if args.method not in METHODS:
-        raise ValueError(
-            f"translation: expected --method among {', '.join(METHODS)}, got {args.method!r}; choose one"
-        )
+        raise ValueError(f"translation: expected --method among {', '.join(METHODS)}, got {args.method!r}; choose one")
     if args.sparsity is not None:
         fields["sparsity"] = args.sparsity
     if args.auto_tune is not None:
@@ -283,15 +283,11 @@ def _method(args: argparse.Namespace) -> ts.methods.Method:
 
 
 def _configuration(args: argparse.Namespace, method: ts.methods.Method, processes: int) -> dict[str, Any]:
-    given = {
-        key: value for key, value in vars(args).items() if key not in (*_FREE, "method_args", "auto_tune")
-    }
-    return json.loads(json.dumps({**given, "method_fields": method.to_dict(), "processes": processes}))  # type: ignore[no-any-return]
+    given = {key: value for key, value in vars(args).items() if key not in (*_FREE, "method_args", "auto_tune")}
+    return json.loads(json.dumps({**given, "method_fields": method.to_dict(), "processes": processes}))
 
 
-def _encode(
-    tokenizer: Any, pairs: Pairs, max_source: int, max_target: int
-) -> list[tuple[list[int], list[int]]]:
+def _encode(tokenizer: Any, pairs: Pairs, max_source: int, max_target: int) -> list[tuple[list[int], list[int]]]:
     sources = tokenizer([source for source, _ in pairs])["input_ids"]
     targets = tokenizer(text_target=[target for _, target in pairs])["input_ids"]
     kept = [
@@ -347,10 +343,15 @@ def finish(run: Run) -> None:
     """Average if asked, translate the test set, save the finalized model, results and plots."""
     args, loop = run.args, run.loop
     sparsifier, accelerator = loop.sparsifier, loop.accelerator
+    averaged: list[str] = []
     if args.average_checkpoints:
         folders = checkpoints.checkpoint_folders(loop.settings.output_dir)[-args.average_checkpoints :]
-        sparsifier.model.load_state_dict(checkpoints.average_weights(folders), strict=False)
-        logger.info("averaged %s", ", ".join(folder.name for folder in folders))
+        if len(folders) < args.average_checkpoints:
+            logger.warning("expected %d checkpoints to average, got %d", args.average_checkpoints, len(folders))
+        if folders:
+            sparsifier.model.load_state_dict(checkpoints.average_weights(folders), strict=False)
+            averaged = [folder.name for folder in folders]
+            logger.info("averaged %s", ", ".join(averaged))
     split = "test" if "test" in run.pairs else "validation"
     test = run.pairs[split][: args.max_test_samples]
     _, hypotheses, bleu = _evaluate(run, test, args.num_beams)
@@ -372,6 +373,7 @@ def finish(run: Run) -> None:
             "train_flops_fraction": loop.meter.update(),
             "test_flops_fraction": forward_fraction(sparsifier, run.macs),
             "steps": loop.step,
+            "averaged_checkpoints": averaged,
             "training_seconds": loop.seconds,
             "epoch_losses": sparsifier.epoch_losses,
             "evaluations": loop.evaluations,
