@@ -13,9 +13,9 @@
 
 Bytes a weight, each operand once: forward W + Ŵ (+ 1 for the mask); backward g + dW + W (soft) or the mask.
 GB/s are these bytes over the time. Times are of CUDA graph replays over inputs larger than the L2. The error
-is relative RMS against the reference in float64; the bound is 1.1 times what the reference makes in the dtypes
-of the case, at least 1e-6. Weights within a millionth of the threshold are moved away from it: on which side
-rounding puts those is not an error.
+is relative RMS against the reference in float64; the bound is 1.1 times what the reference makes in the
+dtypes of the case, at least 1e-6. Weights within a millionth of the threshold are moved away from it: on
+which side rounding puts those is not an error.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
 from tritonsparse.kernels import _triton
 from tritonsparse.kernels.threshold import (
     threshold_backward,
@@ -57,7 +59,7 @@ LOGIT, DEVIATION, ALPHA = -4.0, 0.02, 0.4
 
 @dataclass(frozen=True)
 class Case:
-    """One layer's weight, fp32 `[rows, columns]`, and the dtype of its product; `compiled`: worth the minute."""
+    """A layer's weight, fp32 `[rows, columns]`, and the dtype of its product; `compiled`: worth the wait."""
 
     layer: str
     rows: int
@@ -135,8 +137,9 @@ def _forward(case: Case, kind: str) -> dict[str, Provider]:
         return threshold_cast(o.weight, o.threshold, o.mask, kind=kind, out_dtype=case.out, backend="triton")
 
     def published(o: Operands) -> tuple[Tensor, ...]:
-        if o.threshold is None:
+        if o.mask is not None:
             return ((o.weight * o.mask).to(case.out),)
+        assert o.threshold is not None
         return ((o.weight.sign() * (o.weight.abs() - o.threshold.sigmoid()).relu()).to(case.out),)
 
     def reference(weight: Tensor, threshold: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -152,9 +155,7 @@ def _forward(case: Case, kind: str) -> dict[str, Provider]:
 
 def _backward(kind: str) -> dict[str, Provider]:
     def ours(o: Operands) -> tuple[Tensor, ...]:
-        return threshold_backward(
-            o.grad, o.weight, o.threshold, o.mask, alpha=o.alpha, kind=kind, backend="triton"
-        )
+        return threshold_backward(o.grad, o.weight, o.threshold, o.mask, alpha=o.alpha, kind=kind, backend="triton")
 
     def reference(
         grad: Tensor, weight: Tensor, threshold: Tensor | None, mask: Tensor | None, alpha: Tensor
@@ -189,14 +190,14 @@ def _time_copy(nbytes: int, sets: int) -> Timing:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = [torch.randn(nbytes // 8, device=device) for _ in range(sets)]
     target = [torch.empty_like(tensor) for tensor in source]
-    return measure([lambda s=s, t=t: t.copy_(s) for s, t in zip(source, target, strict=True)], graph=True)  # type: ignore[misc]
+    return measure([partial(t.copy_, s) for s, t in zip(source, target, strict=True)], graph=True)
 
 
 def bench(case: Case, kind: str, direction: str) -> list[Row]:
     """One row per provider; the copy comes first."""
     nbytes = _bytes(case, kind, direction)
     sets = input_sets(nbytes)
-    facts = {
+    facts: Row = {
         "layer": case.layer, "shape": f"{case.rows}x{case.columns}", "dtypes": f"fp32>{SHORT[case.out]}",
         "view": kind, "pass": direction, "bytes": nbytes,
     }  # fmt: skip
@@ -212,10 +213,10 @@ def bench(case: Case, kind: str, direction: str) -> list[Row]:
     if not case.compiled:
         del providers["compile"]
     for name, provider in providers.items():
-        calls = [lambda o=o, run=provider: run(o) for o in operands]  # type: ignore[misc]
+        calls = [partial(provider, one) for one in operands]
         error = _error(provider(operands[0]), exact)
         row = {**facts, "provider": name}
-        rows.append(gated(row, error, bound, lambda calls=calls: measure(calls, graph=True)))  # type: ignore[misc]
+        rows.append(gated(row, error, bound, partial(measure, calls, graph=True)))
     for row in rows:
         if row["median_ms"]:
             row["gb_per_s"] = nbytes / row["median_ms"] / 1e6
@@ -234,8 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind in ("soft", "mask"):
             for direction in ("forward", "backward"):
                 rows += bench(case, kind, direction)
-    out = args.out
-    publish("threshold", rows, COLUMNS, out, smoke=args.smoke, threshold=LOGIT, alpha=ALPHA)
+    publish("threshold", rows, COLUMNS, args.out, smoke=args.smoke, threshold=LOGIT, alpha=ALPHA)
     return int(any(row["verdict"] == "WRONG" for row in rows))
 
 

@@ -6,10 +6,10 @@
     variant  dense: the stock model     triton: AutoSparse, our kernels
              torch: AutoSparse in plain PyTorch, the reference     each eager and under torch.compile
 
-A step is forward, loss with label smoothing, backward, fused AdamW and the sparsifier's hooks, on 8,192 source
-and 8,192 target tokens. `ratio` is dense time over the variant's, dense run in the same mode: what
+A step is forward, loss with label smoothing, backward, fused AdamW and the sparsifier's hooks, on 8,192
+source and 8,192 target tokens. `ratio` is dense time over the variant's, dense run in the same mode: what
 unstructured sparsity costs, as all products are dense (1 would be free). `extra_b` is peak memory beyond that
-dense run's, in bytes a sparsified weight. Steps of all variants are timed in turn, not one after the other.
+dense run's, in bytes a sparsified weight. Rounds of steps of all variants are timed in turn.
 
 Gate: gradients of all parameters at the start, by relative RMS against the same model in float32 and eager
 PyTorch; the bound is 1.25 times what eager PyTorch makes under autocast. Dropout is 0, so that every variant
@@ -28,15 +28,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tritonsparse.train.presets import build_model
 
 import tritonsparse as ts
+from tritonsparse.train.presets import build_model
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import Row, Timing, announce, gated, parser_of, publish, refuse_without_gpu, relative_error, sample
+from harness import (
+    Row,
+    Timing,
+    announce,
+    gated,
+    parser_of,
+    publish,
+    refuse_without_gpu,
+    relative_error,
+    sample,
+)
 
 ROUNDS, STEPS = 5, 10
-MODES = ("eager", "compile")
 COLUMNS = {
     "variant": "", "mode": "", "median_ms": ".2f", "p20_ms": ".2f", "p80_ms": ".2f", "ratio": ".3f",
     "peak_mib": ".0f", "extra_b": ".2f", "sparsity": ".2f", "error": ".1e", "failure": "",
@@ -123,12 +132,12 @@ def build(case: Case, name: str, mode: str, autocast: bool = True) -> Variant:
             logits = model(**batch, use_cache=False).logits
         return F.cross_entropy(logits.float().flatten(0, 1), labels, label_smoothing=0.1)
 
-    compiled = torch.compile(loss, backend=case.compiler) if mode == "compile" else loss
+    compiled = torch.compile(loss, backend=case.compiler, dynamic=False) if mode == "compile" else loss
     return Variant(name, mode, model, compiled, optimizer, sparsifier)
 
 
 def prepare(case: Case, name: str, mode: str) -> Variant | Row:
-    """A variant with its row so far: error, bytes of peak memory, sparsity. A row with its failure otherwise."""
+    """A variant with its row so far (gradient, peak memory, sparsity), or a row with its failure."""
     row: Row = {"variant": name, "mode": mode}
     cuda = case.device == "cuda"
     before = torch.cuda.memory_allocated() if cuda else 0
@@ -145,7 +154,8 @@ def prepare(case: Case, name: str, mode: str) -> Variant | Row:
             row["peak_bytes"] = torch.cuda.max_memory_allocated() - before
     # Any failure of a compiler is a result of this benchmark, not its end.
     except Exception as error:
-        return {**row, "verdict": "failed", "failure": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+        failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        return {**row, "verdict": "failed", "failure": failure}
     if variant.sparsifier is not None:
         row["sparsity"] = variant.sparsifier.sparsity()
         row["weights"] = sum(layer.weight.numel() for layer in variant.sparsifier.layers.values())
@@ -153,11 +163,12 @@ def prepare(case: Case, name: str, mode: str) -> Variant | Row:
     return variant
 
 
-def bench(case: Case, names: Sequence[str], rounds: int, steps: int) -> list[Row]:
+def bench(case: Case, names: Sequence[str], modes: Sequence[str], rounds: int, steps: int) -> list[Row]:
+    """One row a variant, dense ones first in their mode."""
     exact = {}
     for family, name in (("dense", "dense"), ("sparse", "torch")):
         exact[family] = build(case, name, "eager", autocast=False).gradient().cpu()
-    prepared = [prepare(case, name, mode) for mode in MODES for name in names]
+    prepared = [prepare(case, name, mode) for mode in modes for name in names]
     variants = [variant for variant in prepared if isinstance(variant, Variant)]
     times: dict[int, list[float]] = {id(variant): [] for variant in variants}
     for _ in range(rounds):
@@ -165,9 +176,7 @@ def bench(case: Case, names: Sequence[str], rounds: int, steps: int) -> list[Row
             times[id(variant)] += sample([variant.step], steps)
 
     def error(variant: Variant) -> float:
-        return relative_error(
-            variant.row["gradient"], exact["dense" if variant.name == "dense" else "sparse"]
-        )
+        return relative_error(variant.row["gradient"], exact["dense" if variant.name == "dense" else "sparse"])
 
     bounds = {v.name: 1.25 * error(v) for v in variants if v.mode == "eager" and v.name in ("dense", "torch")}
     rows: list[Row] = []
@@ -202,8 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_without_gpu("bench_train_step")
     announce()
     case = SMOKE if args.smoke else Case(args.preset, 32768, 64, 128, "cuda", "inductor")
-    names = ("dense", "torch") if args.smoke else ("dense", "triton", "torch")
-    rows = bench(case, names, *((1, 2) if args.smoke else (ROUNDS, STEPS)))
+    if args.smoke:
+        rows = bench(case, ("dense", "torch"), ("eager",), 1, 2)
+    else:
+        rows = bench(case, ("dense", "triton", "torch"), ("eager", "compile"), ROUNDS, STEPS)
     name = "train_step" if case.preset in ("transformer-base", SMOKE.preset) else f"train_step_{case.preset}"
     tokens = case.sentences * case.length
     publish(name, rows, COLUMNS, args.out, smoke=args.smoke, preset=case.preset, tokens=tokens)

@@ -41,6 +41,7 @@ def device_name() -> str | None:
 def environment() -> dict[str, str | None]:
     """GPU, driver, versions and, in a git checkout, the commit."""
     cuda = torch.cuda.is_available()
+    driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     try:
         import triton
 
@@ -49,7 +50,7 @@ def environment() -> dict[str, str | None]:
         triton_version = None
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "driver": _output(*driver) if cuda else None,
         "torch": str(torch.__version__),
         "triton": triton_version,
         "python": platform.python_version(),
@@ -197,10 +198,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--smoke", action="store_true", help="two tiny cases, on a CPU too; times mean nothing")
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="two tiny cases, on any machine")
     parser.add_argument("--out", type=Path, default=None, help=f"folder of results, {RESULTS} by default")
     return parser
 
@@ -208,7 +207,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 def refuse_without_gpu(program: str) -> None:
     """Exit with status 2 and one sentence where there is no GPU."""
     if not torch.cuda.is_available():
-        print(f"{program}: expected a GPU that torch sees, got none; pass --smoke or move to one", file=sys.stderr)
+        print(f"{program}: expected a GPU that torch sees, got none; pass --smoke", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .threshold import check_operands, threshold_backward, threshold_cast, view_reference
+from ._operands import check_operands
+from .threshold import threshold_backward, threshold_cast, view_reference
 
 __all__ = ["masked_linear"]
 

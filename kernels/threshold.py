@@ -24,6 +24,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ._operands import FLOATS, check_kind, check_operands, check_triton_dtype, compute_dtype, expect
 from ._triton import require, tl, triton
 
 # Side of the square a program handles and `occupancy` counts in: the finest block of the block kernels, and
@@ -32,26 +33,10 @@ TILE = 64
 # 4 warps leave each thread 32 elements: eight independent 16-byte loads of fp32 in flight.
 NUM_WARPS = 4
 
-_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_FLOATS = (*_TRITON_DTYPES, torch.float64)
-
-
-def _compute_dtype(weight: torch.Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
-def _check_kind(function: str, kind: str, threshold: torch.Tensor | None, mask: torch.Tensor | None) -> None:
-    given = [name for name, t in (("threshold", threshold), ("mask", mask)) if t is not None]
-    if given != {"soft": ["threshold"], "mask": ["mask"]}.get(kind):
-        raise ValueError(
-            f'{function}: expected kind "soft" with a threshold or kind "mask" with a mask, '
-            f"got kind {kind!r} with {' and '.join(given) or 'neither'}; pass only what the kind reads"
-        )
-
 
 def _kept(w: torch.Tensor, threshold: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
     if threshold is None:
-        assert mask is not None  # _check_kind
+        assert mask is not None  # check_kind
         return mask
     # "not <=" rather than ">": a NaN weight is kept, so it reaches the loss instead of vanishing.
     return ~(w.abs() <= threshold.to(w.dtype).sigmoid()[:, None])
@@ -65,10 +50,10 @@ def view_reference(
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
     """The definition of Ŵ; computes in float64 for float64 weights, else in float32."""
-    _check_kind("view_reference", kind, threshold, mask)
-    w = weight.to(_compute_dtype(weight))
+    check_kind("view_reference", kind, threshold, mask)
+    w = weight.to(compute_dtype(weight))
     if threshold is None:
-        assert mask is not None  # _check_kind
+        assert mask is not None  # check_kind
         return torch.where(mask, w, 0.0).to(out_dtype).contiguous()
     cutoff = threshold.to(w.dtype).sigmoid()[:, None]
     # sign(W) · relu(|W| − T) in two vectorised passes (torch.where is ten times slower on a CPU); + 0 for -0.
@@ -84,7 +69,7 @@ def threshold_cast_reference(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The definition of `threshold_cast`: `view_reference` and the counts of what it keeps."""
     w_hat = view_reference(weight, threshold, mask, kind, out_dtype)
-    kept = _kept(weight.to(_compute_dtype(weight)), threshold, mask)
+    kept = _kept(weight.to(compute_dtype(weight)), threshold, mask)
     n, k = weight.shape
     padded = F.pad(kept, (0, -k % TILE, 0, -n % TILE))
     occupancy = padded.view(-(-n // TILE), TILE, -(-k // TILE), TILE).sum(dim=(1, 3), dtype=torch.int32)
@@ -101,8 +86,8 @@ def threshold_backward_reference(
     kind: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The definition of `threshold_backward`; computes in the dtype `view_reference` does."""
-    _check_kind("threshold_backward_reference", kind, threshold, mask)
-    w, g = weight.to(_compute_dtype(weight)), grad.to(_compute_dtype(weight))
+    check_kind("threshold_backward_reference", kind, threshold, mask)
+    w, g = weight.to(compute_dtype(weight)), grad.to(compute_dtype(weight))
     kept = _kept(w, threshold, mask)
     if alpha is None:
         multiplier, due = w.new_ones(()), kept
@@ -298,61 +283,6 @@ def _launch_threshold_backward(
     return grad_weight, row_sums.sum_to_size(1, threshold.numel()).flatten()
 
 
-def _expect(holds: bool, function: str, expected: str, tensor: torch.Tensor, remedy: str) -> None:
-    if not holds:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        got = f"{dtype} {list(tensor.shape)} on {tensor.device}"
-        raise ValueError(f"{function}: expected {expected}, got {got}; {remedy}")
-
-
-def check_operands(
-    function: str,
-    weight: torch.Tensor,
-    threshold: torch.Tensor | None,
-    masks: dict[str, torch.Tensor | None],
-    kind: str,
-    backend: str,
-) -> None:
-    _check_kind(function, kind, threshold, masks["mask"])
-    if backend not in ("torch", "triton"):
-        raise ValueError(f'{function}: expected backend "torch" or "triton", got {backend!r}; pass either')
-    _expect(
-        weight.dim() == 2 and weight.dtype in _FLOATS,
-        function,
-        "weight to be a floating-point matrix [N, K]",
-        weight,
-        "flatten a convolution's weight to [N, K] first",
-    )
-    _check_triton_dtype(function, "weight", weight.dtype, backend)
-    if threshold is not None:
-        _expect(
-            threshold.shape in ((1,), weight.shape[:1])
-            and threshold.dtype in (torch.float32, _compute_dtype(weight))
-            and threshold.device == weight.device,
-            function,
-            f"threshold to be float32 [1] or [{weight.shape[0]}] on {weight.device}",
-            threshold,
-            "keep one float32 logit for the matrix or one per row, beside the weight",
-        )
-    for name, mask in masks.items():
-        if mask is not None:
-            _expect(
-                mask.shape == weight.shape and mask.dtype == torch.bool and mask.device == weight.device,
-                function,
-                f"{name} to be bool {list(weight.shape)} on {weight.device}",
-                mask,
-                "make it of the weight's shape, True where kept",
-            )
-
-
-def _check_triton_dtype(function: str, name: str, dtype: torch.dtype, backend: str) -> None:
-    if backend == "triton" and dtype not in _TRITON_DTYPES:
-        raise ValueError(
-            f'{function}: expected {name} in float16, bfloat16 or float32 for backend="triton", '
-            f'got {dtype}; pass backend="torch", which takes it'
-        )
-
-
 def threshold_cast(
     weight: torch.Tensor,
     threshold: torch.Tensor | None = None,
@@ -394,12 +324,12 @@ def threshold_cast(
     """
     out_dtype = weight.dtype if out_dtype is None else out_dtype
     check_operands("threshold_cast", weight, threshold, {"mask": mask}, kind, backend)
-    if out_dtype not in _FLOATS:
+    if out_dtype not in FLOATS:
         raise ValueError(
             f"threshold_cast: expected a floating-point out_dtype, got {out_dtype}; "
             f"pass the dtype of the product that reads w_hat"
         )
-    _check_triton_dtype("threshold_cast", "out_dtype", out_dtype, backend)
+    check_triton_dtype("threshold_cast", "out_dtype", out_dtype, backend)
     if backend == "torch":
         return threshold_cast_reference(weight, threshold, mask, kind, out_dtype)
     require("threshold_cast", weight)
@@ -450,18 +380,18 @@ def threshold_backward(
     """
     masks = {"mask": mask, "grad_mask": grad_mask}
     check_operands("threshold_backward", weight, threshold, masks, kind, backend)
-    _expect(
-        grad.shape == weight.shape and grad.dtype in _FLOATS and grad.device == weight.device,
+    expect(
+        grad.shape == weight.shape and grad.dtype in FLOATS and grad.device == weight.device,
         "threshold_backward",
         f"grad to be floating-point {list(weight.shape)} on {weight.device}",
         grad,
         "pass the gradient of w_hat",
     )
-    _check_triton_dtype("threshold_backward", "grad", grad.dtype, backend)
+    check_triton_dtype("threshold_backward", "grad", grad.dtype, backend)
     if alpha is not None:
-        _expect(
+        expect(
             alpha.shape in ((), (1,))
-            and alpha.dtype in (torch.float32, _compute_dtype(weight))
+            and alpha.dtype in (torch.float32, compute_dtype(weight))
             and alpha.device == weight.device,
             "threshold_backward",
             f"alpha to be one float32 value on {weight.device}",

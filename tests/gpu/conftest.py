@@ -1,0 +1,29 @@
+"""Ring 2: what only a GPU shows. `make gpu` runs it; pyproject.toml deselects it elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that a kernel forgets to write reads as NaN, as the largest integer, or as True."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def freed_memory() -> Iterator[None]:
+    """Each test finds the memory that the one before it used."""
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
