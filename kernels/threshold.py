@@ -215,6 +215,11 @@ def _strides(matrix: torch.Tensor | None) -> tuple[int, int]:
     return (0, 0) if matrix is None else (matrix.stride(0), matrix.stride(1))
 
 
+def _row_stride(threshold: torch.Tensor | None, n: int) -> int:
+    # One threshold for the matrix is a threshold a row at stride 0: no flag, no second kernel.
+    return 0 if threshold is None else threshold.expand(n).stride(0)
+
+
 def _launch_threshold_cast(
     weight: torch.Tensor,
     threshold: torch.Tensor | None,
@@ -228,19 +233,10 @@ def _launch_threshold_cast(
     if weight.numel():
         with torch.cuda.device_of(weight):
             _threshold_cast_kernel[(tiles_n * tiles_k,)](
-                w_hat,
-                occupancy,
-                weight,
-                threshold,
-                mask,
-                n,
-                k,
-                *_strides(weight),
-                0 if threshold is None else threshold.expand(n).stride(0),
-                *_strides(mask),
-                TILE=TILE,
-                num_warps=NUM_WARPS,
-            )
+                w_hat, occupancy, weight, threshold, mask, n, k,
+                *_strides(weight), _row_stride(threshold, n), *_strides(mask),
+                TILE=TILE, num_warps=NUM_WARPS,
+            )  # fmt: skip
     # Summing the tiles' counts costs the one small launch that zeroing a counter would, without its atomics.
     return w_hat, occupancy.sum(dtype=torch.int64), occupancy
 
@@ -260,24 +256,10 @@ def _launch_threshold_backward(
     if weight.numel():
         with torch.cuda.device_of(weight):
             _threshold_backward_kernel[(tiles_n * tiles_k,)](
-                grad_weight,
-                row_sums,
-                grad,
-                weight,
-                threshold,
-                mask,
-                grad_mask,
-                alpha,
-                n,
-                k,
-                *_strides(grad),
-                *_strides(weight),
-                0 if threshold is None else threshold.expand(n).stride(0),
-                *_strides(mask),
-                *_strides(grad_mask),
-                TILE=TILE,
-                num_warps=NUM_WARPS,
-            )
+                grad_weight, row_sums, grad, weight, threshold, mask, grad_mask, alpha, n, k,
+                *_strides(grad), *_strides(weight), _row_stride(threshold, n), *_strides(mask), *_strides(grad_mask),
+                TILE=TILE, num_warps=NUM_WARPS,
+            )  # fmt: skip
     if threshold is None or row_sums is None:
         return grad_weight, weight.new_zeros(0, dtype=torch.float32)
     return grad_weight, row_sums.sum_to_size(1, threshold.numel()).flatten()

@@ -35,9 +35,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     sparse.add_argument("--backend", default="auto", help="auto, triton or torch")
     sparse.add_argument("--include", nargs="+", default=None, help="fnmatch patterns of module names")
     sparse.add_argument("--exclude", nargs="+", default=None, help="fnmatch patterns of module names")
-    sparse.add_argument(
-        "--method_args", type=_json_object, default=None, help="fields of the method, as a JSON object"
-    )
+    sparse.add_argument("--method_args", type=_json_object, default=None, help="fields of the method, as a JSON object")
     sparse.add_argument(
         "--auto_tune", default=None, help="all_results.json of a dense run: AutoSparse tunes alpha by it"
     )
@@ -174,7 +172,7 @@ def _json_object(text: str) -> dict[str, Any]:
             f"'{{\"threshold_init\": -5}}'"
         ) from error
     if not isinstance(fields, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}; write {{\"field\": value}}")
+        raise argparse.ArgumentTypeError(f'expected a JSON object, got {text!r}; write {{"field": value}}')
     return fields
 
 

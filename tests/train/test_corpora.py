@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tritonsparse.train.corpora import clean_pairs, load_parallel
 
 PAIRS = [("A dog.", "Ein Hund."), ('He says "no", twice.', "Er sagt zweimal „nein“."), ("a\u2028b", "c")]
@@ -45,9 +46,7 @@ def write(path: Path, text: str) -> str:
         ("i.csv", CSV.replace("\n", "\r\n")),
     ],
 )
-def test_every_text_format_gives_the_pairs_in_order(
-    tmp_path: Path, name: str, text: str, packed: str
-) -> None:
+def test_every_text_format_gives_the_pairs_in_order(tmp_path: Path, name: str, text: str, packed: str) -> None:
     path = write(tmp_path / (name + packed), text)
     assert load_parallel(train_file=path) == {"train": PAIRS}
 
@@ -84,9 +83,7 @@ def test_parquet_is_read_by_struct_or_by_columns(tmp_path: Path, nested: bool) -
     assert load_parallel(test_file=str(tmp_path / "a.parquet"), require_train=False) == {"test": PAIRS}
 
 
-def test_pairs_with_an_empty_side_are_dropped_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pairs_with_an_empty_side_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "a.tsv", "one\teins\n \tzwei\nthree \t drei\nfour\t\n")
     with caplog.at_level(logging.WARNING):
         assert load_parallel(train_file=path) == {"train": [("one", "eins"), ("three", "drei")]}
@@ -189,9 +186,7 @@ def dataset_folder(tmp_path: Path) -> str:
     plain = datasets.Dataset.from_dict({"text": ["x"]})
     (tmp_path / "hub").mkdir()
     for split in ("train", "validation"):
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(
-            tmp_path / "hub" / f"pair-{split}.parquet"
-        )
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "hub" / f"pair-{split}.parquet")
     plain.to_parquet(tmp_path / "hub" / "plain-train.parquet")
     (tmp_path / "hub" / "README.md").write_text(
         "---\nconfigs:\n- config_name: de-en\n  data_files:\n  - {split: train, path: pair-train.parquet}\n"
@@ -264,9 +259,7 @@ def test_offline_an_unknown_dataset_is_one_sentence_that_names_the_local_alterna
     )
     printed = run(program, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)).splitlines()
     assert len(printed) == 1
-    assert printed[0].startswith(
-        "load_parallel: expected a dataset that can be loaded, got 'nobody/no-such-corpus'"
-    )
+    assert printed[0].startswith("load_parallel: expected a dataset that can be loaded, got 'nobody/no-such-corpus'")
     assert printed[0].endswith("or read local files with --train_file and --validation_file")
 
 
