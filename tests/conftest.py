@@ -75,9 +75,13 @@ def bert() -> Build:
         torch.manual_seed(seed)
         return BertForMaskedLM(
             BertConfig(
-                vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                vocab_size=32,
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
                 max_position_embeddings=16,
-            )  # fmt: skip
+            )
         )
 
     return build

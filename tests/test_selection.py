@@ -209,13 +209,13 @@ def test_weights_on_the_meta_device_are_refused_even_when_few(mlp: Build, refuse
 
 def test_a_compiled_model_is_refused(mlp: Build) -> None:
     model = mlp()
-    with pytest.raises(ValueError, match="call sparsify before torch.compile"):
+    with pytest.raises(ValueError, match=r"call sparsify before torch.compile"):
         ts.sparsify(torch.compile(model, backend="eager"), "str")
     assert type(model[0]) is nn.Linear
 
 
 def test_what_is_no_module_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="expected an nn.Module, got str; pass the model itself"):
+    with pytest.raises(TypeError, match=r"expected an nn.Module, got str; pass the model itself"):
         ts.sparsify("gpt2", "str")  # type: ignore[arg-type]
 
 
@@ -236,7 +236,7 @@ def fake_ranks() -> Any:
 @pytest.mark.usefixtures("fake_ranks")
 def test_wrapped_and_sharded_models_are_refused_with_the_order_to_call_in(mlp: Build) -> None:
     model = mlp()
-    with pytest.raises(ValueError, match="call sparsify before wrapping.*unwrap_model"):
+    with pytest.raises(ValueError, match=r"call sparsify before wrapping.*unwrap_model"):
         ts.sparsify(DistributedDataParallel(model), "str")
     with pytest.raises(ValueError, match="call sparsify before wrapping"):
         ts.sparsify(nn.DataParallel(model), "str")

@@ -29,7 +29,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     """Hardware, versions and, in a git checkout, the commit."""
     cuda = torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if cuda else _processor(),
         "cpu_threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
@@ -39,6 +39,14 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "accelerate": accelerate.__version__,
         "commit": _commit(),
     }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -56,13 +56,17 @@ class SparsityCallback(TrainerCallback):
         if "loss" in logs:
             self.sparsifier.observe(loss=logs["loss"])
         layers = self.sparsifier.layers.values()
-        logs["sparsity"] = self.sparsifier.sparsity()
+        measured = {"sparsity": self.sparsifier.sparsity()}
         thresholds = [torch.sigmoid(layer.threshold.detach()) for layer in layers if layer.threshold is not None]
         if thresholds:
-            logs["threshold"] = float(torch.cat(thresholds).mean())
+            measured["threshold"] = float(torch.cat(thresholds).mean())
         alphas = [float(layer.alpha) for layer in layers if layer.alpha is not None]
         if alphas:
-            logs["alpha"] = sum(alphas) / len(alphas)
+            measured["alpha"] = sum(alphas) / len(alphas)
+        logs.update(measured)
+        # The Trainer has written its history, a copy of `logs`, before it asks the callbacks.
+        if state.log_history:
+            state.log_history[-1].update(measured)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:

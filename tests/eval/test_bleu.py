@@ -81,9 +81,7 @@ def test_score_line_and_signature_equal_those_of_sacrebleus_own_program(tmp_path
     (tmp_path / "hyp").write_text("\n".join(HYPOTHESES) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref"), "-i", str(tmp_path / "hyp")]
     command += ["--format", "text", "--width", "2", *(["--lowercase"] if lowercase else [])]
-    theirs = subprocess.run(
-        command, capture_output=True, text=True, check=True, encoding="utf-8"
-    ).stdout.strip()
+    theirs = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()
     ours = corpus_bleu(HYPOTHESES, [line.upper() for line in REFERENCES], lowercase=lowercase)
     assert ours.line == theirs
     assert ours.signature in theirs
@@ -344,6 +342,4 @@ def test_the_program_starts_as_a_module(tmp_path: Path):
     command += ["--source_file", "none", "--reference_file", "none"]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 1
-    assert (
-        finished.stderr.strip().splitlines()[-1].startswith("error: bleu: expected a readable file, got none")
-    )
+    assert finished.stderr.strip().splitlines()[-1].startswith("error: bleu: expected a readable file, got none")

@@ -266,9 +266,7 @@ def test_the_program_draws_what_the_results_allow(tmp_path: Path, capsys):
     expected = ["training_acdc", "layer_sparsity_acdc", "training_dense", "runs", "flops_quality"]
     printed = capsys.readouterr().out.splitlines()
     assert [Path(line).stem for line in printed] == expected
-    assert sorted(Path(line).name for line in printed) == sorted(
-        p.name for p in (tmp_path / "plots").iterdir()
-    )
+    assert sorted(Path(line).name for line in printed) == sorted(p.name for p in (tmp_path / "plots").iterdir())
 
 
 def test_two_runs_of_one_method_do_not_overwrite_each_other(tmp_path: Path):

@@ -57,8 +57,6 @@ def assert_close() -> Callable[[str, torch.Tensor, torch.Tensor, float], None]:
         assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
         error = (actual.double() - expected.double()).norm().item()
         scale = expected.double().norm().item()
-        assert error <= bound * scale, (
-            f"{name}: error {error:.3e} against norm {scale:.3e}, bound {bound:.0e}"
-        )
+        assert error <= bound * scale, f"{name}: error {error:.3e} against norm {scale:.3e}, bound {bound:.0e}"
 
     return check

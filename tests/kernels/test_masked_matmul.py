@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+
 from tritonsparse.kernels.masked_matmul import masked_linear
 
 F64 = torch.float64

@@ -67,9 +67,7 @@ def test_a_nan_weight_is_kept_and_stays_nan() -> None:
         (torch.bfloat16, torch.int16),
     ],
 )
-def test_a_threshold_of_minus_infinity_returns_the_weight_bit_for_bit(
-    dtype: torch.dtype, bits: torch.dtype
-) -> None:
+def test_a_threshold_of_minus_infinity_returns_the_weight_bit_for_bit(dtype: torch.dtype, bits: torch.dtype) -> None:
     weight = torch.randn(9, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
     # The smallest denormal, infinity, and both zeros: -0 is the one value that changes, to +0.
     weight[0, :6] = torch.tensor([1, -1, 0, 0, 0, 0]).to(dtype) * torch.finfo(dtype).smallest_normal / 4
@@ -148,18 +146,14 @@ def test_the_gradient_mask_takes_alpha_from_pruned_weights_and_nothing_from_kept
 def test_without_alpha_only_kept_weights_get_a_gradient() -> None:
     # sign(W) dW = 8 in row 0 and -16 in row 1
     for alpha in (None, torch.tensor(0.0), torch.tensor([0.0])):
-        grad_weight, grad_threshold = threshold_backward(
-            GRAD, WEIGHT, torch.zeros(2), alpha=alpha, kind="soft"
-        )
+        grad_weight, grad_threshold = threshold_backward(GRAD, WEIGHT, torch.zeros(2), alpha=alpha, kind="soft")
         assert grad_weight.tolist() == [[8.0, 0.0, 0.0], [16.0, 0.0, 0.0]]
         assert grad_threshold.tolist() == [-8 / 4, 16 / 4]
 
 
 def test_with_alpha_one_every_weight_but_zero_gets_the_dense_gradient() -> None:
     # sign(W) dW = 8 - 4 in row 0 and -16 + 64 + 32 in row 1
-    grad_weight, grad_threshold = threshold_backward(
-        GRAD, WEIGHT, torch.zeros(2), alpha=torch.tensor(1.0), kind="soft"
-    )
+    grad_weight, grad_threshold = threshold_backward(GRAD, WEIGHT, torch.zeros(2), alpha=torch.tensor(1.0), kind="soft")
     assert grad_weight.tolist() == [[8.0, 4.0, 0.0], [16.0, 64.0, 32.0]]
     assert grad_threshold.tolist() == [-4 / 4, -80 / 4]
 
@@ -355,8 +349,7 @@ def test_the_references_refuse_other_kinds_themselves() -> None:
 def test_triton_off_the_gpu_is_an_error_that_names_the_other_back_end() -> None:
     pytest.importorskip("triton")
     expected = (
-        'expected tensors on a GPU for backend="triton", got device cpu; '
-        'move them to a GPU or pass backend="torch"'
+        'expected tensors on a GPU for backend="triton", got device cpu; move them to a GPU or pass backend="torch"'
     )
     with pytest.raises(RuntimeError) as error:
         threshold_cast(W, S, kind="soft", backend="triton")

@@ -1,0 +1,98 @@
+"""`transformers.Trainer` with the callback: attached, logged, saved, resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+import tritonsparse as ts
+from tritonsparse.methods import GMP, AutoSparse
+
+Build = Callable[..., Any]
+
+METHODS = {
+    "autosparse": AutoSparse(threshold_init=-3.5, alpha=0.5, alpha_schedule="linear", threshold_weight_decay=0.1),
+    "gmp": GMP(sparsity=0.75, update_every=1, end=1.0),
+}
+# 8 examples in batches of 2: 4 steps an epoch, 2 epochs.
+DATA = [{"input_ids": (ids := torch.randint(2, 30, (6,))), "labels": ids} for _ in range(8)]
+
+
+def trainer(
+    model: Any, method: Any, folder: Path, groups: Callable[[ts.Sparsifier], Any] | None = None
+) -> tuple[Trainer, ts.Sparsifier]:
+    sparsifier = ts.sparsify(model, method, total_steps=8, steps_per_epoch=4)
+    chosen = groups(sparsifier) if groups else sparsifier.param_groups(weight_decay=0.01)
+    arguments = TrainingArguments(
+        str(folder), num_train_epochs=2, per_device_train_batch_size=2, logging_steps=1, save_steps=5,
+        report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(chosen, lr=0.01)
+    callback = ts.SparsityCallback(sparsifier)
+    return Trainer(model, arguments, train_dataset=DATA, callbacks=[callback], optimizers=(optimizer, None)), sparsifier
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_resumed_from_a_checkpoint_it_ends_where_the_unbroken_run_ends(
+    gpt2: Build, tmp_path: Path, method: Any
+) -> None:
+    unbroken, first = trainer(gpt2(), method, tmp_path)
+    unbroken.train()
+    assert first.step == 8
+    folder = tmp_path / "checkpoint-5"
+    assert {"tritonsparse_state.json", "tritonsparse_state.safetensors"} <= {path.name for path in folder.iterdir()}
+    resumed, second = trainer(gpt2(seed=7), method, tmp_path)
+    resumed.train(resume_from_checkpoint=str(folder))
+    assert second.step == 8
+    ours, theirs = resumed.model.state_dict(), unbroken.model.state_dict()
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    left, right = second.state_dict()["tensors"], first.state_dict()["tensors"]
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in right)
+
+
+def test_the_logs_carry_sparsity_alpha_and_threshold(gpt2: Build, tmp_path: Path) -> None:
+    run, sparsifier = trainer(gpt2(), METHODS["autosparse"], tmp_path)
+    run.train()
+    logs = [entry for entry in run.state.log_history if "loss" in entry]
+    assert len(logs) == 8
+    # The log of step n is written after it, when alpha is that of step n + 1: .5 (1 - epoch/2)
+    assert [entry["alpha"] for entry in logs] == [0.5] * 3 + [0.25] * 4 + [0.0]
+    assert logs[-1]["sparsity"] == pytest.approx(sparsifier.sparsity(), abs=1e-12)
+    thresholds = [torch.sigmoid(layer.threshold).item() for layer in sparsifier.layers.values()]
+    assert logs[-1]["threshold"] == pytest.approx(sum(thresholds) / len(thresholds))
+    assert logs[-1]["threshold"] != logs[0]["threshold"]
+
+
+def test_gmp_logs_no_alpha_and_no_threshold_and_ends_at_its_sparsity(gpt2: Build, tmp_path: Path) -> None:
+    run, _ = trainer(gpt2(), METHODS["gmp"], tmp_path)
+    run.train()
+    logs = [entry for entry in run.state.log_history if "loss" in entry]
+    assert all("alpha" not in entry and "threshold" not in entry for entry in logs)
+    sparsities = [entry["sparsity"] for entry in logs]
+    assert sparsities == sorted(sparsities) and sparsities[-1] == 0.75
+
+
+def test_losses_are_observed_for_every_epoch(gpt2: Build, tmp_path: Path) -> None:
+    run, sparsifier = trainer(gpt2(), "dense", tmp_path)
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    # The Trainer logs a step's loss after the step: an epoch's mean lacks its last loss and has the one before it.
+    assert sparsifier.epoch_losses == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:7]) / 4], rel=1e-5)
+
+
+def test_thresholds_among_the_weights_are_refused_when_training_begins(gpt2: Build, tmp_path: Path) -> None:
+    run, _ = trainer(gpt2(), METHODS["autosparse"], tmp_path, lambda sparsifier: sparsifier.model.parameters())
+    with pytest.raises(ValueError, match=r"got .*\.threshold in group 0.*build the optimizer from sparsifier"):
+        run.train()
+
+
+def test_an_optimizer_that_the_trainer_made_itself_is_refused_too(gpt2: Build, tmp_path: Path) -> None:
+    run, _ = trainer(gpt2(), METHODS["autosparse"], tmp_path)
+    run.optimizer = None
+    with pytest.raises(ValueError, match=r"\.threshold in group"):
+        run.train()

@@ -1,0 +1,163 @@
+"""Checkpoints that load without this package, and the sidecar from which training goes on exactly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+import tritonsparse as ts
+from tritonsparse.methods import GMP, STR, AutoSparse
+
+Build = Callable[..., Any]
+
+METHODS = {
+    "soft": AutoSparse(threshold_init=-3.5, alpha=0.5, alpha_schedule="linear", backward_density=0.6),
+    "mask": GMP(sparsity=0.8, initial_sparsity=0.3, update_every=1),
+    "dense": STR(threshold_init=-float("inf")),
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+IDS = torch.arange(2, 14).reshape(2, 6)
+
+
+def train(model: nn.Module, sparsifier: ts.Sparsifier, steps: int) -> None:
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.1))
+    sparsifier.detach()
+    sparsifier.attach(optimizer)
+    model.train()
+    for _ in range(steps):
+        torch.manual_seed(sparsifier.step)
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def start(model: nn.Module, method: Any) -> ts.Sparsifier:
+    sparsifier = ts.sparsify(model, method, total_steps=10, steps_per_epoch=2)
+    train(model, sparsifier, 3)
+    return sparsifier
+
+
+# The reader has none of this package: an import of it raises, wherever it is attempted.
+READER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tritonsparse":
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Blocker())
+import torch, transformers
+for cls, folder in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    model, info = getattr(transformers, cls).from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    torch.save(model.eval()(**torch.load(folder + "/inputs.pt")).logits, folder + "/logits.pt")
+"""
+
+
+def test_a_process_without_this_package_loads_the_same_model(marian: Build, gpt2: Build, tmp_path: Path) -> None:
+    saved = {"AutoModelForSeq2SeqLM": (marian(), "soft"), "AutoModelForCausalLM": (gpt2(), "mask")}
+    logits, arguments = {}, []
+    for cls, (model, kind) in saved.items():
+        sparsifier = start(model, METHODS[kind])
+        sparsifier.save_pretrained(tmp_path / cls)
+        inputs = {"input_ids": IDS} | ({"decoder_input_ids": IDS} if "Seq2Seq" in cls else {})
+        torch.save(inputs, tmp_path / cls / "inputs.pt")
+        arguments += [cls, str(tmp_path / cls)]
+        logits[cls] = model.eval()(**inputs).logits
+        weights = load_file(tmp_path / cls / "model.safetensors")
+        zeros = sum(int((weights[f"{name}.weight"] == 0).sum()) for name in sparsifier.layers)
+        total = sum(layer.weight.numel() for layer in sparsifier.layers.values())
+        assert zeros == round(total * sparsifier.sparsity()) > 0.3 * total
+    run = subprocess.run([sys.executable, "-c", READER, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for cls, expected in logits.items():
+        assert torch.equal(torch.load(tmp_path / cls / "logits.pt"), expected)
+
+
+@every_method
+@pytest.mark.parametrize(("name", "auto"), [("marian", AutoModelForSeq2SeqLM), ("gpt2", AutoModelForCausalLM)])
+def test_loaded_from_the_sidecar_the_next_steps_are_identical(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, auto: Any, method: Any
+) -> None:
+    model = request.getfixturevalue(name)()
+    sparsifier = start(model, method)
+    sparsifier.save_pretrained(tmp_path)
+    again, loaded = ts.load(tmp_path, auto)
+    assert loaded.step == 3 and loaded.method == sparsifier.method
+    assert list(loaded.layers) == list(sparsifier.layers)
+    train(model, sparsifier, 2)
+    train(again, loaded, 2)
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    left, right = sparsifier.state_dict()["tensors"], loaded.state_dict()["tensors"]
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@every_method
+def test_the_finalized_state_dict_leaves_the_model_as_it_is(gpt2: Build, method: Any) -> None:
+    stock, model = gpt2(), gpt2()
+    sparsifier = start(model, method)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    exported = sparsifier.finalized_state_dict()
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+    assert exported.keys() == stock.state_dict().keys()
+    stock.load_state_dict(exported)
+    assert torch.equal(stock.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+def test_a_module_under_two_names_is_exported_under_both() -> None:
+    shared = nn.Linear(4, 4)
+    sparsifier = ts.sparsify(nn.Sequential(shared, nn.ReLU(), shared), STR(threshold_init=-1.0))
+    exported = sparsifier.finalized_state_dict()
+    assert exported.keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert torch.equal(exported["0.weight"], exported["2.weight"])
+    assert torch.equal(exported["0.weight"], shared.effective_weight())
+
+
+def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside_it(gpt2: Build, tmp_path: Path) -> None:
+    model = gpt2()
+    sparsifier = start(model, METHODS["mask"])
+    sparsifier.save_pretrained(tmp_path / "saved")
+    train(model, sparsifier, 1)
+    sparsifier.save_pretrained(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert ts.load(tmp_path / "saved", AutoModelForCausalLM)[1].step == 4
+
+
+def test_an_ordinary_checkpoint_is_refused_with_the_way_to_load_it(gpt2: Build, tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"AutoModelForCausalLM.from_pretrained, it is an ordinary one"):
+        ts.load(tmp_path, AutoModelForCausalLM)
+
+
+def test_a_model_without_save_pretrained_is_told_what_to_do(mlp: Build, tmp_path: Path) -> None:
+    sparsifier = ts.sparsify(mlp(), "str")
+    with pytest.raises(TypeError, match=r"got Sequential; save sparsifier.finalized_state_dict"):
+        sparsifier.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_merging_an_adapter_after_finalize_fills_the_zeros_of_the_layers_it_adapts(gpt2: Build) -> None:
+    """A low-rank update is dense: merged, it destroys the zeros it touches. So merge first, or do not merge."""
+    config = peft.LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, init_lora_weights=False)
+    model = peft.get_peft_model(gpt2(), config)
+    sparsifier = ts.sparsify(model, GMP(sparsity=0.5, initial_sparsity=0.5), total_steps=2)
+    x = model.eval()(IDS).logits
+    sparsifier.finalize()
+    assert torch.equal(model(IDS).logits, x)
+    block = model.base_model.model.transformer.h[0]
+    assert int((block.attn.c_attn.base_layer.weight == 0).sum()) == block.attn.c_attn.base_layer.weight.numel() / 2
+    merged = model.merge_and_unload().transformer.h[0]
+    assert not (merged.attn.c_attn.weight == 0).any()
+    assert int((merged.mlp.c_fc.weight == 0).sum()) == merged.mlp.c_fc.weight.numel() / 2
