@@ -206,7 +206,8 @@ def _threshold_backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(grad_weight + o_n[:, None] * K + o_k[None, :], grad_w, mask=inside)
     if mask is None:
         slope = _sigmoid(s) * _sigmoid(-s)
-        total = tl.sum(tl.where(w > 0, grad_w, -grad_w), axis=1)
+        # sign(W) · grad_w; like torch's, the sign of NaN is 0.
+        total = tl.sum(tl.where(w > 0, grad_w, tl.where(w < 0, -grad_w, 0.0)), axis=1)
         row_sum = tl.where(slope == 0, 0.0, -slope * total)
         tl.store(row_sums + program % tiles_k * N + o_n, row_sum, mask=in_n)
 

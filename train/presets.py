@@ -90,3 +90,6 @@ def _initialise(model: MarianMTModel, d_model: int, pad: int) -> None:
                 nn.init.zeros_(module.bias)
     nn.init.normal_(embedding, std=1.0 / math.sqrt(d_model))
     embedding[pad].zero_()
+    # Fixed sinusoids, looked up without gradients; DDP would wait for theirs for ever.
+    for side in (model.get_encoder(), model.get_decoder()):
+        side.embed_positions.weight.requires_grad_(False)

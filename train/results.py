@@ -20,7 +20,7 @@ import tritonsparse
 from tritonsparse.eval.plots import plot_layer_sparsity, plot_training
 from tritonsparse.report import Report
 
-__all__ = ["environment", "plot", "read_epoch_losses", "show", "write"]
+__all__ = ["environment", "plot", "portable", "read_epoch_losses", "show", "write"]
 
 RESULTS = "all_results.json"
 
@@ -58,6 +58,15 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def portable(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's arguments without the folders of the machine it ran on: files keep their names."""
+    return {
+        key: Path(value).name if key.endswith("_file") and value else value
+        for key, value in arguments.items()
+        if key not in ("output_dir", "resume_from_checkpoint")
+    }
 
 
 def write(document: Mapping[str, Any], output_dir: Path) -> None:

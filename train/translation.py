@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, get_scheduler
 
@@ -224,11 +224,15 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def _accelerator(args: argparse.Namespace) -> Accelerator:
+    # A checkpoint from elsewhere may hold parameters that its forward never trains (Marian's sinusoids are such).
+    loaded = args.model_name_or_path is not None
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=loaded)]
     if not args.with_tracking:
-        return Accelerator(mixed_precision=args.mixed_precision)
+        return Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=handlers)
     tracker = args.report_to or "tensorboard"
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
+        kwargs_handlers=handlers,
         log_with=tracker,
         project_dir=str(Path(args.output_dir) / "logs"),
     )
@@ -379,7 +383,7 @@ def finish(run: Run) -> None:
             "evaluations": loop.evaluations,
             "layers": as_rows(report),
             "history": loop.history,
-            "arguments": {key: value for key, value in vars(args).items() if key != "output_dir"},
+            "arguments": results.portable(vars(args)),
             "environment": results.environment(accelerator),
         }
         results.write(document, output_dir)

@@ -87,12 +87,14 @@ def test_both_ranks_end_with_identical_weights_and_thresholds(pair: Any) -> None
     assert [key for key in saved if not torch.equal(saved[key], first[key])] == []
 
 
-def test_an_odd_evaluation_set_is_translated_once_and_in_order(pair: Any, alone: Path) -> None:
+def test_an_odd_evaluation_set_is_translated_once_and_in_order(
+    pair: Any, alone: Path, corpus_files: tuple[str, ...]
+) -> None:
     folder, out = pair
     ours, theirs = results(folder / "out"), results(alone)
     # Five test sentences over two ranks: 3 + 2, no duplicate that fills the shorter share.
     assert out.count("  translation ") == 5
-    sources = [json.loads(line)["en"] for line in Path(theirs["arguments"]["test_file"]).read_text().splitlines()]
+    sources = [json.loads(line)["en"] for line in Path(corpus_files[-1].partition("=")[2]).read_text().splitlines()]
     assert [line.split(maxsplit=1)[1] for line in translations(out) if line.startswith("  source")] == sources
     reference_words = [document["bleu_line"].split("ref_len = ")[1] for document in (ours, theirs)]
     assert reference_words[0] == reference_words[1]

@@ -29,7 +29,7 @@ def write(path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--method=gmp", "--sparsity=1.0"), "gmp: expected sparsity in [0, 1), got 1.0"),
+        (("--method=gmp", "--sparsity=1.0"), "gmp: expected a sparsity in [0, 1), the fraction of zeros, got 1.0"),
         (("--method=gmp", "--sparsity=-0.1"), "got -0.1"),
         (("--method=gmp",), "missing 1 required keyword-only argument: 'sparsity'"),
         (("--method=gmp", "--sparsity=0.5", "--pattern=2:4"), "method 'gmp' supports (unstructured), got '2:4'"),
