@@ -24,7 +24,8 @@ $(VENV)/triton-3.6/triton/__init__.py: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/triton-3.6 triton==3.6.0
 
 demo: $(VENV)/installed
-	$(BIN)/accelerate launch -m tritonsparse.train.translation --recipe demo --output_dir runs/demo
+	$(BIN)/accelerate launch --num_cpu_threads_per_process $(shell $(PYTHON) -c "import os; print(os.cpu_count())") \
+		-m tritonsparse.train.translation --recipe demo --output_dir runs/demo
 
 test: $(VENV)/installed $(VENV)/triton-3.6/triton/__init__.py
 	$(BIN)/python -m pytest

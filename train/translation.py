@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, get_scheduler
 
@@ -224,15 +224,11 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def _accelerator(args: argparse.Namespace) -> Accelerator:
-    # A checkpoint from elsewhere may hold parameters that its forward never trains (Marian's sinusoids are such).
-    loaded = args.model_name_or_path is not None
-    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=loaded)]
     if not args.with_tracking:
-        return Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=handlers)
+        return Accelerator(mixed_precision=args.mixed_precision)
     tracker = args.report_to or "tensorboard"
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
-        kwargs_handlers=handlers,
         log_with=tracker,
         project_dir=str(Path(args.output_dir) / "logs"),
     )
@@ -259,12 +255,18 @@ def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
     if args.model_name_or_path is not None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-            return tokenizer, AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path)
+            model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path)
         except OSError as error:
             raise ValueError(
                 f"translation: expected a seq2seq checkpoint (a local folder or a reachable hub id), got "
                 f"{args.model_name_or_path!r} ({str(error).splitlines()[0]}); pass another --model_name_or_path"
             ) from error
+        # Marian's sinusoids are not saved, and come back as trainable (transformers 5.23): DDP would wait for gradients
+        # that never come.
+        for name, parameter in model.named_parameters():
+            if name in (model._keys_to_ignore_on_save or ()):
+                parameter.requires_grad_(False)
+        return tokenizer, model
     tokenizer = train_tokenizer(train, args.vocab_size)
     return tokenizer, build_model(args.preset, tokenizer, dropout=args.dropout)
 

@@ -212,6 +212,14 @@ def test_a_saved_model_is_trained_on(train: Train, saved_marian: Any, tmp_path: 
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_the_sinusoids_of_a_saved_model_stay_constant(saved_marian: Any) -> None:
+    """transformers gives them back as trainable, and two processes would wait for their gradients."""
+    args = translation.parser().parse_args(["--model_name_or_path", str(saved_marian(0.1))])
+    _, model = translation._model(args, [])
+    constant = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert constant == {"model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"}
+
+
 def test_what_the_run_prints_is_for_people(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = train(tmp_path, "--max_train_steps=1", "--method_args", SOFT)
     out = capsys.readouterr().out
