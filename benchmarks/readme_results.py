@@ -59,7 +59,8 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
     first = runs[0]
     lines += [
         "",
-        f"{first['arguments']['test_file'] or first['split']}, {first['num_beams']} beams, {first['bleu_signature']}; one seed; "
+        f"{first['arguments']['test_file'] or first['split']}, {first['num_beams']} beams, {first['bleu_signature']}; "
+        "one seed; "
         f"`accelerate launch -m tritonsparse.train.translation --recipe {first['arguments']['recipe']}` with "
         f"`--method` as named; torch {first['environment']['torch']}. "
         "Multiply-adds are of all linear layers, counted from zeros.",
