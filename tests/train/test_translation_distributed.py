@@ -93,7 +93,7 @@ def test_an_odd_evaluation_set_is_translated_once_and_in_order(
     folder, out = pair
     ours, theirs = results(folder / "out"), results(alone)
     # Five test sentences over two ranks: 3 + 2, no duplicate that fills the shorter share.
-    sources = [json.loads(line)["en"] for line in Path(theirs["arguments"]["test_file"]).read_text().splitlines()]
+    sources = [json.loads(line)["en"] for line in Path(corpus_files[-1].partition("=")[2]).read_text().splitlines()]
     printed = [line.removeprefix("  translation ") for line in out.splitlines() if line.startswith("  translation ")]
     assert [line.split(" | ")[0] for line in printed] == sources
     reference_words = [document["bleu_line"].split("ref_len = ")[1] for document in (ours, theirs)]

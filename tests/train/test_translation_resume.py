@@ -21,8 +21,8 @@ from tritonsparse.train import checkpoints, translation
 Train = Callable[..., dict[str, Any]]
 SOFT = ("--method_args", '{"threshold_init": -3, "threshold_weight_decay": 0.01}')
 GMP = ("--method=gmp", "--method_args", '{"sparsity": 0.8, "update_every": 2}')
-# About five steps an epoch: checkpoints at 4 and 8 lie inside epochs.
-LENGTH = ("--max_tokens_per_batch=1600", "--max_train_steps=10", "--checkpointing_steps=4")
+# About five steps an epoch: checkpoints at 4 and 8 lie inside epochs, and inside windows of the record.
+LENGTH = ("--max_tokens_per_batch=1600", "--max_train_steps=10", "--checkpointing_steps=4", "--logging_steps=3")
 
 # The program in a process that is killed while it writes its second checkpoint: model written, optimizer not whole.
 KILLED_WRITING = """
