@@ -9,7 +9,6 @@ stopped, bit for bit on a CPU.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -28,8 +27,6 @@ from tritonsparse.flops import TrainingMeter
 from . import checkpoints
 
 __all__ = ["Batches", "Loop", "Settings"]
-
-logger = logging.getLogger(__name__)
 
 
 class Batches(Protocol):

@@ -80,6 +80,7 @@ class TokenBatches:
                 f"--max_tokens_per_batch or cut sentences with --max_source_length and --max_target_length"
             )
         self.batches = _build(pairs, max_tokens, seed)
+        self._shuffled: tuple[int, list[int]] | None = None
         if len(self.batches) < group:
             raise ValueError(
                 f"TokenBatches: expected at least {group} batches (processes x accumulation steps), got "
@@ -94,10 +95,16 @@ class TokenBatches:
 
     def step_batches(self, epoch: int, step: int) -> list[Batch]:
         """This rank's batches of optimizer step `step` of epoch `epoch`, in order of accumulation."""
-        order = list(range(len(self.batches)))
-        random.Random(f"{self.seed}/{epoch}").shuffle(order)
-        mine = order[step * self.group : (step + 1) * self.group][self.rank :: self.world]
+        mine = self._order(epoch)[step * self.group : (step + 1) * self.group][self.rank :: self.world]
         return [self.collate(self.batches[index]) for index in mine]
+
+    def _order(self, epoch: int) -> list[int]:
+        # Kept for the epoch: shuffling a large corpus anew at every step would cost more than some steps.
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            order = list(range(len(self.batches)))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            self._shuffled = (epoch, order)
+        return self._shuffled[1]
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """Pad the pairs at `indices` into tensors."""

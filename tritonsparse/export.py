@@ -2,8 +2,8 @@
 
 The portable artefact is a dense safetensors file with exact zeros under the model's own names: it loads
 everywhere without this package. The sidecar `tritonsparse.safetensors` holds what the zeros do not say:
-views, thresholds, the method, and for soft views the master weights, of which S(W) keeps only the shrunk
-survivors.
+views, thresholds, the method, and the master weights where S(W) has forgotten something of them: soft views
+shrink the survivors, and some methods train the weights that their masks hide.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _write_sidecar(sparsifier: Sparsifier, path: Path) -> None:
     for name, layer in sparsifier.layers.items():
         if layer.threshold is not None:
             tensors[f"threshold.{name}"] = layer.threshold.detach().cpu().clone()
-        if layer.kind == "soft":
+        if not torch.equal(layer.effective_weight(), layer.weight):
             tensors[f"master.{name}"] = layer.weight.detach().cpu().contiguous().clone()
     save_file(tensors, path, metadata={"tritonsparse": json.dumps(packed)})
 

@@ -17,7 +17,6 @@ and keep their dtype. The forward is pure: it changes no state.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -30,14 +29,12 @@ from .kernels import _triton
 from .kernels.masked_matmul import masked_linear
 from .kernels.threshold import view_reference
 
-__all__ = ["BACKENDS", "SPARSE_CLASSES", "SparseConv1D", "SparseLayer", "SparseLinear"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["BACKENDS", "SPARSE_CLASSES", "VIEW_TENSORS", "SparseConv1D", "SparseLayer", "SparseLinear"]
 
 BACKENDS = ("auto", "torch", "triton")
 
-_VIEW_TENSORS = ("mask", "grad_mask", "alpha")
-_ATTRIBUTES = ("kind", *_VIEW_TENSORS, "backend_choice", "backend", "backend_reason")
+VIEW_TENSORS = ("mask", "grad_mask", "alpha")
+_ATTRIBUTES = ("kind", *VIEW_TENSORS, "backend_choice", "backend", "backend_reason")
 
 
 class SparseLayer(nn.Module):
@@ -123,7 +120,7 @@ class SparseLayer(nn.Module):
         if self.threshold is not None and logits is not None and self.threshold.dtype.itemsize < 4:
             # `.half()` must not round a threshold: 1e-3 has eight bits in bfloat16.
             self.threshold.data = logits.to(device)
-        for name in _VIEW_TENSORS:
+        for name in VIEW_TENSORS:
             if (tensor := getattr(self, name)) is not None:
                 setattr(self, name, tensor.to(device))
         self._choose_backend()

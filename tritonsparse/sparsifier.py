@@ -6,7 +6,6 @@ layers for reports and export. Layers hold no reference to it.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ from .report import Report, make_report
 from .selection import Skip
 
 __all__ = ["Sparsifier"]
-
-logger = logging.getLogger(__name__)
 
 
 class Sparsifier:
@@ -218,8 +215,12 @@ class Sparsifier:
         export.save_pretrained(self, Path(directory))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if is_real_step(optimizer):
-            self.method.before_step(self.layers, self.clock, gradient_scale(optimizer))
+        if not is_real_step(optimizer):
+            return
+        if self.method.before_step(self.layers, self.clock, optimizer, gradient_scale(optimizer)):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_real_step(optimizer):
@@ -237,8 +238,6 @@ class Sparsifier:
             return None
         sums = torch.stack([self._loss_sum, torch.full_like(self._loss_sum, self._loss_count)])
         if dist.is_available() and dist.is_initialized():
-            # NCCL reduces what lies on the GPU; a loss observed as a float does not.
-            sums = sums.to(next(iter(self.layers.values())).weight.device)
             dist.all_reduce(sums)
         self._loss_sum, self._loss_count = None, 0
         return float(sums[0] / sums[1])

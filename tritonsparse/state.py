@@ -1,4 +1,6 @@
-"""The Sparsifier's own state: views by module path, the clock, the method's numbers. No weights, no thresholds.
+"""The Sparsifier's own state: views by module path, the clock, the method's state. No weights, no thresholds.
+
+Tensors are keyed "<layer>.<view tensor>", the method's own ones "method:<key>".
 
 state_dict()  {"format_version", "method", "config", "pattern", "step", "steps_per_epoch", "total_steps",
                "epoch_losses", "loss_sum", "loss_count", "method_state", "kinds", "tensors"}
@@ -16,27 +18,35 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .layers import VIEW_TENSORS
+
 if TYPE_CHECKING:
     from .sparsifier import Sparsifier
 
 __all__ = ["load_state", "pack", "register", "save_state", "unpack"]
 
 FORMAT_VERSION = 1
+_METHOD = "method:"
 _JSON, _TENSORS = "tritonsparse_state.json", "tritonsparse_state.safetensors"
 _KEYS = {
     "method", "config", "pattern", "step", "steps_per_epoch", "total_steps", "epoch_losses", "loss_sum", "loss_count",
     "method_state", "kinds", "tensors",
 }  # fmt: skip
-_VIEW_TENSORS = ("mask", "grad_mask", "alpha")
 
 
 def pack(sparsifier: Sparsifier) -> dict[str, Any]:
     """Plain tensors (on the CPU) and numbers; loads with `weights_only=True`."""
     tensors = {}
     for name, layer in sparsifier.layers.items():
-        for key in _VIEW_TENSORS:
+        for key in VIEW_TENSORS:
             if (tensor := getattr(layer, key)) is not None:
                 tensors[f"{name}.{key}"] = tensor.detach().cpu().clone()
+    method_state: dict[str, float | int] = {}
+    for key, value in sparsifier.method.state_dict().items():
+        if isinstance(value, Tensor):
+            tensors[f"{_METHOD}{key}"] = value.detach().cpu().clone()
+        else:
+            method_state[key] = value
     loss_sum = sparsifier._loss_sum
     return {
         "format_version": FORMAT_VERSION,
@@ -50,7 +60,7 @@ def pack(sparsifier: Sparsifier) -> dict[str, Any]:
         "epoch_losses": list(sparsifier.epoch_losses),
         "loss_sum": None if loss_sum is None else float(loss_sum),
         "loss_count": sparsifier._loss_count,
-        "method_state": sparsifier.method.state_dict(),
+        "method_state": method_state,
         "kinds": {name: layer.kind for name, layer in sparsifier.layers.items()},
         "tensors": tensors,
     }
@@ -63,7 +73,7 @@ def unpack(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
     tensors: Mapping[str, Tensor] = saved["tensors"]
     for name, layer in sparsifier.layers.items():
         layer.kind = saved["kinds"][name]
-        for key in _VIEW_TENSORS:
+        for key in VIEW_TENSORS:
             tensor = tensors.get(f"{name}.{key}")
             setattr(layer, key, None if tensor is None else tensor.to(layer.weight.device).clone())
     sparsifier.clock.step = int(saved["step"])
@@ -72,7 +82,8 @@ def unpack(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
     loss_sum = saved["loss_sum"]
     sparsifier._loss_sum = None if loss_sum is None else torch.tensor(loss_sum, device=device)
     sparsifier._loss_count = int(saved["loss_count"])
-    sparsifier.method.load_state_dict(saved["method_state"])
+    own = {key.removeprefix(_METHOD): tensor for key, tensor in tensors.items() if key.startswith(_METHOD)}
+    sparsifier.method.load_state_dict({**saved["method_state"], **own})
 
 
 def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
@@ -111,9 +122,11 @@ def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
         if kind not in possible:
             refuse(f"the view of {name!r} among", possible, kind)
     for key, tensor in saved["tensors"].items():
+        if key.startswith(_METHOD):
+            continue
         name, _, part = key.rpartition(".")
-        if name not in names or part not in _VIEW_TENSORS:
-            refuse("tensors of", [f"<layer>.{each}" for each in _VIEW_TENSORS], key)
+        if name not in names or part not in VIEW_TENSORS:
+            refuse("tensors of", [f"<layer>.{each}" for each in VIEW_TENSORS], key)
         shape = torch.Size() if part == "alpha" else sparsifier.layers[name].weight.shape
         if tensor.shape != shape:
             refuse(f"{key} of shape", list(shape), list(tensor.shape))

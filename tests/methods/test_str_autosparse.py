@@ -147,7 +147,7 @@ def test_decay_on_the_threshold_is_an_l2_gradient_that_the_optimizer_does_not_re
     # ds = 3 + .5 (-2) = 2;  s = -2 - .5 * 2
     assert layer.threshold.item() == -3.0
     layer.threshold.grad = torch.tensor([3.0])
-    sparsifier.method.before_step(sparsifier.layers, sparsifier.clock, torch.tensor(4.0))
+    sparsifier.method.before_step(sparsifier.layers, sparsifier.clock, optimizer, torch.tensor(4.0))
     assert layer.threshold.grad.item() == 3.0 + 4.0 * 0.5 * -3.0
 
 

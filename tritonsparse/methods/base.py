@@ -1,7 +1,8 @@
 """What a method is: a dataclass of hyper-parameters and a few hooks, called in the order of a step.
 
     setup         once, by `sparsify`: give every layer its view
-    before_step   gradients are complete, the optimizer has not moved: penalties go here
+    before_step   gradients are complete, the optimizer has not moved: penalties go here, and topology updates
+                  that take the place of the step
     after_step    the optimizer has moved and the clock has advanced: masks, alpha, zeros go here
 
 A method decides; it never calls a kernel, never touches an optimizer's internals and never names a model.
@@ -25,9 +26,10 @@ from ..clock import Clock
 from ..layers import SparseLayer
 from ..pattern import Pattern, Unstructured
 
-__all__ = ["Densities", "Layers", "Method"]
+__all__ = ["Densities", "Layers", "Method", "MethodState"]
 
 Layers = Mapping[str, SparseLayer]
+MethodState = dict[str, float | int | Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,14 @@ class Method:
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
         """Give every layer its view. All checks come before the first change."""
 
-    def before_step(self, layers: Layers, clock: Clock, scale: Tensor | None) -> None:
-        """Add penalties to the gradients; `scale` multiplies them where gradients still carry a loss scale."""
+    def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
+        """Read or change the gradients; `scale` is the factor by which they are too large, None for 1.
+
+        Returns:
+            True where the method's own update replaces this step: every `.grad` of the optimizer is then set to
+            None, so that nothing else moves, and the step counts.
+        """
+        return False
 
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
         """Update views for the step that comes; `clock.step` steps have been taken."""
@@ -67,12 +75,12 @@ class Method:
         """The passes' densities for a layer of which the fraction `kept` is not zero, by the paper's count."""
         return Densities(kept, kept, kept)
 
-    def state_dict(self) -> dict[str, float | int]:
-        """What has changed since construction, as plain numbers."""
+    def state_dict(self) -> MethodState:
+        """What has changed since construction: numbers, and tensors (one a layer: "<what>/<layer name>")."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
-        """Restore `state_dict`."""
+    def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
+        """Restore `state_dict`; tensors come on the CPU."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-ready: infinities as strings, nested configurations as dicts."""

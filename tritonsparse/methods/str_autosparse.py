@@ -45,7 +45,7 @@ from ..layers import SparseLayer
 from ..mask import kept_count, topk_mask
 from ..pattern import Pattern
 from ..schedules import SCHEDULES, sigmoid_cosine
-from .base import Densities, Layers, Method
+from .base import Densities, Layers, Method, MethodState
 
 __all__ = ["STR", "AutoSparse", "AutoTune"]
 
@@ -87,14 +87,15 @@ class STR(Method):
             layer.alpha = torch.zeros((), device=device)
 
     @torch.no_grad()
-    def before_step(self, layers: Layers, clock: Clock, scale: Tensor | None) -> None:
+    def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
         if not self.threshold_weight_decay:
-            return
+            return False
         for layer in layers.values():
             s = layer.threshold
             if s is not None and s.grad is not None:
                 penalty = self.threshold_weight_decay * s
                 s.grad += penalty if scale is None else penalty * scale
+        return False
 
 
 @dataclass(kw_only=True)
@@ -224,9 +225,9 @@ class AutoSparse(STR):
         superset = 1.0 if layer.grad_mask is None else float(layer.grad_mask.float().mean())
         return Densities(kept, kept, max(superset, kept))
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> MethodState:
         return {} if self.auto_tune is None else {"tuned_alpha": self._tuned}
 
-    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+    def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
         if self.auto_tune is not None:
             self._tuned = float(state["tuned_alpha"])
