@@ -143,6 +143,12 @@ def test_excluding_everything_says_why_nothing_is_left(mlp: Build, refused: Buil
         ts.sparsify(model, "str", exclude=["*"])
 
 
+def test_a_wildcard_passes_over_what_is_tied(marian: Build) -> None:
+    everything = ts.sparsify(marian(), "str", include=["*"])
+    assert list(everything.layers) == list(ts.sparsify(marian(), "str").layers)
+    assert skipped(everything)["lm_head"] == "tied parameter"
+
+
 def test_including_a_tied_module_is_refused_by_name(marian: Build, refused: Build) -> None:
     model = marian()
     with refused(model, ValueError, "'lm_head' (tied parameter)", "leave it out"):

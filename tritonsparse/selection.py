@@ -79,8 +79,9 @@ def select(
 
     Args:
         model: any module.
-        include: fnmatch patterns on full names; a module named here is taken although it is an output head,
-            or a `lora_*` layer, never although it is tied. None = every module.
+        include: fnmatch patterns on full names; a module that one matches is taken although it is an output
+            head or a `lora_*` layer, never although it is tied: that is refused where the module is named in
+            full, skipped where a wildcard matches it. None = every module.
         exclude: fnmatch patterns on full names that are left dense.
 
     Raises:
@@ -125,7 +126,8 @@ def select(
             reason = "output head"
         elif not named and any(part.startswith("lora_") for part in name.split(".")):
             reason = "LoRA adapter"
-        if named and reason in ("tied parameter", "read by nn.MultiheadAttention"):
+        # A wildcard sweeps; only a module that is named in full was surely meant.
+        if name in (include or []) and reason in ("tied parameter", "read by nn.MultiheadAttention"):
             raise ValueError(
                 f"sparsify: expected include to name modules with a weight of their own, got {name!r} ({reason}); "
                 f"leave it out"
@@ -194,6 +196,9 @@ def _other_weights(model: nn.Module, mha_children: set[str]) -> list[Skip]:
             if parameter.dim() >= 2 and id(parameter) not in seen:
                 seen.add(id(parameter))
                 reason = "embedding" if embedding else f"{type(module).__name__} is not supported"
+                if parameter.dim() == 3 and len(parameter) > 1:
+                    # Experts of a mixture: one product over all of them, which the model makes itself.
+                    reason = f"stacked weights of {type(module).__name__}"
                 if prefix in mha_children:
                     reason = "read by nn.MultiheadAttention"
                 skipped.append(Skip(f"{prefix}.{name}" if prefix else name, reason, parameter.numel()))
