@@ -1,7 +1,9 @@
 """Command lines of the training programs: transformers' names, recipes as TOML files, strict about both.
 
 A recipe is a TOML file whose top-level keys are argument names and whose table [method_args] holds fields of
-the method. What the command line says goes before the recipe, the recipe before the defaults.
+the method. What the command line says goes before the recipe, the recipe before the defaults. A method named on
+the command line leaves the recipe's [method_args] behind unless it is the recipe's own; a saved model leaves
+the recipe's sizes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from tritonsparse.methods import METHODS
 __all__ = ["add_common", "parse", "read_recipe", "recipe_names"]
 
 _LOCAL = ("output_dir", "resume_from_checkpoint", "recipe", "help")
+# What a saved model brings along.
+_FROM_SCRATCH = ("preset", "vocab_size", "dropout")
 _LENGTHS = ("num_train_epochs", "max_train_steps")
 
 
@@ -37,7 +41,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     sparse.add_argument("--exclude", nargs="+", default=None, help="fnmatch patterns of module names")
     sparse.add_argument("--method_args", type=_json_object, default=None, help="fields of the method, as a JSON object")
     sparse.add_argument(
-        "--auto_tune", default=None, help="all_results.json of a dense run: AutoSparse tunes alpha by it"
+        "--record_reference_losses", default=None, help="JSON file for a dense run's epoch losses, for --auto_tune"
+    )
+    sparse.add_argument(
+        "--auto_tune", default=None, help="that file, or a dense run's all_results.json: AutoSparse tunes alpha by it"
     )
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--learning_rate", type=float, default=7e-4)
@@ -86,6 +93,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         if first.num_train_epochs is not None or first.max_train_steps is not None:
             # The two say the same thing: one given on the command line replaces either of the recipe.
             recipe = {key: value for key, value in recipe.items() if key not in _LENGTHS}
+        if _given("--method", argv) and first.method != recipe.get("method"):
+            # The recipe's fields are of its own method.
+            recipe.pop("method_args", None)
+        if getattr(first, "model_name_or_path", None) is not None:
+            recipe = {key: value for key, value in recipe.items() if key not in _FROM_SCRATCH}
         parser.set_defaults(**recipe)
     args = parser.parse_args(argv)
     if args.report_to == "none":
@@ -94,6 +106,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         args.with_tracking = True
     if args.output_dir is None:
         raise ValueError("arguments: expected --output_dir, got none; name a folder for checkpoints and results")
+    if args.record_reference_losses is not None and args.method != "dense":
+        raise ValueError(
+            f"arguments: expected --method dense with --record_reference_losses, got {args.method!r}; the reference "
+            f"of auto-tuning is a dense run"
+        )
     for name in ("gradient_accumulation_steps", "logging_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"arguments: expected --{name} of at least 1, got {getattr(args, name)}; correct it")
@@ -152,6 +169,10 @@ def read_recipe(name: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"recipe: expected TOML, got {error} in {name}; correct the file") from error
+
+
+def _given(option: str, argv: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == option for word in argv)
 
 
 def _underscored(word: str) -> str:

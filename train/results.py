@@ -20,7 +20,7 @@ import tritonsparse
 from tritonsparse.eval.plots import plot_layer_sparsity, plot_training
 from tritonsparse.report import Report
 
-__all__ = ["environment", "plot", "portable", "read_epoch_losses", "show", "write"]
+__all__ = ["environment", "plot", "portable", "read_epoch_losses", "show", "write", "write_reference_losses"]
 
 RESULTS = "all_results.json"
 
@@ -110,22 +110,36 @@ def show(
     print(f"written to {output_dir}: the finalized checkpoint, {RESULTS}, training.png, layer_sparsity.png")
 
 
+def write_reference_losses(document: Mapping[str, Any], path: Path) -> None:
+    """The epoch losses of a dense run, for `--auto_tune`; whole or not there."""
+    losses = {key: document[key] for key in ("method", "epoch_losses")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(losses), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def read_epoch_losses(path: str) -> list[float]:
-    """Epoch losses that a dense run recorded in its all_results.json, the first tenth of its epochs.
+    """Epoch losses of a dense run (its all_results.json, or what it recorded), the first tenth of its epochs.
 
     The first 10 % of the epochs, at least one, as AutoSparse tunes (arXiv:2304.06941v1, section 7.4).
 
     Raises:
-        ValueError: no such file, or one without epoch losses.
+        ValueError: no such file, one without epoch losses, or one of a sparse run.
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-        losses = [float(loss) for loss in document["epoch_losses"]]
+        losses, method = [float(loss) for loss in document["epoch_losses"]], document["method"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"auto_tune: expected {RESULTS} of a run with --method dense, got {path} ({error}); run the "
             f"dense model first"
         ) from error
+    if method != "dense":
+        raise ValueError(
+            f"auto_tune: expected losses of a run with --method dense, got one of {method!r} in {path}; AutoSparse "
+            f"tunes alpha against the dense model"
+        )
     if not losses:
         raise ValueError(f"auto_tune: expected epoch losses in {path}, got none; the dense run ended within an epoch")
     return losses[: max(1, math.ceil(len(losses) / 10))]

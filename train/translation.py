@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 Pairs = list[tuple[str, str]]
 
+PRESET, VOCABULARY = "transformer-base", 32768
+
 # Arguments that may differ between a run and its resumption without making it another run.
 _FREE = (
     "output_dir", "resume_from_checkpoint", "recipe", "logging_steps", "checkpointing_steps", "checkpoints_total_limit",
@@ -62,12 +64,14 @@ def parser() -> argparse.ArgumentParser:
         "tritonsparse.train.translation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        # A typo must not pass as a short form of another option.
+        allow_abbrev=False,
     )
     model = result.add_argument_group("model")
-    model.add_argument("--preset", default="transformer-base", help=f"from scratch: {', '.join(PRESETS)}")
-    model.add_argument("--model_name_or_path", default=None, help="a seq2seq checkpoint to go on from instead")
-    model.add_argument("--vocab_size", type=int, default=32768)
-    model.add_argument("--dropout", type=float, default=None, help="the preset's by default")
+    model.add_argument("--model_name_or_path", default=None, help="a seq2seq checkpoint to go on from")
+    model.add_argument("--preset", default=None, help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)")
+    model.add_argument("--vocab_size", type=int, default=None, help=f"from scratch; {VOCABULARY} by default")
+    model.add_argument("--dropout", type=float, default=None, help="from scratch; the preset's by default")
     data = result.add_argument_group("data")
     data.add_argument(
         "--dataset_name", default=None, help="'embedded' (default), or a hub id with a translation feature"
@@ -253,6 +257,12 @@ def _refuse_used(args: argparse.Namespace) -> None:
 
 def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
     if args.model_name_or_path is not None:
+        for name in ("preset", "vocab_size", "dropout"):
+            if getattr(args, name) is not None:
+                raise ValueError(
+                    f"translation: expected no --{name} beside --model_name_or_path, which brings its own, got "
+                    f"{getattr(args, name)}; leave one of them out"
+                )
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
             model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path)
@@ -267,8 +277,8 @@ def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
             if name in (model._keys_to_ignore_on_save or ()):
                 parameter.requires_grad_(False)
         return tokenizer, model
-    tokenizer = train_tokenizer(train, args.vocab_size)
-    return tokenizer, build_model(args.preset, tokenizer, dropout=args.dropout)
+    tokenizer = train_tokenizer(train, args.vocab_size or VOCABULARY)
+    return tokenizer, build_model(args.preset or PRESET, tokenizer, dropout=args.dropout)
 
 
 def _method(args: argparse.Namespace) -> ts.methods.Method:
@@ -389,6 +399,8 @@ def finish(run: Run) -> None:
             "environment": results.environment(accelerator),
         }
         results.write(document, output_dir)
+        if args.record_reference_losses is not None:
+            results.write_reference_losses(document, Path(args.record_reference_losses))
         results.plot(document, output_dir)
         results.show(document, report, test, hypotheses, run.macs, output_dir)
     accelerator.end_training()

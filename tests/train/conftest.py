@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,20 @@ from tritonsparse.train.subwords import train_tokenizer
 
 # One layer each side, d_model 16: 5,120 weights in 16 linear layers.
 SIZES = (1, 16, 2, 32, 0.1)
+FROM_SCRATCH = ["--preset=transformer-tiny", "--vocab_size=200"]
 SMALL = [
-    "--preset=transformer-tiny", "--vocab_size=200", "--max_train_samples=300", "--max_tokens_per_batch=400",
+    "--max_train_samples=300", "--max_tokens_per_batch=400",
     "--max_eval_samples=3", "--max_test_samples=4", "--num_beams=1", "--num_warmup_steps=2", "--learning_rate=0.01",
     "--logging_steps=2",
 ]  # fmt: skip
+
+
+def small(options: Sequence[str]) -> list[str]:
+    """The options of a small run; a saved model has its own sizes."""
+    saved = any(option.startswith("--model_name_or_path") for option in options)
+    return [*SMALL, *options] if saved else [*FROM_SCRATCH, *SMALL, *options]
+
+
 # Untrained models talk on to the limit; a short one keeps their evaluation cheap.
 EXTRA_TOKENS = 5
 
@@ -68,7 +77,7 @@ def train(small_program: pytest.MonkeyPatch) -> Train:
         with pytest.MonkeyPatch.context() as patch:
             if not plots:
                 patch.setattr(results, "plot", lambda *_: None)
-            assert translation.main([*SMALL, "--output_dir", str(output_dir), *options]) == 0
+            assert translation.main(small(["--output_dir", str(output_dir), *options])) == 0
         document: dict[str, Any] = json.loads((output_dir / "all_results.json").read_text(encoding="utf-8"))
         return document
 
@@ -113,7 +122,7 @@ def refusal(small_program: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         _reset()
         before = sorted(output_dir.rglob("*"))
         capsys.readouterr()
-        assert translation.main([*SMALL, "--output_dir", str(output_dir), *options]) == 2
+        assert translation.main(small(["--output_dir", str(output_dir), *options])) == 2
         stderr = capsys.readouterr().err
         assert "Traceback" not in stderr
         lines = [line for line in stderr.splitlines() if "error" in line.lower()]

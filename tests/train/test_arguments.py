@@ -18,8 +18,9 @@ OPTIONS = {
     "--max_eval_samples", "--max_grad_norm", "--max_source_length", "--max_steps", "--max_target_length",
     "--max_test_samples", "--max_tokens_per_batch", "--max_train_samples", "--max_train_steps", "--method",
     "--method_args", "--mixed_precision", "--model_name_or_path", "--no-with_tracking", "--num_beams",
-    "--num_train_epochs", "--num_warmup_steps", "--output_dir", "--pattern", "--preset", "--recipe", "--report_to",
-    "--resume_from_checkpoint", "--seed", "--source_lang", "--sparsity", "--target_lang", "--test_file",
+    "--num_train_epochs", "--num_warmup_steps", "--output_dir", "--pattern", "--preset", "--recipe",
+    "--record_reference_losses", "--report_to", "--resume_from_checkpoint", "--seed", "--source_lang", "--sparsity",
+    "--target_lang", "--test_file",
     "--train_file", "--validation_file", "--vocab_size", "--warmup_steps", "--weight_decay", "--with_tracking", "-h",
 }  # fmt: skip
 BASE = ("--output_dir", "out", "--max_train_steps", "5")
@@ -61,6 +62,31 @@ def test_a_length_on_the_command_line_replaces_either_length_of_the_recipe(tmp_p
     assert (args.num_train_epochs, args.max_train_steps) == (None, 5)
     args = parse("--output_dir=out", "--num_train_epochs=2", "--recipe", recipe(tmp_path, "max_train_steps = 9"))
     assert (args.num_train_epochs, args.max_train_steps) == (2, None)
+
+
+def test_another_method_leaves_the_recipes_fields_behind(tmp_path: Path) -> None:
+    path = recipe(tmp_path, 'method = "gmp"\n[method_args]\nsparsity = 0.5\n')
+    assert parse(*BASE, "--recipe", path, "--method=dense").method_args is None
+    assert parse(*BASE, "--recipe", path, "--method", "gmp").method_args == {"sparsity": 0.5}
+    own = parse(*BASE, "--recipe", path, "--method=str", '--method_args={"threshold_init": -9}')
+    assert own.method_args == {"threshold_init": -9}
+
+
+def test_a_saved_model_leaves_the_recipes_sizes_behind(tmp_path: Path) -> None:
+    path = recipe(tmp_path, 'preset = "transformer-big"\nvocab_size = 77\ndropout = 0.3\nseed = 4\n')
+    args = parse(*BASE, "--recipe", path, "--model_name_or_path", "some/model")
+    assert (args.preset, args.vocab_size, args.dropout, args.seed) == (None, None, None, 4)
+
+
+def test_an_abbreviated_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(*BASE, "--learning=1")
+    assert "unrecognized arguments: --learning=1" in capsys.readouterr().err
+
+
+def test_reference_losses_are_those_of_a_dense_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected --method dense with --record_reference_losses, got 'autosparse'"):
+        parse(*BASE, "--record_reference_losses=losses.json")
 
 
 def test_dashes_in_option_names_are_underscores_and_values_are_left_alone() -> None:

@@ -35,7 +35,7 @@ def document(sparsifier: ts.Sparsifier) -> dict[str, Any]:
 
 def dense_run(folder: Path, **fields: Any) -> str:
     path = folder / "all_results.json"
-    path.write_text(json.dumps(fields), encoding="utf-8")
+    path.write_text(json.dumps({"method": "dense", **fields}), encoding="utf-8")
     return str(path)
 
 
@@ -119,5 +119,7 @@ def test_reference_losses_that_are_not_there_are_refused(tmp_path: Path) -> None
     (tmp_path / "no.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=expected):
         results.read_epoch_losses(str(tmp_path / "no.json"))
+    with pytest.raises(ValueError, match=r"a run with --method dense, got one of 'gmp'"):
+        results.read_epoch_losses(dense_run(tmp_path, method="gmp", epoch_losses=[1.0]))
     with pytest.raises(ValueError, match=r"got none; the dense run ended within an epoch"):
         results.read_epoch_losses(dense_run(tmp_path, epoch_losses=[]))

@@ -64,7 +64,10 @@ def sparse(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def dense(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Two whole epochs of the dense model."""
     folder = tmp_path_factory.mktemp("dense")
-    return folder, train(folder, "--method=dense", "--max_tokens_per_batch=1600", "--num_train_epochs=2")
+    return folder, train(
+        folder, "--method=dense", "--max_tokens_per_batch=1600", "--num_train_epochs=2",
+        f"--record_reference_losses={folder}/reference/losses.json",
+    )  # fmt: skip
 
 
 def test_the_results_file_has_these_keys(sparse: Any) -> None:
@@ -156,7 +159,7 @@ def test_dense_has_no_zeros_and_records_a_loss_an_epoch(dense: Any) -> None:
 def test_auto_tuning_takes_its_reference_from_a_dense_run(train: Train, dense: Any, tmp_path: Path) -> None:
     folder, reference = dense
     document = train(
-        tmp_path, "--auto_tune", str(folder / "all_results.json"), "--max_tokens_per_batch=1600",
+        tmp_path, "--auto_tune", str(folder / "reference" / "losses.json"), "--max_tokens_per_batch=1600",
         "--num_train_epochs=2", "--logging_steps=1",
     )  # fmt: skip
     tune = document["method_fields"]["auto_tune"]

@@ -39,6 +39,7 @@ def write(path: Path, text: str) -> str:
         (("--method_args", '{"alpha": 2}'), "expected alpha in [0, 1], got 2"),
         (("--method_args", '{"alpha": "much"}'), "fields of method 'autosparse'"),
         (("--method=dense", "--auto_tune=nowhere.json"), "expected all_results.json of a run with --method dense"),
+        (("--model_name_or_path=some/model", "--preset=transformer-big"), "no --preset beside --model_name_or_path"),
         (("--preset=huge",), "a preset among transformer-tiny"),
         (("--vocab_size=20000",), "pass --vocab_size"),
         (("--vocab_size=20",), "pass a larger --vocab_size"),
