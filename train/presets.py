@@ -14,12 +14,20 @@ as fairseq and tensor2tensor do; transformers' own N(0, 0.02) everywhere trains 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedTokenizerFast,
+)
 
-__all__ = ["PRESETS", "build_model"]
+__all__ = ["PRESETS", "build_model", "load_model"]
 
 # name -> (layers each side, d_model, heads, ffn, dropout)
 PRESETS: dict[str, tuple[int, int, int, int, float]] = {
@@ -93,3 +101,25 @@ def _initialise(model: MarianMTModel, d_model: int, pad: int) -> None:
     # Fixed sinusoids, looked up without gradients; DDP would wait for theirs for ever.
     for side in (model.get_encoder(), model.get_decoder()):
         side.embed_positions.weight.requires_grad_(False)
+
+
+def load_model(name_or_path: str) -> tuple[Any, Any]:
+    """Tokenizer and model of a saved seq2seq checkpoint.
+
+    Raises:
+        ValueError: there is none of that name, or no way to it.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path)
+    except OSError as error:
+        raise ValueError(
+            f"translation: expected a seq2seq checkpoint (a local folder or a reachable hub id), got "
+            f"{name_or_path!r} ({str(error).splitlines()[0]}); pass another --model_name_or_path"
+        ) from error
+    # Marian's sinusoids are not saved, and come back as trainable (transformers 5.23): DDP would wait for gradients
+    # that never come.
+    for name, parameter in model.named_parameters():
+        if name in (model._keys_to_ignore_on_save or ()):
+            parameter.requires_grad_(False)
+    return tokenizer, model

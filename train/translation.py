@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, get_scheduler
+from transformers import get_scheduler
 
 import tritonsparse as ts
 from tritonsparse.eval.bleu import BleuResult, corpus_bleu
@@ -38,7 +38,7 @@ from tritonsparse.report import as_rows
 from . import arguments, checkpoints, results
 from .corpora import load_parallel
 from .loop import Loop, Settings
-from .presets import PRESETS, build_model
+from .presets import PRESETS, build_model, load_model
 from .subwords import train_tokenizer
 from .token_batches import Batch, TokenBatches
 
@@ -263,20 +263,7 @@ def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
                     f"translation: expected no --{name} beside --model_name_or_path, which brings its own, got "
                     f"{getattr(args, name)}; leave one of them out"
                 )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-            model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path)
-        except OSError as error:
-            raise ValueError(
-                f"translation: expected a seq2seq checkpoint (a local folder or a reachable hub id), got "
-                f"{args.model_name_or_path!r} ({str(error).splitlines()[0]}); pass another --model_name_or_path"
-            ) from error
-        # Marian's sinusoids are not saved, and come back as trainable (transformers 5.23): DDP would wait for gradients
-        # that never come.
-        for name, parameter in model.named_parameters():
-            if name in (model._keys_to_ignore_on_save or ()):
-                parameter.requires_grad_(False)
-        return tokenizer, model
+        return load_model(args.model_name_or_path)
     tokenizer = train_tokenizer(train, args.vocab_size or VOCABULARY)
     return tokenizer, build_model(args.preset or PRESET, tokenizer, dropout=args.dropout)
 

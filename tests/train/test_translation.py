@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 import tritonsparse as ts
 from tritonsparse.mask import kept_count
-from tritonsparse.train import checkpoints, translation
+from tritonsparse.train import checkpoints, presets, translation
 
 Train = Callable[..., dict[str, Any]]
 SOFT = '{"threshold_init": -3}'  # T = sigma(-3) = 0.047; the 16 x 16 weights are uniform up to sqrt(6 / 32) = 0.43
@@ -217,8 +217,7 @@ def test_a_saved_model_is_trained_on(train: Train, saved_marian: Any, tmp_path: 
 
 def test_the_sinusoids_of_a_saved_model_stay_constant(saved_marian: Any) -> None:
     """transformers gives them back as trainable, and two processes would wait for their gradients."""
-    args = translation.parser().parse_args(["--model_name_or_path", str(saved_marian(0.1))])
-    _, model = translation._model(args, [])
+    _, model = presets.load_model(str(saved_marian(0.1)))
     constant = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert constant == {"model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"}
 
