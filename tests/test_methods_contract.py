@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,26 +18,75 @@ from torch.optim import Optimizer
 
 import tritonsparse as ts
 from tritonsparse.mask import kept_count
-from tritonsparse.methods import GMP, METHODS, STR, AutoSparse, AutoTune, Dense, Method
+from tritonsparse.methods import (
+    ACDC,
+    GMP,
+    METHODS,
+    SET,
+    STR,
+    AutoSparse,
+    AutoTune,
+    Dense,
+    Method,
+    Phases,
+    RigL,
+    Static,
+    TopKAST,
+)
+from tritonsparse.pattern import Block, Channel, parse
+from tritonsparse.units import to_units
 
 Build = Callable[..., Any]
 
 STEPS, EPOCH = 12, 3
+# Dense, sparse, dense, sparse: an epoch each.
+TURNS = Phases([(0, "dense"), (1, "sparse"), (2, "dense"), (3, "sparse")], 4)
 TABLE: dict[str, Method] = {
+    "acdc": ACDC(sparsity=0.7, phases=TURNS),
+    "acdc, uniform": ACDC(sparsity=0.7, phases=TURNS, scope="uniform", reset_moments=False),
     "dense": Dense(),
     "gmp": GMP(sparsity=0.7, update_every=2),
     "gmp, erk": GMP(sparsity=0.7, initial_sparsity=0.2, distribution="erk", begin=0.25, end=1.0, update_every=5),
+    "rigl": RigL(sparsity=0.7, update_every=3, stop_at=0.9),
+    "rigl, uniform": RigL(sparsity=0.7, update_every=2, distribution="uniform"),
+    "set": SET(sparsity=0.7, update_every=3, distribution="uniform"),
+    "static": Static(sparsity=0.7),
+    "static, magnitude": Static(sparsity=0.7, criterion="magnitude", distribution="erk"),
     "str": STR(threshold_init=-3.0, threshold_weight_decay=0.05, threshold_lr_scale=3.0),
+    "topkast": TopKAST(sparsity=0.7, backward_sparsity=0.4),
+    "topkast, annealed": TopKAST(sparsity=0.7, alpha=0.5, refresh_every=2, distribution="erk"),
     "autosparse": AutoSparse(threshold_init=-3.0, alpha=0.5, backward_density=0.8, zero_alpha_epoch=3),
     "autosparse, tuned": AutoSparse(threshold_init=-3.0, auto_tune=AutoTune(reference_losses=[1.0, 0.01])),
 }
 # The ways to ask a method for no sparsity at all.
 IDENTITIES: dict[str, Method] = {
+    "acdc": ACDC(sparsity=0.0),
     "dense": Dense(),
     "gmp": GMP(sparsity=0.0),
+    "rigl": RigL(sparsity=0.0),
+    "set": SET(sparsity=0.0),
+    "static": Static(sparsity=0.0),
+    "topkast": TopKAST(sparsity=0.0),
     "str": STR(threshold_init=-math.inf),
     "autosparse": AutoSparse(threshold_init=-math.inf),
 }
+# Methods whose weights outside the mask are gone; Top-KAST trains them on, AC/DC has dense phases.
+HELD = (GMP, RigL, SET, Static)
+# Every pattern that every mask method supports, on weights [16, 8] and [4, 16].
+PATTERNS = [
+    (f"{method.name}, {pattern}", method, pattern)
+    for method in (
+        *(
+            GMP(sparsity=0.5, update_every=2),
+            Static(sparsity=0.5),
+            TopKAST(sparsity=0.5),
+            ACDC(sparsity=0.5, phases=TURNS),
+        ),
+        *(RigL(sparsity=0.5, update_every=2, distribution="uniform"), SET(sparsity=0.5, update_every=2)),
+    )
+    for pattern in ("block:2", "block:4x2", "channel", "2:4", "1:2")
+    if isinstance(parse(pattern), method.patterns)
+]
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd with momentum": lambda groups: torch.optim.SGD(groups, momentum=0.9),
     "adamw foreach": lambda groups: torch.optim.AdamW(groups, foreach=True),
@@ -49,9 +99,11 @@ every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=
 class Run:
     """A model, its sparsifier and its optimizer, on a regression that depends on the step alone."""
 
-    def __init__(self, model: nn.Module, method: Method, optimizer: Callable[[Any], Optimizer]) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, optimizer: Callable[[Any], Optimizer], pattern: str = "unstructured"
+    ) -> None:
         self.model = model
-        self.sparsifier = ts.sparsify(model, method, total_steps=STEPS, steps_per_epoch=EPOCH, seed=5)
+        self.sparsifier = ts.sparsify(model, method, pattern=pattern, total_steps=STEPS, steps_per_epoch=EPOCH, seed=5)
         self.optimizer = optimizer(self.sparsifier.param_groups(lr=0.02, weight_decay=0.01))
         self.sparsifier.attach(self.optimizer)
 
@@ -100,10 +152,11 @@ def test_weights_outside_a_mask_are_exactly_zero_after_every_step(
 ) -> None:
     run = Run(mlp(), method, optimizer)
     masked = [layer for layer in run.sparsifier.layers.values() if layer.kind == "mask"]
-    assert bool(masked) == isinstance(method, GMP)
+    assert bool(masked) == isinstance(method, (*HELD, TopKAST))
     for _ in range(STEPS):
         run.train(1)
-        assert not any(layer.weight[~layer.mask].any() for layer in masked)
+        if isinstance(method, HELD):
+            assert not any(layer.weight[~layer.mask].any() for layer in masked)
 
 
 @every_optimizer
@@ -111,13 +164,49 @@ def test_weights_outside_a_mask_are_exactly_zero_after_every_step(
 def test_the_sparsity_asked_for_is_met_to_one_element(
     mlp: Build, name: str, optimizer: Callable[[Any], Optimizer]
 ) -> None:
-    run = Run(mlp(), TABLE[name], optimizer)
+    run, method = Run(mlp(), TABLE[name], optimizer), TABLE[name]
     run.train(STEPS)
-    kept = {key: int(torch.count_nonzero(layer.weight)) for key, layer in run.sparsifier.layers.items()}
-    if TABLE[name].distribution == "uniform":
+    kept = {key: int(layer.mask.sum()) for key, layer in run.sparsifier.layers.items()}
+    if getattr(method, "scope", None) == "global":
+        assert sum(kept.values()) == kept_count(192, 0.7)
+    elif getattr(method, "distribution", "uniform") == "uniform":
         assert kept == {"0": kept_count(128, 0.7), "3": kept_count(64, 0.7)}
-    # 38 + 19; ERK spends the budget n - floor(.7 n) = 39 + 20, each layer rounded.
-    assert abs(sum(kept.values()) - (57 if name == "gmp" else 59)) <= (0 if name == "gmp" else 1)
+    else:
+        # ERK spends the budget n - floor(.7 n) = 39 + 20, each layer rounded.
+        assert abs(sum(kept.values()) - 59) <= 1
+    nonzero = {key: layer.kept_count() for key, layer in run.sparsifier.layers.items()}
+    # What RigL and SET have just grown is 0 until the next step.
+    assert isinstance(method, SET) or nonzero == kept
+
+
+@pytest.mark.parametrize(("method", "pattern"), [case[1:] for case in PATTERNS], ids=[case[0] for case in PATTERNS])
+def test_masks_obey_the_pattern_to_one_unit_and_resume(mlp: Build, method: Method, pattern: str) -> None:
+    run = Run(mlp(), method, OPTIMIZERS["adamw foreach"], pattern)
+    shape = parse(pattern)
+    run.train(STEPS)
+    total = 0
+    for layer in run.sparsifier.layers.values():
+        mask = layer.mask.float()
+        if isinstance(shape, Block | Channel):
+            units = to_units(mask, shape)
+            size = mask.shape[1] if isinstance(shape, Channel) else shape.rows * shape.columns
+            assert set(units.unique().tolist()) <= {0.0, float(size)}
+        else:
+            assert (mask.reshape(-1, shape.m).sum(1) == shape.n).all()
+        total += int(mask.sum())
+        if isinstance(method, HELD):
+            assert not layer.weight[~layer.mask].any()
+    # ERK and the global top-k divide units of several sizes: within one unit of the largest a layer.
+    assert abs(total - 96) <= (2 * 16 if isinstance(shape, Channel) else 16 if isinstance(shape, Block) else 0)
+    resumed = Run(mlp(), method, OPTIMIZERS["adamw foreach"], pattern)
+    resumed.train(5)
+    saved = resumed.state()
+    second = Run(mlp(seed=9), method, OPTIMIZERS["adamw foreach"], pattern)
+    second.model.load_state_dict(saved["model"])
+    second.optimizer.load_state_dict(saved["optimizer"])
+    second.sparsifier.load_state_dict(saved["sparsifier"])
+    second.train(STEPS - 5)
+    assert_same_state(second, run)
 
 
 @every_optimizer
@@ -210,3 +299,4 @@ def test_the_module_names_its_paper_and_ends_with_what_differs_from_it(name: str
     assert name == "dense" or re.search(r"arXiv:\d{4}\.\d{5}", text)
     assert text.strip().split("\n\n")[-1].startswith("Differs from the paper in:")
     assert METHODS[name].__doc__
+    assert f"| `{name}` |" in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -19,7 +19,11 @@ from tritonsparse.methods import GMP, STR, AutoSparse
 Build = Callable[..., Any]
 
 REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
-    "an unknown method": ({"method": "autosparce"}, ValueError, ("autosparse, dense, gmp, str", "choose one")),
+    "an unknown method": (
+        {"method": "autosparce"},
+        ValueError,
+        ("acdc, autosparse, dense, gmp, rigl, set, static, str, topkast", "choose one"),
+    ),
     "a method class": ({"method": GMP}, TypeError, ("method name or object", "try one of")),
     "an unknown pattern": ({"pattern": "blocks:32"}, ValueError, ("'block:R'", "'blocks:32'", "correct the pattern")),
     "a 4:2 pattern": ({"pattern": "4:2"}, ValueError, ("'N:M' with N < M", "'4:2'")),

@@ -74,6 +74,10 @@ class SparseLayer(nn.Module):
         _reclass(self, self.stock_class)
         return self
 
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape as [N, K], outputs by inputs; a view that shares its memory."""
+        return tensor.t() if self.transposed else tensor
+
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
         """S(W) as the forward uses it: a new tensor, shape and dtype of `weight`, exact zeros where pruned."""

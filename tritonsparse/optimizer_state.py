@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["clear_state", "gradient_scale", "is_real_step", "unwrap"]
+__all__ = ["clear_state", "gradient_scale", "is_real_step", "reset_state", "unwrap"]
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -56,3 +56,18 @@ def clear_state(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value.masked_fill_(where, 0.0)
+
+
+@torch.no_grad()
+def reset_state(optimizer: Optimizer) -> None:
+    """Start every moment anew: all state tensors become 0 (NAdam's product of momenta 1), step counts included.
+
+    With the counts, because Adam's bias correction is what makes the first step after moments of 0 one of about
+    the learning rate; kept counts would make it lr (1 - beta1) / sqrt(1 - beta2), three times that.
+    """
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                value.fill_(1.0 if key == "mu_product" else 0.0)
+            elif key == "step":
+                state[key] = 0

@@ -32,8 +32,11 @@ def write(path: Path, text: str) -> str:
         (("--method=gmp", "--sparsity=1.0"), "gmp: expected a sparsity in [0, 1), the fraction of zeros, got 1.0"),
         (("--method=gmp", "--sparsity=-0.1"), "got -0.1"),
         (("--method=gmp",), "missing 1 required keyword-only argument: 'sparsity'"),
-        (("--method=gmp", "--sparsity=0.5", "--pattern=2:4"), "method 'gmp' supports (unstructured), got '2:4'"),
-        (("--method=magic",), "--method among autosparse, dense, gmp, str, got 'magic'; choose one"),
+        (("--pattern=2:4",), "method 'autosparse' supports (unstructured), got '2:4'"),
+        (
+            ("--method=magic",),
+            "--method among acdc, autosparse, dense, gmp, rigl, set, static, str, topkast, got 'magic'; choose one",
+        ),
         (("--sparsity=0.5",), "fields of method 'autosparse'"),
         (("--method_args", '{"alfa": 1}'), "unexpected keyword argument 'alfa'"),
         (("--method_args", '{"alpha": 2}'), "expected alpha in [0, 1], got 2"),

@@ -13,6 +13,8 @@ Differs from the paper in:
   element (the STR and AC/DC repositories' variants stop at .899996 and .899083 for .9).
 - t_0 and t_1 are fractions of the run.
 - momentum of pruned positions is cleared, so that they stay exactly zero under every optimizer.
+- patterns: a unit counts by the sum of its magnitudes; N:M keeps round((1 - p_t) M) of every M on the way, N at
+  the end.
 """
 
 from __future__ import annotations
@@ -25,17 +27,18 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..distribution import divide
-from ..mask import check_sparsity, kept_count, topk_mask
-from ..optimizer_state import clear_state
-from ..pattern import Pattern
+from ..mask import check_sparsity, kept_count
+from ..pattern import NM, Pattern
 from ..schedules import cubic
-from .base import Layers, Method
+from ..units import choose_masks
+from .base import Layers
+from .masked import MaskMethod
 
 __all__ = ["GMP"]
 
 
 @dataclass(kw_only=True)
-class GMP(Method):
+class GMP(MaskMethod):
     """Magnitude pruning to `sparsity` along a cubic.
 
     sparsity: final sparsity over the sparsified layers (p_f), in [0, 1); 0 leaves every layer dense.
@@ -46,7 +49,6 @@ class GMP(Method):
     """
 
     name: ClassVar[str] = "gmp"
-    sparsity: float
     initial_sparsity: float = 0.0
     begin: float = 0.0
     end: float = 0.75
@@ -54,7 +56,7 @@ class GMP(Method):
     distribution: str = "uniform"
 
     def __post_init__(self) -> None:
-        self.sparsity = check_sparsity("gmp", self.sparsity)
+        super().__post_init__()
         self.initial_sparsity = check_sparsity("gmp", self.initial_sparsity)
         if self.initial_sparsity > self.sparsity:
             raise ValueError(
@@ -72,12 +74,11 @@ class GMP(Method):
 
     @torch.no_grad()
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
+        super().setup(layers, clock, pattern, seed)
         if self.sparsity == 0.0:
             return
         clock.require(self.name, "total_steps")
-        for layer in layers.values():
-            layer.kind = "mask"
-            layer.mask = torch.ones_like(layer.weight, dtype=torch.bool)
+        self.write(layers, {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes(layers).items()})
         if clock.step >= self._span(clock)[0]:
             self._prune(layers, clock)
 
@@ -93,21 +94,22 @@ class GMP(Method):
         due = (clock.step - begin) % self.update_every == 0 or clock.step == end
         if begin <= clock.step <= end and due:
             self._prune(layers, clock)
-        for layer in layers.values():
-            assert layer.mask is not None  # given in setup
-            pruned = ~layer.mask
-            layer.weight.masked_fill_(pruned, 0.0)
-            clear_state(optimizer, layer.weight, pruned)
+        self.hold(layers, optimizer)
 
     def _prune(self, layers: Layers, clock: Clock) -> None:
         begin, end = self._span(clock)
-        shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+        shapes = self.shapes(layers)
         final = divide(self.distribution, shapes, self.sparsity)
         first = divide(self.distribution, shapes, self.initial_sparsity)
+        sparsity = {name: cubic(clock.step - begin, end - begin, first[name], final[name]) for name in layers}
+        scores = {}
         for name, layer in layers.items():
             assert layer.mask is not None  # given in setup
-            sparsity = cubic(clock.step - begin, end - begin, first[name], final[name])
-            magnitude = layer.weight.abs()
             # A pruned weight is 0 already; -1 keeps it behind a kept weight that happens to be 0.
-            score = torch.where(layer.mask, magnitude, -1.0)
-            layer.mask.copy_(topk_mask(score, kept_count(magnitude.numel(), sparsity)))
+            scores[name] = layer.oriented(torch.where(layer.mask, layer.weight.abs(), -1.0))
+        pattern = self._pattern
+        if isinstance(pattern, NM):
+            # Of one group, and all groups alike: the sparsity of any layer is that of all.
+            wanted = cubic(clock.step - begin, end - begin, self.initial_sparsity, self.sparsity)
+            pattern = NM(max(pattern.n, kept_count(pattern.m, wanted)), pattern.m)
+        self.write(layers, choose_masks(scores, sparsity, pattern))

@@ -1,0 +1,241 @@
+"""AC/DC: alternating compressed and decompressed training; one run gives a sparse model and its dense twin.
+
+Peste, Iofinova, Vladu & Alistarh, "AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks",
+arXiv:2106.12379, Algorithm 1.
+
+    dense phase    every weight is trained
+    sparse phase   starts with m = TopK(|W|), over all layers together ("global") or in each ("uniform");
+                   forward, dX and dW see m, and W = m W after every step
+
+Phases are given in epochs: `Phases` holds the paper's tables (METHODS: "imagenet100" and so on) and makes others.
+Where a dense phase starts, what was pruned starts from 0 and the optimizer's moments are reset.
+
+The mask of a sparse phase is chosen after the last dense step, and the weights outside it are zeroed one step
+later: in between, at the end of the epoch, W is still the dense twin and the view is the sparse model.
+
+Differs from the paper in:
+- exact counts, ties to the lowest index; the published code keeps k - 1 of k and drops ties (`strict=True`).
+- the moments are reset whatever `.grad` is; the published reset skips parameters whose gradient is None, which
+  is all of them under today's `zero_grad`. Adam's step counts restart with them.
+- momentum of pruned weights is cleared in sparse phases too; in the paper it decays unseen.
+- a dense phase counts as dense in training MACs; the paper leaves out weights that happen to be 0 still.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..clock import Clock
+from ..optimizer_state import reset_state
+from ..pattern import Pattern, Unstructured
+from ..units import choose_masks
+from .base import Layers, MethodState
+from .masked import MaskMethod
+
+__all__ = ["ACDC", "PHASES", "Phases"]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """When phases start.
+
+    starts: (first epoch, from 0, "dense" or "sparse"), rising from epoch 0; parts of epochs are allowed.
+    epochs: length of the whole run.
+
+    Raises:
+        ValueError: the table does not start at 0, does not rise within `epochs`, or names another phase.
+    """
+
+    starts: Sequence[tuple[float, str]]
+    epochs: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", tuple((float(epoch), str(kind)) for epoch, kind in self.starts))
+        when = [*(epoch for epoch, _ in self.starts), self.epochs]
+        rises = all(low < high for low, high in pairwise(when))
+        if (
+            not self.starts
+            or when[0] != 0
+            or not rises
+            or any(kind not in ("dense", "sparse") for _, kind in self.starts)
+        ):
+            raise ValueError(
+                f"Phases: expected (epoch, 'dense' or 'sparse') rising from epoch 0 to below {self.epochs}, got "
+                f"{list(self.starts)}; correct the table"
+            )
+
+    @classmethod
+    def alternating(cls, epochs: float, *, warmup: float, sparse: float, dense: float, final: float) -> Phases:
+        """Dense for `warmup` epochs, then sparse and dense in turn, sparse for the `final` epochs.
+
+        The dense phase before the last sparse one takes what is left over, as in the paper's tables.
+        """
+        starts: list[tuple[float, str]] = [(0, "dense")]
+        at = warmup
+        while at + sparse + dense <= epochs - final:
+            starts += [(at, "sparse"), (at + sparse, "dense")]
+            at += sparse + dense
+        return cls([*starts, (epochs - final, "sparse")], epochs)
+
+    def scaled(self, epochs: float) -> Phases:
+        """The same table stretched or shrunk to a run of `epochs` epochs."""
+        return Phases([(epoch * epochs / self.epochs, kind) for epoch, kind in self.starts], epochs)
+
+    def at(self, step: int, steps_per_epoch: int) -> str:
+        """The phase that step `step` (from 0) belongs to: a function of the step alone, so it survives resuming."""
+        current = self.starts[0][1]
+        for epoch, kind in self.starts:
+            if step >= math.floor(epoch * steps_per_epoch + 0.5):
+                current = kind
+        return current
+
+
+def _imagenet(epochs: int) -> Phases:
+    """Tables of the published configurations: 5 and 5 from epoch 10, at the end 10 dense and 15 sparse."""
+    return Phases.alternating(epochs, warmup=10, sparse=5, dense=5, final=15)
+
+
+def _turns(*begins: int, sparse: int, last: int) -> list[tuple[float, str]]:
+    """Sparse phases of `sparse` epochs from each of `begins`, dense in between, sparse from `last` on."""
+    turns = [turn for begin in begins for turn in ((begin, "sparse"), (begin + sparse, "dense"))]
+    return [(0, "dense"), *turns, (last, "sparse")]
+
+
+PHASES: dict[str, Phases] = {
+    "imagenet100": _imagenet(100),
+    "imagenet150": _imagenet(150),
+    "imagenet200": _imagenet(200),
+    "cifar100": Phases(_turns(10, 50, 90, 130, sparse=20, last=170), 200),
+    # From the text of section 4.3: 5 epochs dense, 3 and 3 in turn, epochs 33 to 39 dense, 40 to 48 sparse.
+    "transfoxl48": Phases(_turns(5, 11, 17, 23, 29, sparse=3, last=39), 48),
+}
+
+
+@dataclass(kw_only=True)
+class ACDC(MaskMethod):
+    """Alternating phases with a mask chosen anew for each sparse one.
+
+    sparsity: of the sparse phases, in [0, 1); 0 leaves every layer dense.
+    phases: a table, or the name of one in `PHASES`; its epochs must be the run's (`PHASES[name].scaled(epochs)`).
+    scope: "global" (one top-k over all layers) or "uniform" (one a layer).
+    reset_moments: restart the optimizer's moments where a dense phase starts.
+    strict: the published code's count, which keeps one weight less and none that tie; unstructured only.
+    """
+
+    name: ClassVar[str] = "acdc"
+    phases: Phases | str = "imagenet100"
+    scope: str = "global"
+    reset_moments: bool = True
+    strict: bool = False
+    _statistics: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.phases, dict):
+            self.phases = Phases(**self.phases)
+        if isinstance(self.phases, str) and self.phases not in PHASES:
+            raise ValueError(
+                f"acdc: expected phases as a Phases table or one of {', '.join(PHASES)}, got {self.phases!r}; choose "
+                f"one of them"
+            )
+        if self.scope not in ("global", "uniform"):
+            raise ValueError(f"acdc: expected scope 'global' or 'uniform', got {self.scope!r}; choose one")
+
+    @property
+    def table(self) -> Phases:
+        """The phases as a table."""
+        return PHASES[self.phases] if isinstance(self.phases, str) else self.phases
+
+    @torch.no_grad()
+    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
+        super().setup(layers, clock, pattern, seed)
+        if self.sparsity == 0.0:
+            return
+        clock.require(self.name, "steps_per_epoch", "total_steps")
+        if self.strict and not isinstance(pattern, Unstructured):
+            raise ValueError(f"acdc: expected pattern 'unstructured' with strict, got '{pattern}'; leave strict out")
+        if clock.total_epochs != math.ceil(self.table.epochs):
+            raise ValueError(
+                f"acdc: expected a run of {self.table.epochs:g} epochs, as the phases have, got {clock.total_epochs}; "
+                f"pass phases=Phases(...).scaled({clock.total_epochs}) or another table"
+            )
+        if self._phase(clock.step, clock) == "sparse":
+            self._compress(layers, clock)
+
+    def _phase(self, step: int, clock: Clock) -> str:
+        assert clock.steps_per_epoch is not None  # required in setup
+        return self.table.at(step, clock.steps_per_epoch)
+
+    @torch.no_grad()
+    def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
+        if self.sparsity == 0.0:
+            return
+        # The step that was taken, and the one that comes.
+        before, now = self._phase(clock.step - 1, clock), self._phase(clock.step, clock)
+        if before == "sparse":
+            self.hold(layers, optimizer)
+        if now == before:
+            return
+        if now == "sparse":
+            self._compress(layers, clock)
+            return
+        for layer in layers.values():
+            layer.kind = "dense"
+        if self.reset_moments:
+            reset_state(optimizer)
+
+    def _compress(self, layers: Layers, clock: Clock) -> None:
+        """Choose the masks of a sparse phase; weights outside them are zeroed after its first step."""
+        old = {name: layer.mask.clone() for name, layer in layers.items() if layer.mask is not None}
+        scores = self.magnitudes(layers)
+        if self.strict:
+            masks = _published(scores, self.sparsity, self.scope)
+        else:
+            scope = "global" if self.scope == "global" else "layer"
+            masks = choose_masks(scores, self.sparsity, self._pattern, scope)
+        total = sum(score.numel() for score in scores.values())
+        zeros = sum(int((score == 0).sum()) for score in scores.values())
+        self._statistics[f"dead at step {clock.step}"] = zeros / total
+        self.write(layers, masks)
+        if old:
+            changed = sum(int((layers[name].oriented(mask) != masks[name]).sum()) for name, mask in old.items())
+            self._statistics[f"mask change at step {clock.step}"] = changed / total
+
+    def statistics(self) -> dict[str, float]:
+        """By the step at which sparse phases started: "dead" (weights that a dense phase left at exactly 0, as a
+        fraction) and "mask change" (positions where the mask differs from that of the sparse phase before)."""
+        return dict(self._statistics)
+
+    def state_dict(self) -> MethodState:
+        return dict(self._statistics)
+
+    def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
+        self._statistics = {key: float(value) for key, value in state.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = super().to_dict()
+        if isinstance(self.phases, Phases):
+            fields["phases"] = {"starts": [list(start) for start in self.phases.starts], "epochs": self.phases.epochs}
+        return fields
+
+
+def _published(scores: Mapping[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
+    """The masks of the published code: |W| + 1e-4 above, not at, the k-th largest, k = ceil(n (1 - p)) in floats."""
+    stats = {name: score + 1e-4 for name, score in scores.items()}
+
+    def above(values: Tensor) -> Tensor:
+        k = math.ceil(values.numel() * (1 - sparsity))
+        return torch.kthvalue(values.flatten(), values.numel() - k + 1).values
+
+    if scope == "uniform":
+        return {name: stat > above(stat) for name, stat in stats.items()}
+    threshold = above(torch.cat([stat.flatten() for stat in stats.values()]))
+    return {name: stat > threshold for name, stat in stats.items()}

@@ -1,0 +1,72 @@
+"""What the methods with stored masks share: the view, the pattern, and zeros that stay zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..clock import Clock
+from ..mask import check_sparsity
+from ..optimizer_state import clear_state
+from ..pattern import NM, Block, Channel, Pattern, Unstructured
+from ..units import check_pattern
+from .base import Layers, Method
+
+__all__ = ["MaskMethod"]
+
+
+@dataclass(kw_only=True)
+class MaskMethod(Method):
+    """Base of the methods that keep a mask a layer. sparsity: fraction of zeros, in [0, 1); 0 runs dense."""
+
+    patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block, Channel, NM)
+    sparsity: float
+    _pattern: Pattern = field(default_factory=Unstructured, init=False, repr=False, compare=False)
+    _seed: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.sparsity = check_sparsity(self.name, self.sparsity)
+
+    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
+        shapes = {name: layer.oriented(layer.weight).shape for name, layer in layers.items()}
+        check_pattern(self.name, shapes, pattern)
+        if isinstance(pattern, NM) and self.sparsity and abs(self.sparsity - (1 - pattern.n / pattern.m)) > 1e-6:
+            raise ValueError(
+                f"{self.name}: expected sparsity {1 - pattern.n / pattern.m:g}, which pattern '{pattern}' has, got "
+                f"{self.sparsity}; change one of them"
+            )
+        self._pattern, self._seed = pattern, seed
+
+    def magnitudes(self, layers: Layers) -> dict[str, Tensor]:
+        """|W| as [N, K] by layer."""
+        return {name: layer.oriented(layer.weight.detach().abs()) for name, layer in layers.items()}
+
+    def shapes(self, layers: Layers) -> dict[str, tuple[int, ...]]:
+        """[N, K] by layer."""
+        return {name: tuple(layer.oriented(layer.weight).shape) for name, layer in layers.items()}
+
+    def write(self, layers: Layers, masks: Mapping[str, Tensor]) -> None:
+        """Make `masks` (bool [N, K]) the layers' views."""
+        for name, layer in layers.items():
+            mask = layer.oriented(masks[name].to(layer.weight.device)).contiguous()
+            layer.kind = "mask"
+            if layer.mask is None:
+                layer.mask = mask
+            else:
+                # In place: what compiled or captured the layer holds this tensor.
+                layer.mask.copy_(mask)
+
+    @torch.no_grad()
+    def hold(self, layers: Layers, optimizer: Optimizer | None) -> None:
+        """Zero weights outside the masks, and the optimizer's memory of them, which would revive them."""
+        for layer in layers.values():
+            assert layer.mask is not None  # written in setup
+            pruned = ~layer.mask
+            layer.weight.masked_fill_(pruned, 0.0)
+            if optimizer is not None:
+                clear_state(optimizer, layer.weight, pruned)

@@ -1,0 +1,62 @@
+"""Static: a mask chosen before training and never changed; the baseline that dynamic methods must beat.
+
+Compared with in RigL (Evci et al., arXiv:1911.11134, table 2, "Static": a random mask; and "SNIP", a chosen one).
+Forward, dX and dW see the mask.
+
+Differs from the paper in:
+- "magnitude" keeps the largest initial weights instead of SNIP's |w g|, which needs data.
+- exact counts by score; the published random masks of ITOP are Bernoulli draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.optim import Optimizer
+
+from ..clock import Clock
+from ..distribution import divide
+from ..pattern import Pattern
+from ..units import choose_masks, random_score
+from .base import Layers
+from .masked import MaskMethod
+
+__all__ = ["Static"]
+
+
+@dataclass(kw_only=True)
+class Static(MaskMethod):
+    """One mask for the whole run.
+
+    sparsity: fraction of zeros over the sparsified layers, in [0, 1).
+    distribution: "uniform" or "erk".
+    criterion: "random" (seeded) or "magnitude".
+    """
+
+    name: ClassVar[str] = "static"
+    distribution: str = "uniform"
+    criterion: str = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
+        if self.criterion not in ("random", "magnitude"):
+            raise ValueError(f"static: expected criterion 'random' or 'magnitude', got {self.criterion!r}; choose one")
+
+    @torch.no_grad()
+    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
+        super().setup(layers, clock, pattern, seed)
+        if self.sparsity == 0.0:
+            return
+        shapes = self.shapes(layers)
+        scores = self.magnitudes(layers)
+        if self.criterion == "random":
+            scores = {name: random_score(shape, seed, "static", name) for name, shape in shapes.items()}
+        self.write(layers, choose_masks(scores, divide(self.distribution, shapes, self.sparsity), pattern))
+        self.hold(layers, None)
+
+    def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
+        if self.sparsity:
+            self.hold(layers, optimizer)
