@@ -22,7 +22,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "an unknown method": (
         {"method": "autosparce"},
         ValueError,
-        ("acdc, autosparse, dense, gmp, rigl, set, static, str, topkast", "choose one"),
+        ("acdc, autosparse, dense, gmp, mest, rigl, set, static, str, topkast", "choose one"),
     ),
     "a method class": ({"method": GMP}, TypeError, ("method name or object", "try one of")),
     "an unknown pattern": ({"pattern": "blocks:32"}, ValueError, ("'block:R'", "'blocks:32'", "correct the pattern")),

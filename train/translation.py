@@ -47,6 +47,7 @@ __all__ = ["main"]
 logger = logging.getLogger(__name__)
 
 Pairs = list[tuple[str, str]]
+Evaluation = tuple[dict[str, Any], list[str], BleuResult]
 
 PRESET, VOCABULARY = "transformer-base", 32768
 
@@ -183,7 +184,7 @@ def prepare(args: argparse.Namespace) -> Run:
     sparsifier.attach(prepared_optimizer)
     sparsifier.register(accelerator)
     stock_model.to(accelerator.device)
-    output_dir = Path(args.output_dir)
+    output_dir, validation = Path(args.output_dir), pairs["validation"][: args.max_eval_samples]
     settings = Settings(
         output_dir=output_dir,
         total_steps=total_steps,
@@ -197,7 +198,7 @@ def prepare(args: argparse.Namespace) -> Run:
         accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
         sparsifier=sparsifier, meter=TrainingMeter(sparsifier, macs), batches=batches,
         loss=lambda model, batch: _loss(model, batch, args.label_smoothing),
-        evaluate=lambda: _evaluate(run, pairs["validation"][: args.max_eval_samples], args.eval_num_beams)[0],
+        evaluate=lambda: _evaluate(run, validation, args.eval_num_beams, sparsifier.trained_state_dict())[0],
         settings=settings,
     )  # fmt: skip
     run = Run(args, loop, tokenizer, stock_model, pairs, macs)
@@ -325,10 +326,10 @@ def _loss(model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
     )
 
 
-def _evaluate(run: Run, pairs: Pairs, num_beams: int) -> tuple[dict[str, Any], list[str], BleuResult]:
-    """Translate with the finalized weights, each rank its slice; the score is computed once over all."""
+def _evaluate(run: Run, pairs: Pairs, num_beams: int, weights: dict[str, Tensor]) -> Evaluation:
+    """Translate with `weights` in the stock model, each rank its slice; the score is computed once over all."""
     accelerator = run.loop.accelerator
-    run.stock_model.load_state_dict(run.loop.sparsifier.finalized_state_dict())
+    run.stock_model.load_state_dict(weights)
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = translate(
         run.stock_model, run.tokenizer, [source for source, _ in pairs][rank::world], num_beams=num_beams,
@@ -337,7 +338,9 @@ def _evaluate(run: Run, pairs: Pairs, num_beams: int) -> tuple[dict[str, Any], l
     gathered = gather_object([(rank + world * number, text) for number, text in enumerate(mine)])
     hypotheses = [text for _, text in sorted(gathered)]
     bleu = corpus_bleu(hypotheses, [target for _, target in pairs])
-    numbers = {"bleu": bleu.score, "sparsity": run.loop.sparsifier.sparsity(), "num_beams": num_beams}
+    sparse = [weights[f"{name}.weight"] for name in run.loop.sparsifier.layers]
+    kept = sum(int(torch.count_nonzero(weight)) for weight in sparse) / sum(weight.numel() for weight in sparse)
+    numbers = {"bleu": bleu.score, "sparsity": 1.0 - kept, "num_beams": num_beams}
     logger.info("step %d: BLEU %.2f, sparsity %.2f%%", run.loop.step, bleu.score, 100 * numbers["sparsity"])
     return numbers, hypotheses, bleu
 
@@ -357,7 +360,7 @@ def finish(run: Run) -> None:
             logger.info("averaged %s", ", ".join(averaged))
     split = "test" if "test" in run.pairs else "validation"
     test = run.pairs[split][: args.max_test_samples]
-    _, hypotheses, bleu = _evaluate(run, test, args.num_beams)
+    _, hypotheses, bleu = _evaluate(run, test, args.num_beams, sparsifier.finalized_state_dict())
     report = sparsifier.report(run.macs)
     if accelerator.is_main_process:
         output_dir = loop.settings.output_dir

@@ -67,15 +67,20 @@ def forward_fraction(sparsifier: Sparsifier, macs: Mapping[str, int] | None = No
 
 
 def training_fraction(sparsifier: Sparsifier, macs: Mapping[str, int] | None = None) -> float:
-    """Multiply-adds of one training step as the views stand, over dense ("Train F" of a single step)."""
+    """Multiply-adds of the last training step, or of the first one to come, over dense ("Train F" of one step)."""
     macs = macs or {name: layer.weight.numel() for name, layer in sparsifier.layers.items()}
     sparse = 0.0
     for name, count in macs.items():
         layer = sparsifier.layers.get(name)
-        if layer is None or layer.kind == "dense":
+        kind = "dense" if layer is None else sparsifier.trained_kinds.get(name, layer.kind)
+        if layer is None or kind == "dense":
             sparse += count
-        else:
-            sparse += count * sparsifier.method.densities(layer, _density(sparsifier, name)).training
+            continue
+        density = _density(sparsifier, name)
+        if layer.kind != kind and layer.mask is not None:
+            # A sparse phase has just ended: the weights are dense again, the step was not.
+            density = float(layer.mask.float().mean())
+        sparse += count * sparsifier.method.densities(layer, density).training
     return sparse / sum(macs.values())
 
 

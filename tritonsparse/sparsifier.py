@@ -62,6 +62,8 @@ class Sparsifier:
         self._handles: list[Any] = []
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
+        # Kinds of the views that the last step was taken with; a method may change them right after it.
+        self.trained_kinds: dict[str, str] = {}
         self._finalized = False
 
     @property
@@ -185,6 +187,16 @@ class Sparsifier:
         self._require_live("finalized_state_dict")
         return export.finalized_state_dict(self.model, self.layers)
 
+    def trained_state_dict(self) -> dict[str, Tensor]:
+        """As `finalized_state_dict`, but of the model that the last step trained.
+
+        The two differ where a method has just ended a dense phase (AC/DC): the views are sparse by then, while the
+        weights are still the dense twin.
+        """
+        self._require_live("trained_state_dict")
+        dense = self.trained_kinds and set(self.trained_kinds.values()) == {"dense"}
+        return export.finalized_state_dict(self.model, {} if dense else self.layers)
+
     def finalize(self) -> nn.Module:
         """Bake the zeros into the weights and restore the stock modules, in place; returns the model.
 
@@ -226,6 +238,7 @@ class Sparsifier:
         if not is_real_step(optimizer):
             return
         self.clock.step += 1
+        self.trained_kinds = {name: layer.kind for name, layer in self.layers.items()}
         if self.clock.at_epoch_start:
             loss = self._epoch_loss()
             if loss is not None:

@@ -101,7 +101,9 @@ def test_the_update_by_hand() -> None:
     # The dense twin is still there, and the view is the sparse model.
     assert model.a.weight.tolist() == [pytest.approx([0.5, -0.1, 0.3, 0.2])]
     assert sparsifier.finalized_state_dict()["a.weight"].tolist() == [pytest.approx([0.5, 0.0, 0.3, 0.0])]
+    assert sparsifier.trained_state_dict()["a.weight"].tolist() == [pytest.approx([0.5, -0.1, 0.3, 0.2])]
     step(model, optimizer)
+    assert sparsifier.trained_state_dict()["a.weight"].tolist() == [pytest.approx([0.5, 0.0, 0.3, 0.0])]
     assert model.a.weight.tolist() == [pytest.approx([0.5, 0.0, 0.3, 0.0])]
     step(model, optimizer, gradient=-1.0)
     # Dense again: what was pruned is 0 and is trained from there.

@@ -230,3 +230,17 @@ def test_what_the_run_prints_is_for_people(train: Train, tmp_path: Path, capsys:
     assert document["bleu_signature"] in out
     assert "model.decoder.layers.0.fc2" in out
     assert "of dense" in out
+
+
+def test_acdc_is_evaluated_as_the_twin_that_each_epoch_trained(train: Train, tmp_path: Path) -> None:
+    phases = {"starts": [[0, "dense"], [1, "sparse"], [2, "dense"], [3, "sparse"]], "epochs": 4}
+    document = train(
+        tmp_path, "--method=acdc", "--sparsity=0.8", f"--method_args={json.dumps({'phases': phases})}",
+        "--max_tokens_per_batch=1600", "--num_train_epochs=4",
+    )  # fmt: skip
+    found = [round(evaluation["sparsity"], 2) for evaluation in document["evaluations"]]
+    # What the sparse phase left at 0 may still be so after the dense one.
+    assert found[0] == 0.0 and found[1] == 0.8 and found[2] < 0.1 and found[3] == 0.8
+    assert round(document["sparsity"], 2) == 0.8
+    # Half of the steps were dense, the others cost what inference does.
+    assert document["train_flops_fraction"] == pytest.approx((1 + document["test_flops_fraction"]) / 2, abs=0.005)

@@ -35,7 +35,7 @@ def write(path: Path, text: str) -> str:
         (("--pattern=2:4",), "method 'autosparse' supports (unstructured), got '2:4'"),
         (
             ("--method=magic",),
-            "--method among acdc, autosparse, dense, gmp, rigl, set, static, str, topkast, got 'magic'; choose one",
+            "rigl, set, static, str, topkast, got 'magic'; choose one",
         ),
         (("--sparsity=0.5",), "fields of method 'autosparse'"),
         (("--method_args", '{"alfa": 1}'), "unexpected keyword argument 'alfa'"),

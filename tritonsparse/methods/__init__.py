@@ -6,6 +6,7 @@ from .acdc import ACDC, PHASES, Phases
 from .base import Densities, Method
 from .dense import Dense
 from .gmp import GMP
+from .mest import MEST
 from .rigl_set import SET, RigL
 from .static import Static
 from .str_autosparse import STR, AutoSparse, AutoTune
@@ -14,6 +15,7 @@ from .topkast import TopKAST
 __all__ = [
     "ACDC",
     "GMP",
+    "MEST",
     "METHODS",
     "PHASES",
     "SET",
@@ -34,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "autosparse": AutoSparse,
     "dense": Dense,
     "gmp": GMP,
+    "mest": MEST,
     "rigl": RigL,
     "set": SET,
     "static": Static,
