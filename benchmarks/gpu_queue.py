@@ -6,7 +6,9 @@
 Runs every entry below that has no result yet, or one of other sources than today's, and writes each result
 as soon as it has it, to DIR/<device>/ (benchmarks/results/<device>/ by default; what lies there also counts
 where DIR has nothing). The exit status is 1 where an entry failed, 2 where there is no GPU. Multi30k is read
-from the folder $TRITONSPARSE_DATA or data/multi30k (train.en.gz, train.de.gz, val.*, test_2016_flickr.*).
+from the folder $TRITONSPARSE_DATA or data/multi30k (train.en.gz, train.de.gz, val.*, test_2016_flickr.*), WikiText-2
+from $TRITONSPARSE_DATA/wikitext-2 or data/wikitext-2 (train.txt.gz, valid.txt.gz, test.txt.gz), Fashion-MNIST from
+$TRITONSPARSE_DATA/fashion-mnist or data/fashion-mnist (the four IDX files).
 """
 
 from __future__ import annotations
@@ -38,7 +40,36 @@ except ModuleNotFoundError as missing:
 PYTHON = sys.executable
 RECIPE = ROOT / "train" / "recipes" / "multi30k.toml"
 SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+TEXTS = {"train": "train", "validation": "valid", "test": "test"}
 SEEDS = (0, 1, 2)
+# The methods that are told their sparsity, at about what AutoSparse's recipe reaches; updates every 100 of 4,000 steps.
+AT_70: dict[str, dict[str, object]] = {
+    "static": {"sparsity": 0.7},
+    "gmp": {"sparsity": 0.7},
+    "topkast": {"sparsity": 0.7, "backward_sparsity": 0.4},
+    "powerprop": {"sparsity": 0.7},
+    "swat": {"sparsity": 0.7},
+    "acdc": {
+        "sparsity": 0.7,
+        "phases": {"starts": [[epoch, ("dense", "sparse")[epoch % 2]] for epoch in range(8)], "epochs": 9},
+    },
+    **{name: {"sparsity": 0.7, "update_every": 100} for name in ("rigl", "set", "snfs", "dsr", "mest")},
+    "optg": {"sparsity": 0.7},
+    "dst": {"penalty": 1e-5},
+}
+# Fashion-MNIST beside AutoSparse, whose 80 % or so are the recipe's own; phases of AC/DC as long as the recipe's run.
+FASHION: dict[str, dict[str, object]] = {
+    "dense": {},
+    "acdc": {
+        "sparsity": 0.9,
+        "phases": {"starts": [[0, "dense"], [1, "sparse"], [2, "dense"], [3, "sparse"]], "epochs": 6},
+    },
+    "rigl": {"sparsity": 0.8, "update_every": 100},
+}
+# What the programs measure, by keys of their results.
+TRANSLATED = ("bleu", "bleu_line", "bleu_signature", "num_beams")
+SEEN = ("top1", "top5", "eval_loss")
+WRITTEN = ("perplexity", "perplexity_settings", "tokens_scored", "twins")
 # Rows of a training history that a result keeps.
 HISTORY = 60
 
@@ -48,10 +79,22 @@ TRAINING = (
     *LAYERS, "tritonsparse/clock.py", "tritonsparse/param_groups.py", "tritonsparse/schedules.py",
     "train/*.py", "train/recipes/multi30k.toml", "eval/bleu.py", "eval/translate.py",
 )  # fmt: skip
+LANGUAGE = (
+    *LAYERS, "tritonsparse/clock.py", "tritonsparse/models/transfo_xl/*.py", "train/language_*.py", "train/segments.py",
+    "train/memory.py", "train/loop.py", "train/recipes/wikitext2-small.toml", "eval/perplexity.py", "eval/windows.py",
+)  # fmt: skip
+
+IMAGES = (
+    *LAYERS, "tritonsparse/conv.py", "tritonsparse/clock.py", "tritonsparse/models/cifar_resnet/*.py",
+    "train/image_*.py", "train/loop.py", "train/recipes/fashion-mnist-small.toml", "eval/accuracy.py", "eval/preprocessing.py",
+)  # fmt: skip
 
 
-def entries(data: Path | None) -> list[Entry]:
-    """The queue. Estimates are guesses until a result's `seconds` says better."""
+def entries(data: Path | None, text: Path | None = None, images: Path | None = None) -> list[Entry]:
+    """The queue; `data`, `text` and `images` are the folders of Multi30k, WikiText-2 and Fashion-MNIST.
+
+    Estimates are guesses until a result's `seconds` says better.
+    """
     step = ("benchmarks/bench_train_step.py", "benchmarks/harness.py", "train/presets.py", *LAYERS)
     tests = (PYTHON, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:cacheprovider")
     return [
@@ -59,9 +102,22 @@ def entries(data: Path | None) -> list[Entry]:
               (*LAYERS, "train/presets.py", "tests/gpu/*.py"), 90, 30, "gpu_tests"),
         Entry("threshold", _bench("threshold"), _last_line,
               ("benchmarks/bench_threshold.py", "benchmarks/harness.py", *KERNELS),
-              120, 60, "threshold"),
+              120, 60, "kernels", "threshold", alone=True),
         Entry("train step", _bench("train_step"), _last_line, step, 150, 90, "train_step"),
+        Entry("whole model", _bench("whole_model"), _last_line,
+              ("benchmarks/bench_whole_model.py", "benchmarks/harness.py", *KERNELS),
+              90, 60, "kernels", "whole_model", alone=True),
+        Entry("masked gemm", _bench("masked_gemm"), _last_line,
+              ("benchmarks/bench_masked_gemm.py", "benchmarks/harness.py", *KERNELS),
+              240, 120, "kernels", "masked_gemm", alone=True),
         *(_multi30k(method, seed, data) for seed in SEEDS for method in ("dense", "str", "autosparse")),
+        *(_multi30k(method, seed, data) for seed in SEEDS for method in AT_70),
+        *(_wikitext2(method, seed, text) for seed in SEEDS for method in ("dense", "acdc")),
+        *(_fashion(method, seed, images) for seed in SEEDS for method in ("dense", "autosparse", "acdc", "rigl")),
+        Entry("train step, transfoxl-large", _bench("transfo_xl"), _last_line,
+              ("benchmarks/bench_transfo_xl.py", "benchmarks/harness.py", "train/language_presets.py",
+               "tritonsparse/models/transfo_xl/*.py", *LAYERS),
+              150, 90, "train_step_transfoxl-large"),
         Entry("train step, big", _bench("train_step", "--preset=transformer-big"), _last_line, step,
               180, 120, "train_step_transformer-big"),
     ]  # fmt: skip
@@ -72,18 +128,42 @@ def _bench(name: str, *options: str) -> tuple[str, ...]:
 
 
 def _multi30k(method: str, seed: int, data: Path | None) -> Entry:
-    """One run of the recipe; STR shares the recipe's thresholds, dense has no fields."""
+    """One run of the recipe; STR shares the recipe's thresholds."""
     fields = tomllib.loads(RECIPE.read_text(encoding="utf-8"))["method_args"]
     if method == "str":
         fields = {key: value for key, value in fields.items() if key.startswith("threshold")}
+    elif method != "autosparse":
+        fields = AT_70.get(method, {})
     command = (
         PYTHON, "-m", "tritonsparse.train.translation", "--recipe=multi30k", f"--method={method}",
         *(f"--{split}_file={{data}}/{stem}.en.gz" for split, stem in SPLITS.items()),
-        f"--method_args={json.dumps({} if method == 'dense' else fields)}", f"--seed={seed}",
+        f"--method_args={json.dumps(fields)}", f"--seed={seed}",
         "--mixed_precision=bf16", "--output_dir={work}/run",
     )  # fmt: skip
     name = f"multi30k {method} {seed}"
     return Entry(name, command, _training, TRAINING, 180, 120, "multi30k", f"{method}/{seed}", data)
+
+
+def _wikitext2(method: str, seed: int, text: Path | None) -> Entry:
+    """One run of the recipe, AC/DC at its sparsity or the dense baseline."""
+    command = (
+        PYTHON, "-m", "tritonsparse.train.language_modeling", "--recipe=wikitext2-small", f"--method={method}",
+        *(f"--{split}_file={{data}}/{stem}.txt.gz" for split, stem in TEXTS.items()),
+        f"--seed={seed}", "--mixed_precision=bf16", "--output_dir={work}/run",
+    )  # fmt: skip
+    name = f"wikitext2 {method} {seed}"
+    return Entry(name, command, _training, LANGUAGE, 300, 150, "wikitext2", f"{method}/{seed}", text)
+
+
+def _fashion(method: str, seed: int, images: Path | None) -> Entry:
+    """One run of the recipe, with its own AutoSparse or another method."""
+    fields = () if method == "autosparse" else (f"--method_args={json.dumps(FASHION[method])}",)
+    command = (
+        PYTHON, "-m", "tritonsparse.train.image_classification", "--recipe=fashion-mnist-small", f"--method={method}",
+        "--data_dir={data}", *fields, f"--seed={seed}", "--mixed_precision=bf16", "--output_dir={work}/run",
+    )  # fmt: skip
+    name = f"fashion-mnist {method} {seed}"
+    return Entry(name, command, _training, IMAGES, 60, 40, "fashion_mnist", f"{method}/{seed}", images)
 
 
 def _last_line(work: Path, output: str) -> Record:
@@ -115,10 +195,10 @@ def _tests(work: Path, output: str) -> Record:
 def _training(work: Path, output: str) -> Record:
     """The run's `all_results.json` without what is bulky: some rows of history, final layer sparsities."""
     document = json.loads((work / "run" / "all_results.json").read_text(encoding="utf-8"))
+    measured = next(keys for keys in (TRANSLATED, WRITTEN, SEEN) if keys[0] in document)
     kept = (
-        "method", "method_fields", "bleu", "bleu_line", "bleu_signature", "split", "num_beams", "sparsity",
-        "train_flops_fraction", "test_flops_fraction", "steps", "training_seconds", "epoch_losses",
-        "evaluations", "environment",
+        "method", "method_fields", *measured, "split", "sparsity", "train_flops_fraction", "test_flops_fraction",
+        "steps", "training_seconds", "epoch_losses", "evaluations", "environment",
     )  # fmt: skip
     history = document["history"]
     stride = -(-len(history) // HISTORY)
@@ -137,6 +217,20 @@ def data_folder() -> Path | None:
     given = os.environ.get("TRITONSPARSE_DATA")
     places = [Path(given), Path(given) / "multi30k"] if given else [ROOT / "data" / "multi30k"]
     return next((place.resolve() for place in places if (place / "train.en.gz").is_file()), None)
+
+
+def text_folder() -> Path | None:
+    """Where WikiText-2 lies, None if nowhere."""
+    given = os.environ.get("TRITONSPARSE_DATA")
+    place = (Path(given) if given else ROOT / "data") / "wikitext-2"
+    return place.resolve() if (place / "train.txt.gz").is_file() else None
+
+
+def image_folder() -> Path | None:
+    """Where Fashion-MNIST lies, None if nowhere."""
+    given = os.environ.get("TRITONSPARSE_DATA")
+    place = (Path(given) if given else ROOT / "data") / "fashion-mnist"
+    return place.resolve() if (place / "train-images-idx3-ubyte.gz").is_file() else None
 
 
 def python_environment(scratch: Path) -> tuple[dict[str, str], str]:
@@ -198,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results, by device")
     parser.add_argument("--dry-run", action="store_true", help="list entries and their state")
     args = parser.parse_args(argv)
-    queue, device = entries(data_folder()), device_name()
+    queue, device = entries(data_folder(), text_folder(), image_folder()), device_name()
     if args.dry_run:
         known = sorted({path.name for path in (*args.out.glob("*/"), *RESULTS.glob("*/"))})
         for name in [device] if device else known or ["no device"]:

@@ -40,7 +40,8 @@ class Entry:
     collect: (that folder, standard output) -> result; called when the command ends, well or badly.
     sources: globs below the root of the files it measures.
     estimate, minimum: seconds it takes, and without which it is not started.
-    file, key: where the record lives. Neighbours that share a file and have keys run side by side.
+    file, key: where the record lives. Neighbours that share a file and have keys run side by side, unless `alone`.
+    alone: it takes times, which nothing beside it may disturb.
     data: folder of the data it reads, None where there is none; no part of the hash.
     """
 
@@ -53,6 +54,7 @@ class Entry:
     file: str
     key: str | None = None
     data: Path | None = None
+    alone: bool = False
 
     @property
     def missing(self) -> str:
@@ -178,8 +180,8 @@ def _together(waiting: Sequence[Entry]) -> list[Entry]:
     """The first entry and the neighbours that run beside it, with two processors each."""
     first, most = waiting[0], max(1, min(SIDE_BY_SIDE, (os.cpu_count() or 1) // 2))
     group = [first]
-    for entry in waiting[1:most] if first.key else ():
-        if entry.key is None or entry.file != first.file:
+    for entry in waiting[1:most] if first.key and not first.alone else ():
+        if entry.key is None or entry.file != first.file or entry.alone:
             break
         group.append(entry)
     return group

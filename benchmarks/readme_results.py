@@ -19,6 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: made by benchmarks/readme_results.py -->", "<!-- end of results -->"
 
 
+# What a run is measured by, by the key of its results: the column, how it is written, the program that trained it.
+QUALITIES = {
+    "bleu": ("BLEU", "{:.2f}", "translation"),
+    "perplexity": ("perplexity", "{:.2f}", "language_modeling"),
+    "top1": ("top-1", "{:.2%}", "image_classification"),
+}
+
+
 def tables(results: Path) -> str:
     """Every table, in Markdown."""
     parts = ["## Measured"]
@@ -30,10 +38,12 @@ def tables(results: Path) -> str:
 
 
 def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
+    key = next(key for key in QUALITIES if key in runs[0])
+    quality, form, program = QUALITIES[key]
     columns = (
         "method",
         "sparsity",
-        "BLEU",
+        quality,
         "training MACs",
         "inference MACs",
         "epochs",
@@ -47,7 +57,7 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
         cells = (
             run["method"],
             f"{run['sparsity']:.1%}",
-            f"{run['bleu']:.2f}",
+            form.format(run[key]),
             f"{run['train_flops_fraction']:.1%} of dense",
             f"{run['test_flops_fraction']:.1%} of dense",
             len(run["evaluations"]),
@@ -56,16 +66,23 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
             f"`{environment['commit']}`",
         )
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
-    first = runs[0]
+    first, counted = runs[0], "linear and convolution" if key == "top1" else "linear"
     lines += [
         "",
-        f"{first['arguments']['test_file'] or first['split']}, {first['num_beams']} beams, {first['bleu_signature']}; "
-        "one seed; "
-        f"`accelerate launch -m tritonsparse.train.translation --recipe {first['arguments']['recipe']}` with "
+        f"{_measured(first)}; one seed; "
+        f"`accelerate launch -m tritonsparse.train.{program} --recipe {first['arguments']['recipe']}` with "
         f"`--method` as named; torch {first['environment']['torch']}. "
-        "Multiply-adds are of all linear layers, counted from zeros.",
+        f"Multiply-adds are of all {counted} layers, counted from zeros.",
     ]
     return "\n".join(lines)
+
+
+def _measured(run: dict[str, Any]) -> str:
+    """On what, and how, a run's quality was measured."""
+    where = str(run["arguments"].get("test_file") or run["split"])
+    if "bleu" in run:
+        return f"{where}, {run['num_beams']} beams, {run['bleu_signature']}"
+    return where if "perplexity" in run else f"{where} split, {run['arguments']['preset']}"
 
 
 def updated(readme: str, results: Path) -> str:

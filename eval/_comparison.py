@@ -61,6 +61,12 @@ def flops_quality_figure(runs: Mapping[str, Mapping[str, Any]], *, quality_name:
             f"plot_flops_quality: expected a run with quality and a FLOPs fraction, got {len(runs)} without; "
             "pass quality with train_flops_fraction or test_flops_fraction"
         )
+    conventions = sorted({str(run["flops_convention"]) for run in runs.values() if run.get("flops_convention")})
+    if len(conventions) > 1:
+        raise ValueError(
+            f"plot_flops_quality: expected runs counted by one FLOPs convention, got {', '.join(conventions)}; "
+            f"draw the runs of each by themselves"
+        )
     figure = draw.new_figure(5.2 * len(panels) + 2.4, 4.4)
     first: Axes | None = None
     for i, (key, title) in enumerate(panels):
@@ -83,7 +89,7 @@ def flops_quality_figure(runs: Mapping[str, Mapping[str, Any]], *, quality_name:
                 markerfacecolor=face,
                 label=label,
             )
-        cost = f"{title.lower()} FLOPs (fraction of dense)"
+        cost = draw.flops_label(title.lower(), conventions[0] if conventions else None)
         draw.label_axes(axes, f"{quality_name} against {title.lower()} cost", cost, quality_name)
         axes.axvline(1.0, color="#B0B0B0", linewidth=1.0, zorder=0)
         axes.set_xlim(0.0, 1.05 * max(1.0, axes.dataLim.xmax))

@@ -89,6 +89,11 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def flops_label(phase: str, convention: str | None = None) -> str:
+    """Label of an axis of FLOPs: "training" or "inference", and how they were counted."""
+    return f"{phase} FLOPs (fraction of dense{'' if convention is None else f', counted as {convention}'})"
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` can be drawn; None, NaN and text cannot."""
     return isinstance(value, int | float) and math.isfinite(value)

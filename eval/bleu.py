@@ -29,7 +29,7 @@ from typing import Any
 
 from tritonsparse.eval.translate import translate
 
-__all__ = ["BleuResult", "compound_split", "compound_split_bleu", "corpus_bleu", "translate"]
+__all__ = ["BleuResult", "compound_split", "compound_split_bleu", "corpus_bleu", "load_seq2seq", "translate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     corpus_bleu(references[:1], references[:1], lowercase=options.lowercase, tokenize=options.tokenize)
     if options.compound_split:
         compound_split_bleu(references[:1], references[:1], language=options.compound_split)
-    model, tokenizer = _load(options.model, options.device)
+    model, tokenizer = load_seq2seq(options.model, options.device)
     start = time.perf_counter()
     translations = translate(
         model,
@@ -220,7 +220,12 @@ def _read_lines(path: str) -> list[str]:
         raise ValueError(f"bleu: expected a readable file, got {path} ({reason}); check the path") from error
 
 
-def _load(name: str, device: str | None) -> tuple[Any, Any]:
+def load_seq2seq(name: str, device: str | None) -> tuple[Any, Any]:
+    """A sequence-to-sequence checkpoint and its tokenizer; `device` None: the GPU if there is one.
+
+    Raises:
+        ValueError: there is no such checkpoint, or weights are missing.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer

@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tritonsparse.eval import _drawing as draw
 from tritonsparse.eval._comparison import flops_quality_figure, runs_figure
 from tritonsparse.eval._drawing import History, is_number
+from tritonsparse.eval._layers import layer_sparsity_figure
+from tritonsparse.eval._phases import has_phases, mask_change_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,13 +37,16 @@ _PANELS = (
     ("alpha", "", "Gradient annealing", "alpha (scale of pruned gradients)"),
     ("", "thresholds", "Learned thresholds", "threshold (weight magnitude)"),
     ("learning_rate", "", "Learning rate", "learning rate"),
-    ("train_flops_fraction", "", "Training cost so far", "training FLOPs (fraction of dense)"),
+    ("train_flops_fraction", "", "Training cost so far", draw.flops_label("training")),
 )
 _FRACTIONS = ("sparsity", "train_flops_fraction")
+_QUALITIES = {"bleu": "BLEU", "perplexity": "perplexity", "top1": "top-1 accuracy"}  # keys of all_results.json
 _DRAWN = tuple(key for panel in _PANELS for key in panel[:2] if key)
 
 
-def plot_training(history: History, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+def plot_training(
+    history: History, path: str | os.PathLike[str], *, title: str | None = None, convention: str | None = None
+) -> Path:
     """Writes the course of one run: a panel for each quantity that its history has.
 
     Args:
@@ -51,14 +54,15 @@ def plot_training(history: History, path: str | os.PathLike[str], *, title: str 
             `learning_rate`, `train_flops_fraction`, `thresholds` and `layer_sparsity` (layer name -> number).
         path: the PNG file; folders on the way are made.
         title: what stands over the panels, such as the run's name.
+        convention: by which the FLOPs were counted, for the axis.
 
     Raises:
         ValueError: nothing to draw.
     """
-    return draw.save(training_figure(history, title=title), path)
+    return draw.save(training_figure(history, title=title, convention=convention), path)
 
 
-def training_figure(history: History, *, title: str | None = None) -> Figure:
+def training_figure(history: History, *, title: str | None = None, convention: str | None = None) -> Figure:
     """The figure of `plot_training`."""
     draw.check_history("plot_training", history)
     panels = [panel for panel in _PANELS if draw.has(history, panel[0]) or draw.has(history, panel[1])]
@@ -85,6 +89,7 @@ def training_figure(history: History, *, title: str | None = None) -> Figure:
                 heading = f"{heading} (bold: moving average)"
         elif overall:
             axes.plot(*draw.series(history, key), color=draw.COLOURS[0], linewidth=1.8)
+        label = draw.flops_label("training", convention) if key == "train_flops_fraction" else label
         draw.label_axes(axes, heading, "optimizer step", label)
         if key in _FRACTIONS:
             axes.set_ylim(-0.02, 1.02)
@@ -99,7 +104,8 @@ def plot_layer_sparsity(
     """Writes one bar for each layer, in the model's order from top to bottom.
 
     Args:
-        layers: mappings with `name`, `sparsity` in [0, 1] and `numel`, the number of weights.
+        layers: mappings with `name`, `sparsity` in [0, 1] and `numel`, the number of weights; with `block_sparsity`
+            and `exploitable` in all of them, bars for these stand within.
         path: the PNG file; folders on the way are made.
         title: what stands over the bars.
 
@@ -107,41 +113,6 @@ def plot_layer_sparsity(
         ValueError: no layer, or a sparsity outside [0, 1].
     """
     return draw.save(layer_sparsity_figure(layers, title=title), path)
-
-
-def layer_sparsity_figure(layers: Sequence[Mapping[str, Any]], *, title: str = "Sparsity by layer") -> Figure:
-    """The figure of `plot_layer_sparsity`."""
-    if not layers:
-        raise ValueError("plot_layer_sparsity: expected at least one layer, got none; pass the report's layers")
-    for layer in layers:
-        if not is_number(layer.get("sparsity")) or not 0.0 <= layer["sparsity"] <= 1.0:
-            raise ValueError(
-                f"plot_layer_sparsity: expected sparsity in [0, 1] for layer {layer.get('name')}, "
-                f"got {layer.get('sparsity')}; pass a fraction, not percent"
-            )
-        if not is_number(layer.get("numel")) or layer["numel"] < 1:
-            raise ValueError(
-                f"plot_layer_sparsity: expected numel of at least 1 for layer {layer.get('name')}, "
-                f"got {layer.get('numel')}; pass the number of its weights"
-            )
-    sparsity = np.array([layer["sparsity"] for layer in layers], dtype=float)
-    numel = np.array([layer["numel"] for layer in layers], dtype=float)
-    overall = float((sparsity * numel).sum() / numel.sum())
-
-    figure = draw.new_figure(9.5, 1.4 + 0.21 * len(layers))
-    axes = figure.add_subplot()
-    rows = np.arange(len(layers))
-    axes.barh(rows, sparsity, height=0.72, color=draw.COLOURS[0])
-    axes.axvline(overall, color=draw.COLOURS[1], linestyle="--", label=f"all weights: {overall:.3f}")
-    axes.set_yticks(rows, [str(layer.get("name", "unnamed")) for layer in layers], fontsize=8)
-    axes.set_ylim(len(layers) - 0.5, -0.5)
-    axes.set_xlim(0.0, 1.0)
-    for row, value, count in zip(rows, sparsity, numel, strict=True):
-        axes.text(1.01, float(row), f"{value:.3f} of {draw.count(count)}", va="center", fontsize=8, color="#404040")
-    draw.label_axes(axes, title, draw.SPARSITY, "layer, in the model's order")
-    axes.grid(False, axis="y")
-    figure.legend(loc="outside lower right", frameon=False)
-    return figure
 
 
 def plot_runs(runs: Mapping[str, History], path: str | os.PathLike[str]) -> Path:
@@ -164,14 +135,27 @@ def plot_flops_quality(
 
     Args:
         runs: label -> `quality`, `sparsity`, and `train_flops_fraction` or `test_flops_fraction` or both,
-            as fractions of the dense model's.
+            as fractions of the dense model's; `flops_convention` where it is known.
         path: the PNG file; folders on the way are made.
         quality_name: what `quality` is, for the axis.
 
     Raises:
-        ValueError: no run with a quality and a cost.
+        ValueError: no run with a quality and a cost, or costs of different conventions, which do not compare.
     """
     return draw.save(flops_quality_figure(runs, quality_name=quality_name), path)
+
+
+def plot_mask_change(runs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Writes how much the mask changed from one sparse phase to the next, and how many weights a dense phase left at 0.
+
+    Args:
+        runs: label -> the method's `statistics`, "mask change at step N" and "dead at step N" -> fraction.
+        path: the PNG file; folders on the way are made.
+
+    Raises:
+        ValueError: no such statistics in any run.
+    """
+    return draw.save(mask_change_figure(runs), path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -200,16 +184,22 @@ def _draw_all(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Pa
     for label, result in runs.items():
         name = re.sub(r"[^\w.-]+", "_", label).strip("_")
         if result.get("history"):
-            written.append(plot_training(result["history"], folder / f"training_{name}.png", title=label))
+            file, convention = folder / f"training_{name}.png", result.get("flops_convention")
+            written.append(plot_training(result["history"], file, title=label, convention=convention))
         if result.get("layers"):
             file = folder / f"layer_sparsity_{name}.png"
             written.append(plot_layer_sparsity(result["layers"], file, title=f"Sparsity by layer: {label}"))
     histories = {label: result["history"] for label, result in runs.items() if result.get("history")}
     if len(histories) > 1:
         written.append(plot_runs(histories, folder / "runs.png"))
-    costs = {label: {**result, "quality": result.get("bleu")} for label, result in runs.items()}
-    if any(_has_cost(cost) for cost in costs.values()):
-        written.append(plot_flops_quality(costs, folder / "flops_quality.png"))
+    for key, quality in _QUALITIES.items():
+        costs = {label: {**result, "quality": result[key]} for label, result in runs.items() if key in result}
+        if any(_has_cost(cost) for cost in costs.values()):
+            file = folder / f"flops_quality{'' if key == 'bleu' else '_' + key}.png"
+            written.append(plot_flops_quality(costs, file, quality_name=quality))
+    statistics = {label: result["method_statistics"] for label, result in runs.items() if _has_phases(result)}
+    if statistics:
+        written.append(plot_mask_change(statistics, folder / "mask_change.png"))
     if not written:
         raise ValueError(
             f"plots: expected history or layers in {', '.join(results)}, got none; "
@@ -240,6 +230,11 @@ def _read_run(path: str) -> dict[str, Any]:
 def _has_cost(run: Mapping[str, Any]) -> bool:
     fractions = (run.get("train_flops_fraction"), run.get("test_flops_fraction"))
     return is_number(run.get("quality")) and any(is_number(fraction) for fraction in fractions)
+
+
+def _has_phases(run: Mapping[str, Any]) -> bool:
+    statistics = run.get("method_statistics")
+    return isinstance(statistics, Mapping) and has_phases(statistics)
 
 
 if __name__ == "__main__":

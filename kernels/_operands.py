@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["FLOATS", "check_kind", "check_operands", "check_triton_dtype", "compute_dtype", "expect"]
+__all__ = [
+    "FLOATS",
+    "KINDS",
+    "check_estimator",
+    "check_kind",
+    "check_operands",
+    "check_triton_dtype",
+    "compute_dtype",
+    "expect",
+]
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FLOATS = (*TRITON_DTYPES, torch.float64)
+KINDS = ("soft", "hard", "step", "mask")
 
 
 def compute_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -21,10 +31,20 @@ def compute_dtype(weight: torch.Tensor) -> torch.dtype:
 def check_kind(function: str, kind: str, threshold: torch.Tensor | None, mask: torch.Tensor | None) -> None:
     """Refuse a kind that is unknown, or not given exactly what it reads."""
     given = [name for name, t in (("threshold", threshold), ("mask", mask)) if t is not None]
-    if given != {"soft": ["threshold"], "mask": ["mask"]}.get(kind):
+    if given != (["mask"] if kind == "mask" else ["threshold"]) or kind not in KINDS:
         raise ValueError(
-            f'{function}: expected kind "soft" with a threshold or kind "mask" with a mask, '
+            f'{function}: expected kind "soft", "hard" or "step" with a threshold, or kind "mask" with a mask, '
             f"got kind {kind!r} with {' and '.join(given) or 'neither'}; pass only what the kind reads"
+        )
+
+
+def check_estimator(function: str, kind: str, grad_mask: torch.Tensor | None, alpha: torch.Tensor | None) -> None:
+    """Refuse what kind "step" does not read: its multiplier is the estimator's."""
+    given = [name for name, t in (("grad_mask", grad_mask), ("alpha", alpha)) if t is not None]
+    if kind == "step" and given:
+        raise ValueError(
+            f'{function}: expected neither grad_mask nor alpha with kind "step", got {" and ".join(given)}; '
+            f'leave them out, or use kind "hard"'
         )
 
 
@@ -57,14 +77,18 @@ def check_operands(
     )
     check_triton_dtype(function, "weight", weight.dtype, backend)
     if threshold is not None:
+        n, k = weight.shape
+        per_block = threshold.dim() == 2 and all(
+            parts > 0 and size % parts == 0 for size, parts in zip((n, k), threshold.shape, strict=True)
+        )
         expect(
-            threshold.shape in ((1,), weight.shape[:1])
+            (per_block or threshold.shape in ((1,), (n,)))
             and threshold.dtype in (torch.float32, compute_dtype(weight))
             and threshold.device == weight.device,
             function,
-            f"threshold to be float32 [1] or [{weight.shape[0]}] on {weight.device}",
+            f"threshold to be float32 [1], [{n}], or [R, C] that divide [{n}, {k}], on {weight.device}",
             threshold,
-            "keep one float32 logit for the matrix or one per row, beside the weight",
+            "keep one float32 value for the matrix, one per row or one per block, beside the weight",
         )
     for name, mask in masks.items():
         if mask is not None:

@@ -28,8 +28,6 @@ BELOW = {
     "MixtralForCausalLM": "stacked weights of MixtralExperts",
     "Qwen2MoeForCausalLM": "stacked weights of Qwen2MoeExperts",
     "OlmoeForCausalLM": "stacked weights of OlmoeExperts",
-    "ConvNextForImageClassification": "Conv2d is not supported",
-    "SegformerForImageClassification": "Conv2d is not supported",
 }
 
 

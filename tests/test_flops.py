@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,8 +13,19 @@ import torch
 from torch import nn
 
 import tritonsparse as ts
-from tritonsparse.flops import TrainingMeter, forward_fraction, layer_macs
-from tritonsparse.methods import GMP, STR, AutoSparse
+from tritonsparse.flops import (
+    LayerCost,
+    Passes,
+    TrainingMeter,
+    forward_fraction,
+    kept_counts,
+    layer_costs,
+    layer_macs,
+    training_fraction,
+)
+from tritonsparse.layers import BACKENDS
+from tritonsparse.methods import GMP, STR, AutoSparse, Static
+from tritonsparse.report import _SKIPS_BLOCKS, block_sparsity, cut_off
 
 Build = Callable[..., Any]
 
@@ -108,6 +121,13 @@ def test_a_training_step_costs_what_the_paper_counts(method: STR, fraction: floa
     assert TrainingMeter(sparsifier).update() == pytest.approx(fraction)
 
 
+def test_one_layer_is_not_said_to_be_several(mlp: Build) -> None:
+    one = ts.sparsify(mlp(), "str", exclude=["3"])
+    assert "str on 1 layer, 128 weights" in one.summary()
+    assert "1 layers" not in str(one.report())
+    assert "str on 2 layers, 192 weights" in ts.sparsify(mlp(), "str").summary()
+
+
 def test_the_report_shows_every_layer_and_why_the_rest_is_dense(mlp: Build) -> None:
     sparsifier = ts.sparsify(nn.Sequential(nn.Embedding(30, 8), *mlp()), STR(threshold_init=0.0), exclude=["4"])
     report = sparsifier.report()
@@ -116,8 +136,13 @@ def test_the_report_shows_every_layer_and_why_the_rest_is_dense(mlp: Build) -> N
     lines = str(report).splitlines()
     assert lines[0] == "str at step 0"
     (row,) = (line.split() for line in lines if line.startswith("1  "))
-    assert row == ["1", "16x8", f"{1 - kept / 128:.2%}", "0.5", "128", f"{kept / 128:.1%}", "torch"]
-    assert lines[-3:] == [
+    in_blocks = "100.00%" if kept == 0 else "0.00%"
+    shares = [f"{1 - kept / 128:.2%}", in_blocks, "0.00%"]
+    assert row == ["1", "16x8", *shares, "0.5", "128", f"{kept / 128:.1%}", "torch"]
+    assert lines[-6].split()[:2] == ["1", "layer"]
+    assert lines[-5:] == [
+        "in blocks: 64x64 of nothing but zeros",
+        "MACs: one forward, by the convention 'autosparse'",
         "back end: auto: no GPU",
         "stays dense, excluded: 64 weights (4)",
         "stays dense, embedding: 240 weights (0.weight)",
@@ -133,4 +158,141 @@ def test_the_report_takes_counted_costs_and_a_layer_that_never_ran_costs_nothing
     report = sparsifier.report(macs={"0": 1280})
     assert report.macs_fraction == 0.25
     assert report.sparsity == 1 - 80 / 192
-    assert "1.28k" in str(report) and "75.0%" in str(report)
+    (never_ran,) = (line.split() for line in str(report).splitlines() if line.startswith("3 "))
+    assert "1.28k" in str(report) and never_ran[-3:] == ["0", "-", "torch"]
+
+
+def test_costs_without_any_sparse_layer_are_refused_instead_of_divided_by(mlp: Build) -> None:
+    sparsifier = masked(mlp())
+    for macs in ({}, {"module.0": 128, "module.3": 64}, {"0": 0}):
+        for count in (sparsifier.report, partial(forward_fraction, sparsifier), partial(TrainingMeter, sparsifier)):
+            with pytest.raises(
+                ValueError, match=r"at least one sparse layer \(such as 0\), got .*; count the model that"
+            ):
+                count(macs)
+
+
+def test_the_report_counts_by_the_convention_that_it_names(mlp: Build) -> None:
+    sparsifier = masked(mlp())
+    keep(sparsifier, layer0=32, layer3=48)
+    costs = layer_costs(sparsifier.model, torch.randn(1, 8))
+    report = sparsifier.report(costs, convention="acdc")
+    # 2 x (32 + 48) and 16 + 4 biases, over 2 x 192 and as many
+    assert report.macs_fraction == (160 + 20) / (384 + 20)
+    assert "FLOPs: one forward, by the convention 'acdc'" in str(report)
+    assert json.loads(report.to_json())["convention"] == "acdc"
+    with pytest.raises(TypeError, match="report: expected costs from layer_costs"):
+        sparsifier.report(layer_macs(sparsifier.model, torch.randn(1, 8)), convention="swat")
+    with pytest.raises(ValueError, match="report: expected a FLOPs convention of"):
+        sparsifier.report(convention="macs")
+
+
+def test_zeros_blocks_of_zeros_and_what_the_back_end_skips_are_three_columns() -> None:
+    layer = nn.Linear(8, 8, bias=False)
+    sparsifier = ts.sparsify(layer, Static(sparsity=0.5), pattern="block:4")
+    assert (sparsifier.report().sparsity, sparsifier.report().block_sparsity, sparsifier.report().exploitable) == (
+        (0.5, 0.5, 0.0)  # two blocks of four; the dense product reads all of them
+    )
+    # One element of each empty block comes back: 30 of 64 are zero, in no block of zeros.
+    mask = sparsifier.layers[""].mask
+    assert mask is not None
+    layer.weight.data.fill_(1.0)
+    blocks = mask.view(2, 4, 2, 4)
+    blocks[:, 0, :, 0] = True
+    report = sparsifier.report()
+    assert (report.sparsity, report.block_sparsity) == (30 / 64, 0.0)
+    assert report.block == (4, 4) and report.layers[0].sparsity == 30 / 64
+    document = json.loads(report.to_json())
+    assert (document["block_sparsity"], document["exploitable"]) == (0.0, 0.0)
+
+
+def test_the_report_shows_a_convolution_by_its_matrix() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1))
+    sparsifier = ts.sparsify(model, Static(sparsity=0.5), pattern="block:2x4", exclude=["0"])
+    costs = layer_costs(model, torch.randn(1, 3, 8, 8))
+    (row,) = sparsifier.report(costs).layers
+    # 6 x 6 positions of 8 x 4 x 9 weights, in blocks of two filters by all four channels at a kernel position
+    assert (row.shape, row.numel, row.macs) == ((8, 4, 3, 3), 288, 36 * 288)
+    assert (row.sparsity, row.block_sparsity, row.exploitable) == (0.5, 0.5, 0.0)
+
+
+def test_a_cut_off_that_is_no_logit_is_shown_as_it_is() -> None:
+    sparsifier = ts.sparsify(nn.Linear(4, 2), "str")
+    layer = sparsifier.layers[""]
+    assert layer.threshold is not None
+    layer.threshold.data.fill_(0.25)
+    assert cut_off(layer) == pytest.approx(1 / (1 + math.exp(-0.25)))
+    layer.kind = "hard"
+    assert cut_off(layer) == 0.25
+    layer.threshold = None
+    assert cut_off(layer) is None
+
+
+def test_packed_activations_make_dw_cheaper_where_weights_are_dense() -> None:
+    sparsifier = ts.sparsify(nn.Linear(4, 2), "dense")
+    sparsifier.layers[""].activation_density = 0.25
+    assert training_fraction(sparsifier) == (1 + 1 + 0.25) / 3
+    assert training_fraction(sparsifier, {"": LayerCost(8, 8)}, convention="swat") == (1 + 1 + 0.25) / 3
+
+
+def test_the_report_knows_what_every_back_end_skips() -> None:
+    assert set(_SKIPS_BLOCKS) == set(BACKENDS) - {"auto"}
+
+
+@pytest.mark.parametrize(
+    ("block", "share"),
+    [
+        # 6 x 10, zero in rows 0-3 x columns 0-4 and in rows 4-5 x columns 8-9
+        ((4, 5), 20 / 60),
+        ((4, 4), (16 + 4) / 60),  # blocks at the edges have 4 x 2, 2 x 4 and 2 x 2 elements
+        ((1, 5), 20 / 60),
+        ((2, 1), 24 / 60),
+        ((64, 64), 0.0),
+        ((1, 0), 0.0),
+    ],
+)
+def test_block_sparsity_counts_the_elements_of_empty_blocks(block: tuple[int, int], share: float) -> None:
+    zero = torch.zeros(6, 10, dtype=torch.bool)
+    zero[:4, :5] = True
+    zero[4:, 8:] = True
+    assert block_sparsity(zero, block) == share
+    assert block_sparsity(torch.ones_like(zero), block) == 1.0
+
+
+def test_the_meter_sums_each_layers_passes_over_the_steps() -> None:
+    layer = nn.Linear(4, 2, bias=False)
+    layer.weight.data = torch.tensor([[0.9, 0.1, -0.8, 0.2], [0.7, -0.3, 0.6, 0.4]])
+    sparsifier = ts.sparsify(layer, AutoSparse(threshold_init=0.0, alpha=0.5, alpha_schedule="constant"))
+    costs = {"": LayerCost(100, 400), "head": LayerCost(10, 10)}
+    meters = {name: TrainingMeter(sparsifier, costs, convention=name) for name in ("autosparse", "swat")}
+    sparsifier.clock.step = 3
+    fractions = {name: meter.update(kept_counts(sparsifier)) for name, meter in meters.items()}
+    # half of the weights pass; dW is dense, by SWAT's count half of the activations
+    assert meters["autosparse"].layers == {"": Passes(150, 150, 300), "head": Passes(30, 30, 30)}
+    assert meters["swat"].layers == {"": Passes(150, 600, 600), "head": Passes(30, 30, 30)}
+    assert meters["swat"].totals() == Passes(180, 630, 630)
+    assert fractions == pytest.approx({"autosparse": 690 / (3 * 330), "swat": 1440 / (3 * 930)})
+    overall = json.loads(json.dumps(meters["swat"].overall()))
+    assert overall["train_flops_fraction"] == fractions["swat"]
+    layers = overall["train_flops"].pop("layers")
+    assert layers[""] == {"forward": 150, "grad_input": 600, "grad_weight": 600}
+    total = {"forward": 180, "grad_input": 630, "grad_weight": 630}
+    assert overall["train_flops"] == {"unit": "multiply-adds", "steps": 3, **total}
+    again = TrainingMeter(sparsifier, costs, convention="swat")
+    again.load_state_dict(json.loads(json.dumps(meters["swat"].state_dict())))
+    assert (again.layers, again.update()) == (meters["swat"].layers, fractions["swat"])
+    with pytest.raises(
+        ValueError, match=r"counted by 'autosparse' over 2 layers, got 'swat' over 2 layers; resume with"
+    ):
+        meters["autosparse"].load_state_dict(meters["swat"].state_dict())
+
+
+def test_known_counts_are_not_counted_again(mlp: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparsifier = masked(mlp())
+    keep(sparsifier, layer0=32, layer3=48)
+    kept = kept_counts(sparsifier)
+    expected = forward_fraction(sparsifier), training_fraction(sparsifier)
+    monkeypatch.setattr(type(sparsifier.layers["0"]), "kept_count", lambda layer: pytest.fail("counted again"))
+    assert (forward_fraction(sparsifier, kept=kept), training_fraction(sparsifier, kept=kept)) == expected
+    sparsifier.clock.step = 1
+    assert TrainingMeter(sparsifier).update(kept) == expected[1]

@@ -50,6 +50,12 @@ def test_globally_ties_go_to_the_earlier_tensor() -> None:
     assert [mask.tolist() for mask in masks] == [[True, True], [[False], [True]]]
 
 
+def test_scores_of_several_dtypes_compete_by_value() -> None:
+    scores = [torch.tensor([1.0, -3.0]).bfloat16(), torch.tensor([0.5, 1.25]), torch.tensor([1.0]).double()]
+    assert [mask.tolist() for mask in topk_masks(scores, 2)] == [[True, False], [False, True], [False]]
+    assert [mask.tolist() for mask in topk_masks(scores[:2], 3)] == [[True, False], [True, True]]
+
+
 @given(st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.25, 1.0, 1.5, math.inf]), min_size=1), st.data())
 @quick
 def test_topk_is_the_head_of_a_stable_sort(values: list[float], data: st.DataObject) -> None:

@@ -131,9 +131,9 @@ def test_a_pattern_without_a_match_is_repeated_beside_three_real_names(
         ts.sparsify(model, "str", **{argument: ["*.fc1", pattern]})
 
 
-def test_a_model_without_linear_layers_is_an_error_never_a_silent_success(refused: Build) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU())
-    with refused(model, ValueError, "expected linear layers to sparsify", "none at all"):
+def test_a_model_without_layers_to_sparsify_is_an_error_never_a_silent_success(refused: Build) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 1, 3), nn.ReLU())
+    with refused(model, ValueError, "expected linear or convolution layers to sparsify", "none at all"):
         ts.sparsify(model, "str")
 
 

@@ -22,14 +22,18 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "an unknown method": (
         {"method": "autosparce"},
         ValueError,
-        ("acdc, autosparse, dense, gmp, mest, rigl, set, static, str, topkast", "choose one"),
+        (
+            "acdc, autosparse, dense, dsr, dst, gmp, mest, optg, powerprop, rigl, set, snfs",
+            "str, swat, topkast",
+            "choose",
+        ),
     ),
     "a method class": ({"method": GMP}, TypeError, ("method name or object", "try one of")),
     "an unknown pattern": ({"pattern": "blocks:32"}, ValueError, ("'block:R'", "'blocks:32'", "correct the pattern")),
     "a 4:2 pattern": ({"pattern": "4:2"}, ValueError, ("'N:M' with N < M", "'4:2'")),
     "a pattern the method lacks": ({"pattern": "block:4"}, ValueError, ("'str'", "unstructured", "choose another")),
     "an unknown back end": ({"backend": "cuda"}, ValueError, ("auto, torch, triton", "'cuda'")),
-    "sparsity for a learned one": ({"method": "autosparse", "sparsity": 0.8}, ValueError, ("its sparsity is learned",)),
+    "sparsity for none": ({"method": "dense", "sparsity": 0.8}, ValueError, ("no sparsity= for method 'dense'",)),
     "distribution for a learned one": ({"distribution": "erk"}, ValueError, ("no distribution=", "leave it out")),
     "no sparsity for gmp": ({"method": "gmp"}, ValueError, ("sparsity=", "'gmp', sparsity=0.8")),
     "sparsity 1": ({"method": "gmp", "sparsity": 1.0}, ValueError, ("[0, 1)", "write 0.8 for 80 %")),
@@ -43,7 +47,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         ("uniform, erk", "'er'"),
     ),
     "a contradicted object": ({"method": GMP(sparsity=0.8), "sparsity": 0.9}, ValueError, ("0.8", "in one place")),
-    "a keyword the object lacks": ({"method": STR(), "sparsity": 0.9}, ValueError, ("no such field", "in one place")),
+    "a keyword the object lacks": (
+        {"method": STR(), "distribution": "erk"},
+        ValueError,
+        ("no such field", "in one place"),
+    ),
     "no total_steps": ({"method": "gmp", "sparsity": 0.5}, ValueError, ("gmp: expected total_steps=", "pass total")),
     "no steps_per_epoch": (
         {"method": "autosparse", "total_steps": 10},
@@ -91,7 +99,7 @@ def test_the_summary_is_logged_in_one_line(mlp: Build, caplog: pytest.LogCapture
         ts.sparsify(mlp(), "str", exclude=["3"])
     # 128 weights of 128 + 16 + 64 + 4 parameters, and one threshold.
     assert [record.getMessage() for record in caplog.records] == [
-        "tritonsparse: str on 1 layers, 128 weights (60.1% of the model); skipped: 1 excluded"
+        "tritonsparse: str on 1 layer, 128 weights (60.1% of the model); skipped: 1 excluded"
     ]
 
 

@@ -16,13 +16,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from tritonsparse.flops import CONVENTIONS
 from tritonsparse.methods import METHODS
 
 __all__ = ["add_common", "parse", "read_recipe", "recipe_names"]
 
 _LOCAL = ("output_dir", "resume_from_checkpoint", "recipe", "help")
 # What a saved model brings along.
-_FROM_SCRATCH = ("preset", "vocab_size", "dropout")
+_FROM_SCRATCH = ("preset", "vocab_size", "min_count", "dropout", "dropatt")
 _LENGTHS = ("num_train_epochs", "max_train_steps")
 
 
@@ -39,6 +40,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     sparse.add_argument("--backend", default="auto", help="auto, triton or torch")
     sparse.add_argument("--include", nargs="+", default=None, help="fnmatch patterns of module names")
     sparse.add_argument("--exclude", nargs="+", default=None, help="fnmatch patterns of module names")
+    sparse.add_argument("--flops_convention", default="autosparse", help=f"one of: {', '.join(CONVENTIONS)}")
     sparse.add_argument("--method_args", type=_json_object, default=None, help="fields of the method, as a JSON object")
     sparse.add_argument(
         "--record_reference_losses", default=None, help="JSON file for a dense run's epoch losses, for --auto_tune"
@@ -64,6 +66,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     state.add_argument("--checkpoints_total_limit", type=int, default=None)
     state.add_argument("--resume_from_checkpoint", default=None, help="a folder, or 'latest'")
     state.add_argument("--average_checkpoints", type=int, default=0, help="average the last N checkpoints at the end")
+    state.add_argument(
+        "--save_twins", action=argparse.BooleanOptionalAction, default=False,
+        help="keep the best sparse and the best dense model of a run with dense phases: best_sparse, best_dense",
+    )  # fmt: skip
     state.add_argument("--logging_steps", type=int, default=50)
     state.add_argument("--with_tracking", action=argparse.BooleanOptionalAction, default=False)
     state.add_argument(
@@ -94,8 +100,13 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
             # The two say the same thing: one given on the command line replaces either of the recipe.
             recipe = {key: value for key, value in recipe.items() if key not in _LENGTHS}
         if _given("--method", argv) and first.method != recipe.get("method"):
-            # The recipe's fields are of its own method.
+            # The recipe's fields are of its own method; a dense model or a learned sparsity takes no --sparsity.
             recipe.pop("method_args", None)
+            fields = getattr(METHODS.get(first.method), "__dataclass_fields__", {})
+            if "sparsity" not in fields:
+                recipe.pop("sparsity", None)
+            if first.method == "dense":
+                recipe.pop("pattern", None)
         if getattr(first, "model_name_or_path", None) is not None:
             recipe = {key: value for key, value in recipe.items() if key not in _FROM_SCRATCH}
         parser.set_defaults(**recipe)

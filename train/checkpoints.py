@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,18 @@ _UNFINISHED = ".unfinished-"
 RUN_FILE = "run.json"
 
 
-def save(accelerator: Accelerator, output_dir: Path, name: str, run: Mapping[str, Any], keep: int | None) -> Path:
-    """Write checkpoint `name`; drop the oldest ones beyond `keep`. Called by every process."""
+def save(
+    accelerator: Accelerator,
+    output_dir: Path,
+    name: str,
+    run: Mapping[str, Any],
+    keep: int | None,
+    finish: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write checkpoint `name`; drop the oldest ones beyond `keep`. Called by every process.
+
+    finish: called by the main process with the folder before it gets its name.
+    """
     final, temporary = output_dir / name, output_dir / f"{_UNFINISHED}{name}"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -48,6 +58,8 @@ def save(accelerator: Accelerator, output_dir: Path, name: str, run: Mapping[str
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (temporary / RUN_FILE).write_text(json.dumps(run), encoding="utf-8")
+        if finish is not None:
+            finish(temporary)
         _remove(final)
         os.replace(temporary, final)
         if keep is not None:

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tritonsparse import Sparsifier
-from tritonsparse.flops import TrainingMeter
+from tritonsparse.flops import TrainingMeter, kept_counts
+from tritonsparse.report import cut_off
 
 from . import checkpoints
+from .twins import Twins
 
 __all__ = ["Batches", "Loop", "Settings"]
 
@@ -57,7 +59,8 @@ class Loop:
     """One training run.
 
     model: as `accelerator.prepare` returned it. loss: (model, batch) -> loss summed over the batch, whose
-    `weight` it is divided by. evaluate: called at the end of each epoch, returns numbers for the record.
+    `weight` it is divided by. evaluate: called at the end of each epoch, returns numbers for the record; the
+    loop adds the phase, "dense" or "sparse", that they are of. twins: keeps the best model of each phase.
     history: one dict a logging step; evaluations: one dict an epoch.
     """
 
@@ -71,6 +74,7 @@ class Loop:
     loss: Callable[[nn.Module, Any], Tensor]
     evaluate: Callable[[], dict[str, Any]]
     settings: Settings
+    twins: Twins | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
@@ -117,8 +121,12 @@ class Loop:
                 bar.set_postfix(loss=f"{row['loss']:.3f}", sparsity=f"{row['sparsity']:.1%}")
                 summed, weight, since = torch.zeros_like(summed), 0.0, time.perf_counter()
             if ends_epoch:
-                self.evaluations.append({"epoch": epoch, "step": self.step, **self.evaluate()})
+                dense = set(self.sparsifier.trained_kinds.values()) == {"dense"}
+                where = {"epoch": epoch, "step": self.step, "phase": "dense" if dense else "sparse"}
+                self.evaluations.append({**where, **self.evaluate()})
                 self._track({f"eval_{key}": value for key, value in self.evaluations[-1].items()})
+                if self.twins is not None:
+                    self.twins.keep(self.accelerator, self.sparsifier, self.settings.output_dir, self._record())
                 self.model.train()
             if saves:
                 self._save(f"epoch_{epoch}" if every == "epoch" else f"step_{self.step}")
@@ -157,7 +165,7 @@ class Loop:
                 f"clip with --max_grad_norm"
             )
         layers = self.sparsifier.layers
-        kept = {name: layer.kept_count() for name, layer in layers.items()}
+        kept = kept_counts(self.sparsifier)
         total = sum(layer.weight.numel() for layer in layers.values())
         row: dict[str, Any] = {
             "step": self.step,
@@ -167,13 +175,10 @@ class Loop:
             "tokens_per_second": rate,
             "sparsity": 1.0 - sum(kept.values()) / total,
             "layer_sparsity": {name: 1.0 - kept[name] / layer.weight.numel() for name, layer in layers.items()},
-            "train_flops_fraction": self.meter.update(),
+            "train_flops_fraction": self.meter.update(kept),
         }
-        thresholds = {
-            name: float(torch.sigmoid(layer.threshold.detach()).mean())
-            for name, layer in layers.items()
-            if layer.threshold is not None
-        }
+        cuts = {name: cut_off(layer) for name, layer in layers.items()}
+        thresholds = {name: cut for name, cut in cuts.items() if cut is not None}
         if thresholds:
             row["thresholds"] = thresholds
             row["alpha"] = sum(float(layer.alpha) for layer in layers.values() if layer.alpha is not None) / len(layers)
@@ -191,8 +196,9 @@ class Loop:
                 flat[key] = float(value)
         self.accelerator.log(flat, step=self.step)
 
-    def _save(self, name: str) -> None:
-        run = {
+    def _record(self) -> dict[str, Any]:
+        """What run.json of a checkpoint holds."""
+        return {
             "step": self.step,
             "seconds": self.seconds,
             "configuration": self.settings.configuration,
@@ -201,5 +207,7 @@ class Loop:
             "history": self.history,
             "evaluations": self.evaluations,
         }
+
+    def _save(self, name: str) -> None:
         settings = self.settings
-        checkpoints.save(self.accelerator, settings.output_dir, name, run, settings.checkpoints_total_limit)
+        checkpoints.save(self.accelerator, settings.output_dir, name, self._record(), settings.checkpoints_total_limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import accelerate
 import torch
@@ -18,9 +19,23 @@ from accelerate import Accelerator
 
 import tritonsparse
 from tritonsparse.eval.plots import plot_layer_sparsity, plot_training
-from tritonsparse.report import Report
+from tritonsparse.flops import CONVENTIONS, LayerCost, forward_fraction
+from tritonsparse.report import Report, as_rows
 
-__all__ = ["environment", "plot", "portable", "read_epoch_losses", "show", "write", "write_reference_losses"]
+if TYPE_CHECKING:
+    from .loop import Loop
+
+__all__ = [
+    "environment",
+    "plot",
+    "portable",
+    "read_epoch_losses",
+    "record",
+    "show",
+    "show_costs",
+    "write",
+    "write_reference_losses",
+]
 
 RESULTS = "all_results.json"
 
@@ -61,11 +76,40 @@ def _commit() -> str | None:
 
 
 def portable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's arguments without the folders of the machine it ran on: files keep their names."""
+    """A run's arguments without the folders of the machine it ran on: files, and folders of data, keep their names."""
     return {
-        key: Path(value).name if key.endswith("_file") and value else value
+        key: Path(value).name if key.endswith(("_file", "_dir")) and value else value
         for key, value in arguments.items()
         if key not in ("output_dir", "resume_from_checkpoint")
+    }
+
+
+def record(
+    args: argparse.Namespace,
+    loop: Loop,
+    report: Report,
+    costs: Mapping[str, LayerCost],
+    measured: Mapping[str, Any],
+    averaged: Sequence[str],
+) -> dict[str, Any]:
+    """What `all_results.json` says of a finished run; `measured` is what its program evaluated."""
+    sparsifier = loop.sparsifier
+    return {
+        "method": sparsifier.method.name,
+        "method_fields": sparsifier.method.to_dict(),
+        **measured,
+        **report.overall(),
+        **loop.meter.overall(),
+        "test_flops_fraction": forward_fraction(sparsifier, costs, convention=args.flops_convention),
+        "steps": loop.step,
+        "averaged_checkpoints": list(averaged),
+        "training_seconds": loop.seconds,
+        "epoch_losses": sparsifier.epoch_losses,
+        "evaluations": loop.evaluations,
+        "layers": as_rows(report),
+        "history": loop.history,
+        "arguments": portable(vars(args)),
+        "environment": environment(loop.accelerator),
     }
 
 
@@ -78,7 +122,7 @@ def write(document: Mapping[str, Any], output_dir: Path) -> None:
 
 def plot(document: Mapping[str, Any], output_dir: Path) -> None:
     """training.png (loss, sparsity, alpha, thresholds over steps) and layer_sparsity.png."""
-    plot_training(document["history"], output_dir / "training.png")
+    plot_training(document["history"], output_dir / "training.png", convention=document.get("flops_convention"))
     plot_layer_sparsity(document["layers"], output_dir / "layer_sparsity.png")
 
 
@@ -87,7 +131,6 @@ def show(
     report: Report,
     pairs: Sequence[tuple[str, str]],
     hypotheses: Sequence[str],
-    macs: Mapping[str, int],
     output_dir: Path,
 ) -> None:
     """Print the table, five translations, BLEU with its signature, and what sparsity saved."""
@@ -98,12 +141,18 @@ def show(
         source, reference = pairs[number * len(pairs) // count]
         print(f"  source      {source}\n  reference   {reference}")
         print(f"  translation {hypotheses[number * len(pairs) // count]}\n")
-    train, test = document["train_flops_fraction"], document["test_flops_fraction"]
     print(f"BLEU on {document['split']} ({document['num_beams']} beams): {document['bleu']:.2f}")
     print(f"  {document['bleu_line']}\n  signature: {document['bleu_signature']}")
-    print(f"sparsity of the {len(report.layers)} sparse layers: {report.sparsity:.2%}")
+    show_costs(document, report, output_dir)
+
+
+def show_costs(document: Mapping[str, Any], report: Report, output_dir: Path) -> None:
+    """Print what sparsity saved, by which count, and where everything lies."""
+    train, test = document["train_flops_fraction"], document["test_flops_fraction"]
+    print(f"sparsity of the sparse layers: {report.sparsity:.2%}")
+    counts = CONVENTIONS[report.convention].counts
     print(
-        f"multiply-adds of all linear layers, counted as AutoSparse does: training {train:.1%} of dense "
+        f"FLOPs by the convention {report.convention!r} ({counts}): training {train:.1%} of dense "
         f"({1 - train:.1%} saved), inference {test:.1%} of dense ({1 - test:.1%} saved)"
     )
     print("  (counted from zeros: an unstructured mask saves no time on a GPU; see the README)")

@@ -1,4 +1,4 @@
-"""A joint byte-pair vocabulary over both languages, trained with `tokenizers`."""
+"""Byte-pair vocabularies, trained with `tokenizers`: a joint one of two languages, one of bytes for running text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["train_tokenizer"]
+__all__ = ["train_byte_tokenizer", "train_tokenizer"]
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")
+_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(pairs: Sequence[tuple[str, str]], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -49,6 +50,32 @@ def train_tokenizer(pairs: Sequence[tuple[str, str]], vocab_size: int) -> PreTra
         unk_token="<unk>",
         model_max_length=1024,
     )
+
+
+def train_byte_tokenizer(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as GPT-2's, of at most `vocab_size` entries; `<|endoftext|>` begins a text, nothing is unknown.
+
+    Args:
+        lines: the training text, without line ends; each is trained with one.
+        vocab_size: entries, the 256 bytes and `<|endoftext|>` included.
+
+    Raises:
+        ValueError: vocab_size does not hold the bytes.
+    """
+    if vocab_size <= 257:
+        raise ValueError(
+            f"train_byte_tokenizer: expected vocab_size above 257 (256 bytes and {_TEXT}), got {vocab_size}; pass a "
+            f"larger --vocab_size"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator((f"{line}\n" for line in lines), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_TEXT, eos_token=_TEXT)
 
 
 def _sentences(pairs: Sequence[tuple[str, str]]) -> Iterable[str]:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 from transformers import get_scheduler
@@ -31,16 +28,25 @@ from transformers import get_scheduler
 import tritonsparse as ts
 from tritonsparse.eval.bleu import BleuResult, corpus_bleu
 from tritonsparse.eval.translate import translate
-from tritonsparse.flops import TrainingMeter, forward_fraction, layer_macs
-from tritonsparse.methods import METHODS
-from tritonsparse.report import as_rows
+from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
 
-from . import arguments, checkpoints, results
+from . import arguments, results
 from .corpora import load_parallel
 from .loop import Loop, Settings
 from .presets import PRESETS, build_model, load_model
+from .program import (
+    average,
+    configuration,
+    make_accelerator,
+    make_method,
+    refuse_beside_a_saved_model,
+    refuse_used,
+    run_program,
+    start,
+)
 from .subwords import train_tokenizer
 from .token_batches import Batch, TokenBatches
+from .twins import Twins
 
 __all__ = ["main"]
 
@@ -51,11 +57,9 @@ Evaluation = tuple[dict[str, Any], list[str], BleuResult]
 
 PRESET, VOCABULARY = "transformer-base", 32768
 
-# Arguments that may differ between a run and its resumption without making it another run.
+# Arguments that may differ between a run and its resumption, beside those of every program.
 _FREE = (
-    "output_dir", "resume_from_checkpoint", "recipe", "logging_steps", "checkpointing_steps", "checkpoints_total_limit",
-    "with_tracking", "report_to", "average_checkpoints", "num_beams", "length_penalty", "eval_num_beams",
-    "max_eval_samples", "backend", "test_file", "max_test_samples",
+    "num_beams", "length_penalty", "eval_num_beams", "max_eval_samples", "test_file", "max_test_samples",
 )  # fmt: skip
 
 
@@ -100,24 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "datasets", "transformers", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        args = arguments.parse(parser(), sys.argv[1:] if argv is None else argv)
-        run = prepare(args)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if os.environ.get("TRITONSPARSE_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    try:
-        run.loop.run()
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finish(run)
-    return 0
+    return run_program(parser(), prepare, finish, sys.argv[1:] if argv is None else argv)
 
 
 @dataclass
@@ -129,13 +116,13 @@ class Run:
     tokenizer: Any
     stock_model: nn.Module
     pairs: dict[str, Pairs]
-    macs: dict[str, int]
+    costs: dict[str, LayerCost]
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """Check everything and build everything; writes nothing but the output folder."""
-    accelerator = _accelerator(args)
-    _refuse_used(args)
+    accelerator = make_accelerator("translation", args)
+    refuse_used("translation", args)
     if not accelerator.is_local_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     set_seed(args.seed)
@@ -170,7 +157,7 @@ def prepare(args: argparse.Namespace) -> Run:
     total_steps = args.max_train_steps or args.num_train_epochs * batches.steps_per_epoch
     # Evaluation runs on stock classes loaded with the finalized weights, which is what users will load.
     stock_model = copy.deepcopy(model)
-    method = _method(args)
+    method = make_method("translation", args)
     sparsifier = ts.sparsify(
         model, method, pattern=args.pattern, include=args.include, exclude=args.exclude, backend=args.backend,
         total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
@@ -178,8 +165,9 @@ def prepare(args: argparse.Namespace) -> Run:
     groups = sparsifier.param_groups(lr=args.learning_rate, weight_decay=args.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, total_steps)
-    macs = layer_macs(stock_model.eval(), **batches.collate(batches.batches[len(batches.batches) // 2]).inputs(
-        torch.device("cpu")))  # fmt: skip
+    middle = batches.collate(batches.batches[len(batches.batches) // 2])
+    example: dict[str, Any] = {**middle.inputs(torch.device("cpu"))}
+    costs = layer_costs(stock_model.eval(), **example)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     sparsifier.attach(prepared_optimizer)
     sparsifier.register(accelerator)
@@ -192,32 +180,17 @@ def prepare(args: argparse.Namespace) -> Run:
         logging_steps=args.logging_steps,
         checkpointing_steps=args.checkpointing_steps,
         checkpoints_total_limit=args.checkpoints_total_limit,
-        configuration=_configuration(args, method, accelerator.num_processes),
+        configuration=configuration(args, method, accelerator.num_processes, _FREE),
     )
     loop = Loop(
         accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
-        sparsifier=sparsifier, meter=TrainingMeter(sparsifier, macs), batches=batches,
+        sparsifier=sparsifier, meter=TrainingMeter(sparsifier, costs, convention=args.flops_convention),
         loss=lambda model, batch: _loss(model, batch, args.label_smoothing),
         evaluate=lambda: _evaluate(run, validation, args.eval_num_beams, sparsifier.trained_state_dict())[0],
-        settings=settings,
+        batches=batches, settings=settings, twins=_twins(stock_model, tokenizer) if args.save_twins else None,
     )  # fmt: skip
-    run = Run(args, loop, tokenizer, stock_model, pairs, macs)
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoints.clear_unfinished(output_dir)
-    accelerator.wait_for_everyone()
-    # Dropout differs between ranks; initialisation does not.
-    set_seed(args.seed + accelerator.process_index)
-    if args.resume_from_checkpoint is not None:
-        folder = checkpoints.find(args.resume_from_checkpoint, output_dir)
-        if folder is None:
-            logger.info("no checkpoint in %s yet: starting afresh", output_dir)
-        else:
-            loop.resume(folder)
-            logger.info("resumed from %s at step %d", folder, loop.step)
-    if args.with_tracking:
-        scalars = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
-        accelerator.init_trackers("tritonsparse", config=scalars)
+    run = Run(args, loop, tokenizer, stock_model, pairs, costs)
+    start(args, loop)
     logger.info(
         "***** training *****\n  pairs: %s\n  epochs: %.2f of %d steps\n  steps: %d\n  tokens a batch: at most %d, "
         "%d process(es) x %d accumulation\n  device: %s, %s\n  %s",
@@ -228,67 +201,20 @@ def prepare(args: argparse.Namespace) -> Run:
     return run
 
 
-def _accelerator(args: argparse.Namespace) -> Accelerator:
-    if not args.with_tracking:
-        return Accelerator(mixed_precision=args.mixed_precision)
-    tracker = args.report_to or "tensorboard"
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=tracker,
-        project_dir=str(Path(args.output_dir) / "logs"),
-    )
-    # accelerate drops a tracker that is not installed without a word.
-    if not accelerator.log_with:
-        raise ValueError(
-            f"translation: expected an installed tracker, got {tracker!r}, which is not; pip install {tracker}, or "
-            f"leave --with_tracking out"
-        )
-    return accelerator
+def _twins(stock_model: Any, tokenizer: Any) -> Twins:
+    def pretrained(folder: Path) -> None:
+        stock_model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
-
-def _refuse_used(args: argparse.Namespace) -> None:
-    """Two runs in one folder would drop, average and resume each other's checkpoints."""
-    old = checkpoints.checkpoint_folders(Path(args.output_dir))
-    if old and args.resume_from_checkpoint is None and args.checkpointing_steps is not None:
-        raise ValueError(
-            f"translation: expected an --output_dir without checkpoints of an earlier run, got {old[-1].name} in "
-            f"{args.output_dir}; go on from it with --resume_from_checkpoint latest, or name another folder"
-        )
+    return Twins(lambda numbers: float(numbers["bleu"]), pretrained)
 
 
 def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
     if args.model_name_or_path is not None:
-        for name in ("preset", "vocab_size", "dropout"):
-            if getattr(args, name) is not None:
-                raise ValueError(
-                    f"translation: expected no --{name} beside --model_name_or_path, which brings its own, got "
-                    f"{getattr(args, name)}; leave one of them out"
-                )
+        refuse_beside_a_saved_model("translation", args, ("preset", "vocab_size", "dropout"))
         return load_model(args.model_name_or_path)
     tokenizer = train_tokenizer(train, args.vocab_size or VOCABULARY)
     return tokenizer, build_model(args.preset or PRESET, tokenizer, dropout=args.dropout)
-
-
-def _method(args: argparse.Namespace) -> ts.methods.Method:
-    fields: dict[str, Any] = dict(args.method_args or {})
-    if args.method not in METHODS:
-        raise ValueError(f"translation: expected --method among {', '.join(METHODS)}, got {args.method!r}; choose one")
-    if args.sparsity is not None:
-        fields["sparsity"] = args.sparsity
-    if args.auto_tune is not None:
-        fields["auto_tune"] = {"reference_losses": results.read_epoch_losses(args.auto_tune)}
-    try:
-        return METHODS[args.method](**fields)
-    except TypeError as error:
-        raise ValueError(
-            f"translation: expected fields of method {args.method!r} in --method_args and --sparsity, got {fields} "
-            f"({error}); correct them"
-        ) from error
-
-
-def _configuration(args: argparse.Namespace, method: ts.methods.Method, processes: int) -> dict[str, Any]:
-    given = {key: value for key, value in vars(args).items() if key not in (*_FREE, "method_args", "auto_tune")}
-    return json.loads(json.dumps({**given, "method_fields": method.to_dict(), "processes": processes}))
 
 
 def _encode(tokenizer: Any, pairs: Pairs, max_source: int, max_target: int) -> list[tuple[list[int], list[int]]]:
@@ -349,50 +275,29 @@ def finish(run: Run) -> None:
     """Average if asked, translate the test set, save the finalized model, results and plots."""
     args, loop = run.args, run.loop
     sparsifier, accelerator = loop.sparsifier, loop.accelerator
-    averaged: list[str] = []
-    if args.average_checkpoints:
-        folders = checkpoints.checkpoint_folders(loop.settings.output_dir)[-args.average_checkpoints :]
-        if len(folders) < args.average_checkpoints:
-            logger.warning("expected %d checkpoints to average, got %d", args.average_checkpoints, len(folders))
-        if folders:
-            sparsifier.model.load_state_dict(checkpoints.average_weights(folders), strict=False)
-            averaged = [folder.name for folder in folders]
-            logger.info("averaged %s", ", ".join(averaged))
+    averaged = average(args, loop)
     split = "test" if "test" in run.pairs else "validation"
     test = run.pairs[split][: args.max_test_samples]
     _, hypotheses, bleu = _evaluate(run, test, args.num_beams, sparsifier.finalized_state_dict())
-    report = sparsifier.report(run.macs)
+    report = sparsifier.report(run.costs, convention=args.flops_convention)
     if accelerator.is_main_process:
         output_dir = loop.settings.output_dir
         sparsifier.save_pretrained(output_dir)
         run.tokenizer.save_pretrained(output_dir)
-        document = {
-            "method": sparsifier.method.name,
-            "method_fields": sparsifier.method.to_dict(),
+        measured = {
             "bleu": bleu.score,
             "bleu_line": bleu.line,
             "bleu_signature": bleu.signature,
             "split": split,
             "num_beams": args.num_beams,
             "length_penalty": args.length_penalty,
-            "sparsity": report.sparsity,
-            "train_flops_fraction": loop.meter.update(),
-            "test_flops_fraction": forward_fraction(sparsifier, run.macs),
-            "steps": loop.step,
-            "averaged_checkpoints": averaged,
-            "training_seconds": loop.seconds,
-            "epoch_losses": sparsifier.epoch_losses,
-            "evaluations": loop.evaluations,
-            "layers": as_rows(report),
-            "history": loop.history,
-            "arguments": results.portable(vars(args)),
-            "environment": results.environment(accelerator),
         }
+        document = results.record(args, loop, report, run.costs, measured, averaged)
         results.write(document, output_dir)
         if args.record_reference_losses is not None:
             results.write_reference_losses(document, Path(args.record_reference_losses))
         results.plot(document, output_dir)
-        results.show(document, report, test, hypotheses, run.macs, output_dir)
+        results.show(document, report, test, hypotheses, output_dir)
     accelerator.end_training()
 
 

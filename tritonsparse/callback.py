@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .report import cut_off
 from .sparsifier import Sparsifier
 from .state import load_state, save_state
 
@@ -57,9 +57,9 @@ class SparsityCallback(TrainerCallback):
             self.sparsifier.observe(loss=logs["loss"])
         layers = self.sparsifier.layers.values()
         measured = {"sparsity": self.sparsifier.sparsity()}
-        thresholds = [torch.sigmoid(layer.threshold.detach()) for layer in layers if layer.threshold is not None]
+        thresholds = [cut for layer in layers if (cut := cut_off(layer)) is not None]
         if thresholds:
-            measured["threshold"] = float(torch.cat(thresholds).mean())
+            measured["threshold"] = sum(thresholds) / len(thresholds)
         alphas = [float(layer.alpha) for layer in layers if layer.alpha is not None]
         if alphas:
             measured["alpha"] = sum(alphas) / len(alphas)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from decimal import Decimal
 
-__all__ = ["DISTRIBUTIONS", "divide", "erk", "uniform"]
+__all__ = ["DISTRIBUTIONS", "apportion", "divide", "erk", "uniform"]
 
 DISTRIBUTIONS = ("uniform", "erk")
 
@@ -53,3 +53,50 @@ def divide(distribution: str, shapes: Shapes, sparsity: float) -> dict[str, floa
             f"distribution: expected one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}; choose one of them"
         )
     return (erk if distribution == "erk" else uniform)(shapes, sparsity)
+
+
+def apportion(
+    total: int, shares: Mapping[str, float], room: Mapping[str, int], size: Mapping[str, int]
+) -> dict[str, int]:
+    """Whole units for every layer, in proportion to `shares`, within `room`, `total` elements together.
+
+    A layer that would get more than it has room for gets its room, and what is left goes to the others by their
+    shares. Fractions of units are rounded by largest remainder, ties to the earlier layer.
+
+    Args:
+        total: elements to give; what is below 0 counts as 0.
+        shares: by layer, at least 0, any sum; all 0 counts as all equal.
+        room: units that a layer can take.
+        size: elements of a unit, by layer.
+
+    Returns:
+        Units by layer: `total` elements exactly where all sizes are equal and divide it, else less by under one unit
+        of the smallest size that still has room.
+
+    Raises:
+        ValueError: `total` is more than there is room for.
+    """
+    left = max(0, total)
+    if left > (places := sum(room[name] * size[name] for name in shares)):
+        raise ValueError(f"apportion: expected a total of at most {places}, the room there is, got {total}; lower it")
+    quota: dict[str, float] = {}
+    free = list(shares)
+    while free:
+        together = sum(shares[name] for name in free)
+        weight = {name: shares[name] / together if together > 0.0 else 1.0 / len(free) for name in free}
+        part = {name: left * weight[name] / size[name] for name in free}
+        full = {name: float(room[name]) for name in free if part[name] >= room[name]}
+        quota |= full or part
+        if not full:
+            break
+        left -= sum(room[name] * size[name] for name in full)
+        free = [name for name in free if name not in full]
+    given = {name: int(quota[name]) for name in shares}
+    left = max(0, total) - sum(given[name] * size[name] for name in shares)
+    order = sorted(shares, key=lambda name: given[name] - quota[name])
+    while fitting := [name for name in order if given[name] < room[name] and size[name] <= left]:
+        for name in fitting:
+            if size[name] <= left:
+                given[name] += 1
+                left -= size[name]
+    return given

@@ -1,119 +1,198 @@
-"""Multiply-adds: of a layer's dense forward, counted on real inputs, and the share of them a sparse run needs.
+"""FLOPs of a sparse run as shares of a dense one, by a paper's convention (`flops_conventions`), from counted zeros.
 
-Convention (AutoSparse and STR, "Train F" and "Test F"): multiply-adds of the sparsified layers plus, where
-given, of the dense ones; forward, dX and dW count alike; no norms, activations, attention products or
-embeddings; activation sparsity is not counted. Per step, as fractions of dense training:
+    costs = layer_costs(model, **batch)                       # dense, of one forward (`flops_counting`)
+    forward_fraction(sparsifier, costs)                       # "Test F"
+    meter = TrainingMeter(sparsifier, costs, convention="swat")
+    meter.update()                                            # "Train F", whenever densities are to be counted
 
-    dense (1 + 1 + 1)/3    alpha = 0: (d + d + d)/3    alpha > 0: (d + d + |B|/n)/3
+Densities are those of the views; what a method's dX and dW need is the method's to say (`Method.densities`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from .flops_conventions import CONVENTIONS, DENSE, Convention, Costs, Passes, convention_named
+from .flops_counting import LayerCost, layer_costs, layer_macs
+from .methods import Densities
 
 if TYPE_CHECKING:
     from .sparsifier import Sparsifier
 
-__all__ = ["TrainingMeter", "forward_fraction", "layer_macs"]
+__all__ = [
+    "CONVENTIONS",
+    "Convention",
+    "LayerCost",
+    "Passes",
+    "TrainingMeter",
+    "forward_fraction",
+    "kept_counts",
+    "layer_costs",
+    "layer_macs",
+    "training_fraction",
+    "training_passes",
+]
 
 
-@torch.no_grad()
-def layer_macs(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int]:
-    """Dense multiply-adds of one forward, by name of the linear layer.
+def kept_counts(sparsifier: Sparsifier) -> dict[str, int]:
+    """Weights that are not zero, by layer name. Reads every layer and waits for the device: count once, pass it on."""
+    return {name: layer.kept_count() for name, layer in sparsifier.layers.items()}
+
+
+def forward_fraction(
+    sparsifier: Sparsifier,
+    macs: Costs | None = None,
+    *,
+    convention: str = "autosparse",
+    kept: Mapping[str, int] | None = None,
+) -> float:
+    """Forward FLOPs of the model as it stands over its dense ones ("Test F").
 
     Args:
-        model: any module; run once in its current mode as `model(*args, **kwargs)`, without gradients.
+        macs: `layer_costs` or, for "autosparse" and "rigl", `layer_macs`; dense layers in it (the output head) count in
+            full. Without it the sparsified layers count `weight.numel()` each.
+        convention: one of `CONVENTIONS`.
+        kept: `kept_counts`, where they are known already.
 
-    Returns:
-        name -> rows x in_features x out_features, summed over the calls; layers that never ran are left out.
+    Raises:
+        ValueError: an unknown convention, or costs that have none of the sparse layers.
+        TypeError: the convention needs `layer_costs`.
     """
-    counts: dict[str, int] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D):
-            continue
-
-        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            features = weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
-            counts[name] = counts.get(name, 0) + inputs[0].numel() // features * weight.numel()
-
-        handles.append(module.register_forward_hook(count))
-    try:
-        model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return counts
+    rule = convention_named("forward_fraction", convention)
+    costs = _costs("forward_fraction", sparsifier, macs, rule)
+    kept = kept_counts(sparsifier) if kept is None else kept
+    densities = {}
+    for name, layer in sparsifier.layers.items():
+        share = kept[name] / layer.weight.numel()
+        densities[name] = Densities(share, share, share)
+    return rule.forward_fraction(costs, densities)
 
 
-def forward_fraction(sparsifier: Sparsifier, macs: Mapping[str, int] | None = None) -> float:
-    """Forward multiply-adds of the model as it stands over its dense ones ("Test F").
+def training_fraction(
+    sparsifier: Sparsifier,
+    macs: Costs | None = None,
+    *,
+    convention: str = "autosparse",
+    kept: Mapping[str, int] | None = None,
+) -> float:
+    """FLOPs of the last training step, or of the first one to come, over dense ("Train F" of one step).
 
-    `macs` may hold dense layers too (the output head); they count in full. Without it the sparsified layers
-    count `weight.numel()` each.
+    Arguments and errors as for `forward_fraction`.
     """
-    macs = macs or {name: layer.weight.numel() for name, layer in sparsifier.layers.items()}
-    sparse = sum(
-        count * _density(sparsifier, name) if name in sparsifier.layers else count for name, count in macs.items()
-    )
-    return sparse / sum(macs.values())
+    rule = convention_named("training_fraction", convention)
+    costs = _costs("training_fraction", sparsifier, macs, rule)
+    return rule.training_fraction(costs, _training_densities(sparsifier, kept))
 
 
-def training_fraction(sparsifier: Sparsifier, macs: Mapping[str, int] | None = None) -> float:
-    """Multiply-adds of the last training step, or of the first one to come, over dense ("Train F" of one step)."""
-    macs = macs or {name: layer.weight.numel() for name, layer in sparsifier.layers.items()}
-    sparse = 0.0
-    for name, count in macs.items():
-        layer = sparsifier.layers.get(name)
-        kind = "dense" if layer is None else sparsifier.trained_kinds.get(name, layer.kind)
-        if layer is None or kind == "dense":
-            sparse += count
+def training_passes(
+    sparsifier: Sparsifier,
+    macs: Costs | None = None,
+    *,
+    convention: str = "autosparse",
+    kept: Mapping[str, int] | None = None,
+) -> dict[str, Passes]:
+    """What forward, dX and dW of each layer cost in that step, in the convention's unit; arguments as there."""
+    rule = convention_named("training_passes", convention)
+    costs = _costs("training_passes", sparsifier, macs, rule)
+    return rule.passes(costs, _training_densities(sparsifier, kept))
+
+
+def _costs(function: str, sparsifier: Sparsifier, macs: Costs | None, rule: Convention) -> dict[str, LayerCost]:
+    layers = sparsifier.layers
+    if macs is None:
+        macs = {name: layer.weight.numel() for name, layer in layers.items()}
+    costs = rule.costs(function, macs)
+    if not any(name in layers and cost.macs for name, cost in costs.items()):
+        raise ValueError(
+            f"{function}: expected the cost of at least one sparse layer (such as {next(iter(layers))}), got "
+            f"{', '.join(list(costs)[:3]) or 'no layer'}; count the model that was sparsified, with layer_costs"
+        )
+    return costs
+
+
+def _training_densities(sparsifier: Sparsifier, kept: Mapping[str, int] | None) -> dict[str, Densities]:
+    kept = kept_counts(sparsifier) if kept is None else kept
+    densities = {}
+    for name, layer in sparsifier.layers.items():
+        kind = sparsifier.trained_kinds.get(name, layer.kind)
+        if kind == "dense":
+            activations = layer.activation_density
+            packed = None if activations is None else Densities(1.0, 1.0, activations, activations=activations)
+            densities[name] = packed or DENSE
             continue
-        density = _density(sparsifier, name)
+        share = kept[name] / layer.weight.numel()
         if layer.kind != kind and layer.mask is not None:
             # A sparse phase has just ended: the weights are dense again, the step was not.
-            density = float(layer.mask.float().mean())
-        sparse += count * sparsifier.method.densities(layer, density).training
-    return sparse / sum(macs.values())
-
-
-def _density(sparsifier: Sparsifier, name: str) -> float:
-    layer = sparsifier.layers[name]
-    return layer.kept_count() / layer.weight.numel()
+            share = float(layer.mask.float().mean())
+        densities[name] = sparsifier.method.densities(layer, share)
+    return densities
 
 
 class TrainingMeter:
-    """Training multiply-adds of a run over those of a dense run of the same length ("Train F").
+    """Training FLOPs of a run over those of a dense run of the same length ("Train F"), and what each layer spent.
 
     Densities change from step to step; they are counted whenever `update` is called, and each count stands
     for the steps since the one before.
+
+    Attributes:
+        layers: name -> the three passes summed over the steps, in the convention's unit, as if every step were the
+            forward that `macs` was counted on.
+
+    Raises:
+        ValueError, TypeError: as `forward_fraction`.
     """
 
-    def __init__(self, sparsifier: Sparsifier, macs: Mapping[str, int] | None = None) -> None:
+    def __init__(self, sparsifier: Sparsifier, macs: Costs | None = None, *, convention: str = "autosparse") -> None:
         self.sparsifier = sparsifier
-        self.macs = None if macs is None else dict(macs)
+        self.convention = convention_named("TrainingMeter", convention)
+        self.costs = _costs("TrainingMeter", sparsifier, macs, self.convention)
+        self.dense = sum((passes.training for passes in self.convention.passes(self.costs, {}).values()), 0.0)
+        self.layers = dict.fromkeys(self.costs, Passes(0.0, 0.0, 0.0))
         self.spent = 0.0
         self.steps = 0
 
-    def update(self) -> float:
-        """Count now; returns the fraction over the steps so far (1.0 before the first)."""
+    def update(self, kept: Mapping[str, int] | None = None) -> float:
+        """Count now (`kept`: `kept_counts`, where known); returns the fraction over the steps so far, 1.0 at first."""
         since = self.sparsifier.step - self.steps
         if since > 0:
-            self.spent += since * training_fraction(self.sparsifier, self.macs)
+            passes = self.convention.passes(self.costs, _training_densities(self.sparsifier, kept))
+            self.layers = {name: self.layers[name] + each * since for name, each in passes.items()}
+            self.spent += since * sum(each.training for each in passes.values()) / self.dense
             self.steps = self.sparsifier.step
         return self.spent / self.steps if self.steps else 1.0
 
-    def state_dict(self) -> dict[str, float]:
-        """Plain numbers."""
-        return {"spent": self.spent, "steps": self.steps}
+    def totals(self) -> Passes:
+        """Forward, dX and dW summed over layers and steps."""
+        return sum(self.layers.values(), Passes(0.0, 0.0, 0.0))
 
-    def load_state_dict(self, saved: Mapping[str, float]) -> None:
-        """Restore `state_dict`."""
+    def overall(self) -> dict[str, Any]:
+        """Counts now; the fraction, and the three passes of each layer and of all of them, for results files."""
+        fraction = self.update()
+        total = dataclasses.asdict(self.totals())
+        layers = {name: dataclasses.asdict(each) for name, each in self.layers.items()}
+        return {
+            "train_flops_fraction": fraction,
+            "train_flops": {"unit": self.convention.unit, "steps": self.steps, **total, "layers": layers},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and names."""
+        layers = {name: [each.forward, each.grad_input, each.grad_weight] for name, each in self.layers.items()}
+        return {"spent": self.spent, "steps": self.steps, "convention": self.convention.name, "layers": layers}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`.
+
+        Raises:
+            ValueError: it was counted by another convention or over other layers.
+        """
+        found = (saved.get("convention"), set(saved.get("layers", ())))
+        if found != (self.convention.name, set(self.layers)):
+            raise ValueError(
+                f"TrainingMeter: expected a state counted by {self.convention.name!r} over {len(self.layers)} layers, "
+                f"got {found[0]!r} over {len(found[1])} layers; resume with the convention and the model of the run"
+            )
         self.spent, self.steps = float(saved["spent"]), int(saved["steps"])
+        self.layers = {name: Passes(*map(float, saved["layers"][name])) for name in self.layers}

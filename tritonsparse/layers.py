@@ -4,11 +4,13 @@
 `__class__`: the same Parameter objects stay under the same names, so optimizers, checkpoints, ties and
 `from_pretrained` see the model they knew. What the method decides is the *view*:
 
-    kind        "dense" (the stock forward on W itself), "soft" or "mask"
-    threshold   Parameter [1], float32: the logit s; only on layers of threshold methods
+    kind        "dense" (the stock forward on W itself), "soft", "hard", "step" or "mask"
+    threshold   Parameter [1] or [N], float32: the logit s or cut-off t; only on layers of threshold methods
     mask        bool, shape of W, True = kept
     grad_mask   bool, shape of W: the set B in which pruned weights get gradients; None = everywhere
     alpha       float32 scalar: the multiplier on the gradient of pruned weights; None = 0
+    exponent    a of PowerPropagation: the view is of W |W|^(a-1); None = of W itself
+    activation_density    the share of the input that dW is made of, saved packed (kernels/packed_linear.py); None = all
 
 Masks and alpha are plain tensor attributes, not buffers: DDP would broadcast buffers at every forward, and
 `from_pretrained` would fill non-persistent ones with garbage. They follow the weight's device (`_apply`)
@@ -27,14 +29,21 @@ from transformers.pytorch_utils import Conv1D
 
 from .kernels import _triton
 from .kernels.masked_matmul import masked_linear
+from .kernels.packed_linear import packed_linear
+from .kernels.power import power
 from .kernels.threshold import view_reference
 
-__all__ = ["BACKENDS", "SPARSE_CLASSES", "VIEW_TENSORS", "SparseConv1D", "SparseLayer", "SparseLinear"]
+__all__ = ["BACKENDS", "VIEW_TENSORS", "SparseConv1D", "SparseLayer", "SparseLinear", "view_versions"]
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "triton", "fused")
 
 VIEW_TENSORS = ("mask", "grad_mask", "alpha")
-_ATTRIBUTES = ("kind", *VIEW_TENSORS, "backend_choice", "backend", "backend_reason")
+_CACHE = ("w_hat", "w_hat_versions", "defer")
+_ACTIVATION = (
+    *("activation_density", "activation_scope", "activation_slack"),
+    *("activation_cutoff", "remembers_cutoff", "last_cutoff", "overflows", "last_overflow", "row_masks"),
+)
+_ATTRIBUTES = ("kind", *VIEW_TENSORS, "exponent", "backend_choice", "backend", "backend_reason", *_CACHE, *_ACTIVATION)
 
 
 class SparseLayer(nn.Module):
@@ -42,6 +51,8 @@ class SparseLayer(nn.Module):
 
     stock_class: type[nn.Module]
     transposed: bool
+    # Whether the forward reads a cached view: it multiplies by a matrix stored as the weight is.
+    caches_view: bool = False
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -50,9 +61,22 @@ class SparseLayer(nn.Module):
     mask: Tensor | None
     grad_mask: Tensor | None
     alpha: Tensor | None
+    exponent: float | None
     backend_choice: str
     backend: str
     backend_reason: str
+    w_hat: Tensor | None
+    w_hat_versions: tuple[int, ...]
+    defer: bool
+    activation_density: float | None
+    activation_scope: str
+    activation_slack: float
+    activation_cutoff: Tensor | None
+    remembers_cutoff: bool
+    last_cutoff: Tensor | None
+    overflows: int
+    last_overflow: Tensor | None
+    row_masks: list[Tensor]
 
     @classmethod
     def adopt(cls, module: nn.Module, backend: str) -> SparseLayer:
@@ -60,7 +84,11 @@ class SparseLayer(nn.Module):
         _reclass(module, cls)
         layer = cast(SparseLayer, module)
         layer.kind = "dense"
-        layer.mask = layer.grad_mask = layer.alpha = None
+        layer.mask = layer.grad_mask = layer.alpha = layer.exponent = None
+        layer.w_hat, layer.w_hat_versions, layer.defer = None, (), False
+        layer.activation_density, layer.activation_scope, layer.activation_slack = None, "batch", 1.25
+        layer.activation_cutoff, layer.remembers_cutoff, layer.last_cutoff = None, False, None
+        layer.overflows, layer.last_overflow, layer.row_masks = 0, None, []
         layer.register_parameter("threshold", None)
         layer.backend_choice = backend
         layer._choose_backend()
@@ -78,12 +106,31 @@ class SparseLayer(nn.Module):
         """A tensor of the weight's shape as [N, K], outputs by inputs; a view that shares its memory."""
         return tensor.t() if self.transposed else tensor
 
+    def stored(self, matrix: Tensor) -> Tensor:
+        """`oriented` undone: [N, K] -> the weight's shape; a view that shares its memory."""
+        return self.oriented(matrix)
+
+    def threshold_a_row(self, value: float) -> Tensor:
+        """A threshold for every output, [N] or, beside a transposed weight, [1, N]; float32, all of them `value`."""
+        n = self.oriented(self.weight).shape[0]
+        return torch.full((1, n) if self.transposed else (n,), value, device=self.weight.device)
+
+    @property
+    def unit_shape(self) -> tuple[int, int]:
+        """(outputs, inputs) that blocks and groups of m must divide."""
+        n, k = self.oriented(self.weight).shape
+        return n, k
+
+    def dense_weight(self) -> Tensor:
+        """What the view is taken of: `weight` itself, or its power where an exponent is set; differentiable."""
+        return self.weight if self.exponent is None else power(self.weight, self.exponent)
+
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
         """S(W) as the forward uses it: a new tensor, shape and dtype of `weight`, exact zeros where pruned."""
         if self.kind == "dense":
             return self.weight.detach().clone()
-        return view_reference(self.weight, self.threshold, self.mask, self.kind, self.weight.dtype)
+        return view_reference(self.dense_weight(), self.threshold, self.mask, self.kind, self.weight.dtype)
 
     @torch.no_grad()
     def kept_count(self) -> int:
@@ -92,8 +139,31 @@ class SparseLayer(nn.Module):
             return self.weight.numel()
         return int(torch.count_nonzero(self.effective_weight()))
 
+    def packs_activation(self, x: Tensor) -> bool:
+        """Whether this forward saves a packed input: for a gradient of the weight, and there alone."""
+        return self.activation_density is not None and torch.is_grad_enabled() and self.weight.requires_grad
+
+    def counted_rows(self, x: Tensor) -> Tensor | None:
+        """Which rows of x are tokens: the masks of that shape, together; None where none is of that shape."""
+        counted = None
+        for mask in self.row_masks:
+            if mask.shape == x.shape[:-1]:
+                counted = mask if counted is None else counted | mask
+        return counted
+
+    def note_packing(self, cutoff: Tensor, overflow: Tensor) -> None:
+        """Keep what a packing forward reports, for the method to read after the step."""
+        if self.remembers_cutoff:
+            self.last_cutoff = cutoff
+        if torch.compiler.is_compiling():
+            # A graph cannot add to a number of Python's, but it can leave the tensor behind.
+            self.last_overflow = overflow
+        else:
+            self.overflows += int(overflow)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "dense":
+        packs = self.packs_activation(x)
+        if self.kind == "dense" and not packs:
             return cast(Tensor, super().forward(x))
         bias: Tensor | None = self.bias
         out_dtype = self.weight.dtype
@@ -103,19 +173,44 @@ class SparseLayer(nn.Module):
             out_dtype = torch.get_autocast_dtype(device)
             x = x.to(out_dtype)
             bias = None if bias is None else bias.to(out_dtype)
-        return masked_linear(
+        w_hat = self.w_hat
+        if w_hat is not None and (
+            w_hat.dtype != out_dtype
+            or (not torch.compiler.is_compiling() and self.w_hat_versions != view_versions(self))
+        ):
+            w_hat = None
+        view: dict[str, Any] = {
+            "kind": self.kind,
+            "threshold": self.threshold,
+            "mask": self.mask,
+            "grad_mask": self.grad_mask,
+            "alpha": self.alpha,
+            "w_hat": w_hat,
+            "transposed": self.transposed,
+            "backend": self.backend,
+            "out_dtype": out_dtype,
+        }
+        if not packs:
+            return masked_linear(x, self.dense_weight(), bias, **view, defer=self.defer)
+        assert self.activation_density is not None  # packs_activation
+        y, cutoff, overflow = packed_linear(
             x,
-            self.weight,
+            self.dense_weight(),
             bias,
-            kind=self.kind,
-            threshold=self.threshold,
-            mask=self.mask,
-            grad_mask=self.grad_mask,
-            alpha=self.alpha,
-            transposed=self.transposed,
-            backend=self.backend,
-            out_dtype=out_dtype,
+            **view | {"backend": "torch" if self.backend == "torch" else "triton"},
+            density=self.activation_density,
+            cutoff=self.activation_cutoff,
+            row_mask=self.counted_rows(x),
+            scope=self.activation_scope,
+            slack=self.activation_slack,
         )
+        self.note_packing(cutoff, overflow)
+        return y
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no Sparsifier that would keep its buffer true, or finish its gradients.
+        cached = {"w_hat": None, "w_hat_versions": (), "defer": False, "last_cutoff": None, "last_overflow": None}
+        return vars(self) | cached
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
         logits = None if self.threshold is None else self.threshold.detach().clone()
@@ -127,6 +222,10 @@ class SparseLayer(nn.Module):
         for name in VIEW_TENSORS:
             if (tensor := getattr(self, name)) is not None:
                 setattr(self, name, tensor.to(device))
+        if self.activation_cutoff is not None:
+            self.activation_cutoff = self.activation_cutoff.to(device)
+        # Written at another place, or of other values: the Sparsifier allocates and writes it anew.
+        self.w_hat, self.w_hat_versions = None, ()
         self._choose_backend()
         return self
 
@@ -143,6 +242,11 @@ class SparseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, view={self.kind}, backend={self.backend}"
+
+
+def view_versions(layer: SparseLayer) -> tuple[int, ...]:
+    """Counters that an in-place edit of what the view is made of moves."""
+    return tuple(-1 if each is None else each._version for each in (layer.weight, layer.threshold, layer.mask))
 
 
 def _reclass(module: nn.Module, cls: type[nn.Module]) -> None:
@@ -162,6 +266,7 @@ class SparseLinear(SparseLayer, nn.Linear):  # type: ignore[misc]  # Linear type
 
     stock_class = nn.Linear
     transposed = False
+    caches_view = True
 
 
 class SparseConv1D(SparseLayer, Conv1D):  # type: ignore[misc]  # likewise
@@ -169,6 +274,4 @@ class SparseConv1D(SparseLayer, Conv1D):  # type: ignore[misc]  # likewise
 
     stock_class = Conv1D
     transposed = True
-
-
-SPARSE_CLASSES: dict[type[nn.Module], type[Any]] = {nn.Linear: SparseLinear, Conv1D: SparseConv1D}
+    caches_view = True

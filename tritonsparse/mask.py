@@ -14,6 +14,10 @@ from decimal import ROUND_HALF_UP, Decimal
 import torch
 from torch import Tensor
 
+from .kernels import _triton
+from .kernels.topk import topk_cutoff
+from .kernels.topk_masks import cutoff_masks
+
 __all__ = ["check_sparsity", "kept_count", "topk_mask", "topk_masks"]
 
 
@@ -50,23 +54,17 @@ def topk_mask(score: Tensor, kept: int) -> Tensor:
 
 
 def topk_masks(scores: Sequence[Tensor], kept: int) -> list[Tensor]:
-    """Masks of the `kept` largest entries over all `scores` together (a global top-k)."""
-    flat = torch.cat([score.detach().reshape(-1) for score in scores])
-    n = flat.numel()
-    if not 0 <= kept <= n:
-        raise ValueError(f"topk_masks: expected 0 <= kept <= {n}, got {kept}; correct the count")
-    if bool(torch.isnan(flat).any()):
-        raise ValueError("topk_masks: expected scores without NaN, got NaN; the weights have diverged")
-    if kept == n:
-        chosen = torch.ones_like(flat, dtype=torch.bool)
-    elif kept == 0:
-        chosen = torch.zeros_like(flat, dtype=torch.bool)
-    else:
-        smallest_kept = torch.kthvalue(flat, n - kept + 1).values
-        chosen = flat > smallest_kept
-        # Fewer than `kept` are strictly larger; the rest are the first of those that tie.
-        ties = flat == smallest_kept
-        room = kept - chosen.sum()
-        chosen |= ties & (ties.cumsum(0) <= room)
-    parts = chosen.split([score.numel() for score in scores])
-    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
+    """Masks of the `kept` largest entries over all `scores` together (a global top-k), by `kernels/topk.py`.
+
+    Raises:
+        ValueError: `kept` is out of range, or a score is NaN.
+    """
+    scores = [score.detach() for score in scores]
+    backend = "triton" if _triton.AVAILABLE and all(score.is_cuda for score in scores) else "torch"
+    dtypes = {score.dtype for score in scores}
+    if torch.float64 in dtypes:
+        backend = "torch"
+    elif len(dtypes) > 1:
+        scores = [score.float() for score in scores]
+    cutoff = topk_cutoff(scores, kept, magnitude=False, backend=backend)
+    return cutoff_masks(scores, cutoff, magnitude=False, backend=backend)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["clear_state", "gradient_scale", "is_real_step", "reset_state", "unwrap"]
+__all__ = ["clear_state", "gradient_scale", "is_real_step", "learning_rate", "momentum", "reset_state", "unwrap"]
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -71,3 +71,30 @@ def reset_state(optimizer: Optimizer) -> None:
                 value.fill_(1.0 if key == "mu_product" else 0.0)
             elif key == "step":
                 state[key] = 0
+
+
+def momentum(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
+    """The optimizer's running direction of `parameter`: SGD's buffer, m / (sqrt(v) + 1e-8) of Adam's kin.
+
+    Returns:
+        A tensor of the parameter's shape (SGD's is the optimizer's own), or None where there is none: an optimizer
+        without momentum, or a parameter that has had no gradient yet.
+    """
+    state = optimizer.state.get(parameter, {})
+    for first in ("momentum_buffer", "exp_avg"):
+        value = state.get(first)
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            second = state.get("exp_avg_sq")
+            if first == "exp_avg" and isinstance(second, Tensor) and second.shape == parameter.shape:
+                return value / (second.sqrt() + 1e-8)
+            return value
+    return None
+
+
+def learning_rate(optimizer: Optimizer, parameter: Tensor) -> float | Tensor:
+    """The present learning rate of the group that holds `parameter`; 0.0 where none does (a frozen weight)."""
+    for group in optimizer.param_groups:
+        if any(held is parameter for held in group["params"]):
+            rate: float | Tensor = group["lr"]
+            return rate
+    return 0.0

@@ -42,7 +42,7 @@ def param_groups(
     return [group for group in groups if group["params"]]
 
 
-def check_thresholds(function: str, model: nn.Module, layers: Mapping[str, SparseLayer], optimizer: Optimizer) -> None:
+def check_thresholds(function: str, layers: Mapping[str, SparseLayer], optimizer: Optimizer) -> None:
     """Refuse an optimizer that misses a threshold or holds one in a group with other parameters.
 
     Raises:

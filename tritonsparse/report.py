@@ -1,4 +1,11 @@
-"""The per-layer report: what is sparse, how much, at what threshold and cost, and what stayed dense and why."""
+"""The per-layer report: what is sparse, in which sense, at what threshold and cost, and what stayed dense and why.
+
+Three shares of the same weights stand side by side, because each is at most the one before and is taken for it:
+
+    sparsity      weights that are zero
+    in blocks     weights that lie in blocks of nothing but zeros
+    exploitable   weights that the layer's back end leaves out of its products, which alone saves time
+"""
 
 from __future__ import annotations
 
@@ -9,26 +16,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
+from .flops_conventions import Convention, Costs, convention_named
 from .layers import SparseLayer
-from .methods import Method
+from .methods import Densities, Method
+from .pattern import Block, Channel, Pattern, Unstructured
 from .selection import Skip
 
-__all__ = ["LayerRow", "Report", "make_report"]
+__all__ = ["LayerRow", "Report", "as_rows", "block_sparsity", "cut_off", "make_report"]
+
+DEFAULT_BLOCK = Block(64, 64)
+
+# What each back end leaves out: all multiply by every element of S(W), zeros and all.
+_SKIPS_BLOCKS = {"torch": False, "triton": False, "fused": False}
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One sparsified layer. `threshold` is T = sigma(s); multiply-adds are of one dense forward."""
+    """One sparsified layer.
+
+    sparsity, block_sparsity, exploitable: fractions of its weights, as the module says.
+    threshold: T = sigma(s) or t itself, the mean where a layer has several.
+    macs, macs_kept: of one forward, dense and as the layer stands, in the unit of the report's convention.
+    """
 
     name: str
     shape: tuple[int, ...]
     numel: int
     kept: int
     sparsity: float
+    block_sparsity: float
+    exploitable: float
     threshold: float | None
     alpha: float | None
-    macs: int
+    macs: float
     macs_kept: float
     view: str
     backend: str
@@ -37,46 +60,86 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What `Sparsifier.report()` returns: print it, or take `to_json()`."""
+    """What `Sparsifier.report()` returns: print it, or take `to_json()`.
+
+    block: rows x columns of the blocks of `block_sparsity`, 0 columns being a whole row. convention, unit: how
+    `macs` were counted. statistics: `Method.statistics`.
+    """
 
     method: str
     step: int
+    block: tuple[int, int]
+    convention: str
+    unit: str
     layers: list[LayerRow]
     skipped: list[Skip]
+    statistics: dict[str, float]
 
     @property
     def sparsity(self) -> float:
         """Zeros over all weights of the sparsified layers."""
-        return 1.0 - sum(row.kept for row in self.layers) / sum(row.numel for row in self.layers)
+        return 1.0 - self._share([row.kept for row in self.layers])
+
+    @property
+    def block_sparsity(self) -> float:
+        """Weights in blocks of zeros over all weights of the sparsified layers."""
+        return self._share([row.block_sparsity * row.numel for row in self.layers])
+
+    @property
+    def exploitable(self) -> float:
+        """Weights that the back ends leave out over all weights of the sparsified layers."""
+        return self._share([row.exploitable * row.numel for row in self.layers])
+
+    def _share(self, counts: list[Any]) -> float:
+        return float(sum(counts) / sum(row.numel for row in self.layers))
 
     @property
     def macs_fraction(self) -> float:
-        """Forward multiply-adds of the sparsified layers over their dense ones."""
+        """Forward cost of the sparsified layers over their dense one, by the report's convention."""
         return sum(row.macs_kept for row in self.layers) / sum(row.macs for row in self.layers)
+
+    def overall(self) -> dict[str, Any]:
+        """What the report says of all layers together, for results files."""
+        return {
+            "sparsity": self.sparsity,
+            "block_sparsity": self.block_sparsity,
+            "exploitable": self.exploitable,
+            "flops_convention": self.convention,
+            "method_statistics": self.statistics,
+        }
 
     def to_json(self) -> str:
         """The same as one JSON document."""
-        return json.dumps({**dataclasses.asdict(self), "sparsity": self.sparsity, "macs_fraction": self.macs_fraction})
+        names = ("sparsity", "block_sparsity", "exploitable", "macs_fraction")
+        return json.dumps({**dataclasses.asdict(self), **{name: getattr(self, name) for name in names}})
 
     def __str__(self) -> str:
-        width = max(len("layer"), *(len(row.name) for row in self.layers))
-        columns = f"{'shape':>13}  {'sparsity':>8}  {'threshold':>9}  {'MACs':>8}  {'of dense':>8}  back end"
-        head = f"{'layer':<{width}}  {columns}"
+        width = max(len("layer"), len(_layers(len(self.layers))), *(len(row.name) for row in self.layers))
+        label = "MACs" if self.unit == "multiply-adds" else "FLOPs"
+
+        def line(*cells: str) -> str:
+            sizes = (15, 8, 9, 11, 9, 8, 8)
+            middle = "  ".join(f"{cell:>{size}}" for cell, size in zip(cells[1:8], sizes, strict=True))
+            return f"{cells[0]:<{width}}  {middle}  {cells[8]}".rstrip()
+
+        head = line(
+            "layer", "shape", "sparsity", "in blocks", "exploitable", "threshold", label, "of dense", "back end"
+        )
         lines = [f"{self.method} at step {self.step}", head, "-" * len(head)]
         for row in self.layers:
             shape = "x".join(str(size) for size in row.shape)
             threshold = "-" if row.threshold is None else f"{row.threshold:.3g}"
-            lines.append(
-                f"{row.name:<{width}}  {shape:>13}  {row.sparsity:>8.2%}  {threshold:>9}  {_count(row.macs):>8}  "
-                f"{row.kept / row.numel:>8.1%}  {row.backend}"
-            )
-        total = sum(row.macs for row in self.layers)
-        weights = sum(row.numel for row in self.layers)
+            fraction = f"{row.macs_kept / row.macs:.1%}" if row.macs else "-"
+            shares = (f"{row.sparsity:.2%}", f"{row.block_sparsity:.2%}", f"{row.exploitable:.2%}")
+            lines.append(line(row.name, shape, *shares, threshold, _count(row.macs), fraction, row.backend))
+        total, weights = sum(row.macs for row in self.layers), sum(row.numel for row in self.layers)
+        shares = (f"{self.sparsity:.2%}", f"{self.block_sparsity:.2%}", f"{self.exploitable:.2%}")
+        name = _layers(len(self.layers))
         lines.append("-" * len(head))
-        lines.append(
-            f"{f'{len(self.layers)} layers':<{width}}  {_count(weights):>13}  {self.sparsity:>8.2%}  {'':>9}  "
-            f"{_count(total):>8}  {self.macs_fraction:>8.1%}"
-        )
+        lines.append(line(name, _count(weights), *shares, "", _count(total), f"{self.macs_fraction:.1%}", ""))
+        rows, columns = self.block
+        lines.append(f"in blocks: {f'{rows}x{columns}' if columns else 'whole rows'} of nothing but zeros")
+        lines.append(f"{label}: one forward, by the convention {self.convention!r}")
         for reason in sorted({row.backend_reason for row in self.layers}):
             lines.append(f"back end: {reason}")
         groups: dict[str, list[Skip]] = {}
@@ -93,31 +156,97 @@ def make_report(
     layers: Mapping[str, SparseLayer],
     skipped: Iterable[Skip],
     step: int,
-    macs: Mapping[str, int] | None,
+    macs: Costs | None,
+    pattern: Pattern | None = None,
+    convention: str = "autosparse",
 ) -> Report:
     """Read every layer once; see `Sparsifier.report`."""
-    rows = []
-    for name, layer in layers.items():
-        numel, kept = layer.weight.numel(), layer.kept_count()
-        dense = numel if macs is None else macs.get(name, 0)
-        threshold = None if layer.threshold is None else float(torch.sigmoid(layer.threshold.detach()).mean())
-        rows.append(
-            LayerRow(
-                name=name,
-                shape=tuple(layer.weight.shape),
-                numel=numel,
-                kept=kept,
-                sparsity=1.0 - kept / numel,
-                threshold=threshold,
-                alpha=None if layer.alpha is None else float(layer.alpha),
-                macs=dense,
-                macs_kept=dense * kept / numel,
-                view=layer.kind,
-                backend=layer.backend,
-                backend_reason=layer.backend_reason,
-            )
+    rule = convention_named("report", convention)
+    if macs is None:
+        macs = {name: layer.weight.numel() for name, layer in layers.items()}
+    costs = rule.costs("report", {name: cost for name, cost in macs.items() if name in layers})  # type: ignore[arg-type]
+    if not any(cost.macs for cost in costs.values()):
+        raise ValueError(
+            f"report: expected the multiply-adds of at least one sparse layer (such as {next(iter(layers))}), got "
+            f"{', '.join(list(macs)[:3]) or 'no layer'}; count the model that was sparsified, with flops.layer_costs"
         )
-    return Report(method.name, step, rows, list(skipped))
+    block = _block(pattern or Unstructured())
+    rows = [_row(name, layer, costs.get(name), rule, block) for name, layer in layers.items()]
+    return Report(method.name, step, block, rule.name, rule.unit, rows, list(skipped), method.statistics())
+
+
+def _row(name: str, layer: SparseLayer, cost: Any, rule: Convention, block: tuple[int, int]) -> LayerRow:
+    numel = layer.weight.numel()
+    kept, in_blocks = numel, 0.0
+    # A dense view keeps every weight, whichever are zero.
+    if layer.kind != "dense":
+        zero = layer.effective_weight() == 0
+        kept, in_blocks = numel - int(zero.sum()), block_sparsity(layer.oriented(zero), block)
+    share = kept / numel
+    counted = {name: cost} if cost is not None else {}
+    densities = {name: Densities(share, share, share)}
+    dense = sum((each.forward for each in rule.passes(counted, {}).values()), 0.0)
+    sparse = sum((each.forward for each in rule.passes(counted, densities).values()), 0.0)
+    return LayerRow(
+        name=name,
+        shape=tuple(layer.weight.shape),
+        numel=numel,
+        kept=kept,
+        sparsity=1.0 - share,
+        block_sparsity=in_blocks,
+        exploitable=in_blocks if _SKIPS_BLOCKS[layer.backend] else 0.0,
+        threshold=cut_off(layer),
+        alpha=None if layer.alpha is None else float(layer.alpha),
+        macs=dense,
+        macs_kept=sparse,
+        view=layer.kind,
+        backend=layer.backend,
+        backend_reason=layer.backend_reason,
+    )
+
+
+def cut_off(layer: SparseLayer) -> float | None:
+    """The magnitude below which weights are pruned, the mean where the layer has several; None without a threshold.
+
+    Waits for the device.
+    """
+    if layer.threshold is None:
+        return None
+    threshold = layer.threshold.detach()
+    # Cut-offs themselves, or their logits.
+    return float((threshold if layer.kind in ("hard", "step") else torch.sigmoid(threshold)).mean())
+
+
+def _block(pattern: Pattern) -> tuple[int, int]:
+    """The pattern's own block; 64 x 64, a tile of a product, for patterns without one."""
+    if isinstance(pattern, Channel):
+        return 1, 0
+    block = pattern if isinstance(pattern, Block) else DEFAULT_BLOCK
+    return block.rows, block.columns
+
+
+def block_sparsity(zero: Tensor, block: tuple[int, int]) -> float:
+    """Share of the elements of a weight that lie in blocks of nothing but zeros.
+
+    Args:
+        zero: bool [N, K], True where the weight is zero.
+        block: rows and columns; 0 columns: a whole row. At the edges, blocks are what is left of them.
+    """
+    n, k = zero.shape
+    rows, columns = min(block[0], n), min(block[1] or k, k)
+    right, below = -k % columns, -n % rows
+    grid = pad(zero, (0, right, 0, below), value=True).unflatten(0, (-1, rows)).unflatten(2, (-1, columns))
+    empty = grid.all(dim=3).all(dim=1)
+    # Elements that each block really has.
+    heights = torch.full((empty.shape[0],), rows, device=zero.device)
+    widths = torch.full((empty.shape[1],), columns, device=zero.device)
+    heights[-1] -= below
+    widths[-1] -= right
+    return int((empty * heights[:, None] * widths).sum()) / (n * k)
+
+
+def _layers(number: int) -> str:
+    return f"{number} layer" if number == 1 else f"{number} layers"
 
 
 def _count(number: float) -> str:

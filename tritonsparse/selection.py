@@ -14,14 +14,16 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .layers import SPARSE_CLASSES, SparseLayer
+from .conv import is_depthwise
+from .layer_classes import SPARSE_CLASSES
+from .layers import SparseLayer
 
 __all__ = ["Skip", "refuse_unfit", "select"]
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A linear module that stays as it is, and the reason."""
+    """A module that stays as it is, and the reason."""
 
     name: str
     reason: str
@@ -80,8 +82,8 @@ def select(
     Args:
         model: any module.
         include: fnmatch patterns on full names; a module that one matches is taken although it is an output
-            head or a `lora_*` layer, never although it is tied: that is refused where the module is named in
-            full, skipped where a wildcard matches it. None = every module.
+            head, a depthwise convolution or a `lora_*` layer, never although it is tied: that is refused where the
+            module is named in full, skipped where a wildcard matches it. None = every module.
         exclude: fnmatch patterns on full names that are left dense.
 
     Raises:
@@ -124,6 +126,9 @@ def select(
             reason = "read by nn.MultiheadAttention"
         elif not named and id(module) in heads:
             reason = "output head"
+        elif not named and is_depthwise(module):
+            # Few weights, and those the papers keep or lose most by (RigL, section 4: dense; MobileNet).
+            reason = "depthwise convolution"
         elif not named and any(part.startswith("lora_") for part in name.split(".")):
             reason = "LoRA adapter"
         # A wildcard sweeps; only a module that is named in full was surely meant.
@@ -138,7 +143,7 @@ def select(
             skipped.append(Skip(name, reason, module.weight.numel() if module.weight is not None else 0))
     skipped += _other_weights(model, mha_children)
     if not chosen:
-        what = "linear layers to sparsify" if include is None else f"include patterns {include}"
+        what = "linear or convolution layers to sparsify" if include is None else f"include patterns {include}"
         raise ValueError(_nothing_matched(what, candidates, skipped))
     return chosen, skipped
 
@@ -148,7 +153,7 @@ def _nothing_matched(what: str, candidates: dict[str, Any], skipped: list[Skip] 
     reasons = Counter(skip.reason for skip in skipped or [])
     why = "; skipped: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) if reasons else ""
     return (
-        f"sparsify: expected {what} to match a module, got no match; linear layers of this model: {names}{why}; "
+        f"sparsify: expected {what} to match a module, got no match; layers of this model: {names}{why}; "
         f"correct the patterns"
     )
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from . import export, state
 from .clock import Clock
+from .flops_conventions import Costs
 from .layers import SparseLayer
 from .methods import Method
 from .optimizer_state import gradient_scale, is_real_step, unwrap
@@ -25,6 +26,7 @@ from .param_groups import check_thresholds, param_groups
 from .pattern import Pattern
 from .report import Report, make_report
 from .selection import Skip
+from .view_cache import ViewCache
 
 __all__ = ["Sparsifier"]
 
@@ -60,6 +62,7 @@ class Sparsifier:
         self.clock = clock
         self._optimizer: Optimizer | None = None
         self._handles: list[Any] = []
+        self._cache: ViewCache | None = None
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         # Kinds of the views that the last step was taken with; a method may change them right after it.
@@ -71,7 +74,7 @@ class Sparsifier:
         """Real optimizer steps taken since `sparsify`, resumed ones included."""
         return self.clock.step
 
-    def attach(self, optimizer: Any) -> None:
+    def attach(self, optimizer: Any, *, cache_dtype: torch.dtype | None = None, defer: bool = False) -> None:
         """Take the clock from `optimizer`: from now on each of its real steps is one step.
 
         A step that a GradScaler skips, or an accumulation micro-step, is not one. Accelerate's wrapper is
@@ -79,6 +82,13 @@ class Sparsifier:
 
         Args:
             optimizer: the optimizer that trains the model, built from `param_groups()`.
+            cache_dtype: keep every layer's sparse weight in this dtype, that of the matrix products (bfloat16 under
+                autocast), and write it once a step, all layers in one launch, instead of once a forward. Costs its
+                memory all the time; pays with gradient accumulation, evaluation and checkpointed forwards. The
+                results are the same bit for bit. After an edit through `.data` call `refresh()`.
+            defer: leave dense gradients in `.grad` and multiply them once a step, after accumulation and reduction over
+                ranks, all layers in one launch. Clipping, and a GradScaler's search for infinities, then see the
+                dense gradients of pruned weights, and zeros for the thresholds.
 
         Raises:
             TypeError: not an optimizer.
@@ -95,18 +105,34 @@ class Sparsifier:
                 "attach: expected one optimizer, got a second one; call detach() first or attach the one that "
                 "trains the sparse layers"
             )
-        check_thresholds("attach", self.model, self.layers, inner)
+        if cache_dtype is not None and not cache_dtype.is_floating_point:
+            raise ValueError(
+                f"attach: expected a floating-point cache_dtype, got {cache_dtype}; pass the dtype of the matrix "
+                f"products, torch.bfloat16 under bf16 autocast"
+            )
+        check_thresholds("attach", self.layers, inner)
         self._optimizer = inner
         self._handles = [
             inner.register_step_pre_hook(self._before_step),
             inner.register_step_post_hook(self._after_step),
         ]
+        if cache_dtype is not None or defer:
+            self._cache = ViewCache(self.model, self.layers, cache_dtype, defer)
 
     def detach(self) -> None:
-        """Let go of the optimizer; the views stay as they are."""
+        """Let go of the optimizer and of cached views; the views stay as they are."""
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizer = [], None
+
+    def refresh(self) -> None:
+        """Rewrite the cached views (`attach(cache_dtype=...)`) after weights changed in a way no counter shows."""
+        self._require_live("refresh")
+        if self._cache is not None:
+            self._cache.write()
 
     def param_groups(self, **defaults: Any) -> list[dict[str, Any]]:
         """Groups for any torch optimizer: weights with decay, biases and norms without, thresholds.
@@ -135,21 +161,48 @@ class Sparsifier:
         self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
         self._loss_count += 1
 
+    def set_row_mask(self, *masks: Tensor) -> None:
+        """Say which rows of the coming batch are tokens: padding then counts for no activation threshold, and for no
+        weight's gradient that is made of a packed activation (SWAT).
+
+        A layer takes the mask that has the leading dimensions of its input; several of that shape count together, so
+        that no token is ever left out, and without one every row counts. Holds until the next call.
+
+        Args:
+            masks: bool, `[B, S]` for inputs `[B, S, K]`, True = a token: of a translation batch the source's and the
+                target's. None at all: every row counts.
+
+        Raises:
+            TypeError: a mask is not a bool tensor.
+        """
+        for mask in masks:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"set_row_mask: expected bool tensors, got {got}; pass attention_mask.bool()")
+        for layer in self.layers.values():
+            layer.row_masks = [mask.to(layer.weight.device) for mask in masks]
+
     def sparsity(self) -> float:
         """Zeros among the effective weights of the sparsified layers, as a fraction of them."""
         self._require_live("sparsity")
         total = sum(layer.weight.numel() for layer in self.layers.values())
         return 1.0 - sum(layer.kept_count() for layer in self.layers.values()) / total
 
-    def report(self, macs: Mapping[str, int] | None = None) -> Report:
-        """Per-layer table: shape, sparsity, threshold, multiply-adds, back end; and what was skipped and why.
+    def report(self, macs: Costs | None = None, *, convention: str = "autosparse") -> Report:
+        """Per-layer table: shape, sparsity (of elements, in blocks, exploitable), threshold, cost, back end; and what
+        was skipped and why.
 
         Args:
-            macs: dense multiply-adds of one forward by layer name (`tritonsparse.flops.layer_macs`); without
+            macs: dense cost of one forward by layer name (`tritonsparse.flops.layer_costs` or `layer_macs`); without
                 it a layer counts `weight.numel()`, one application of it.
+            convention: how cost is counted, one of `tritonsparse.flops.CONVENTIONS`.
+
+        Raises:
+            ValueError: an unknown convention, or costs that have none of the sparse layers.
+            TypeError: the convention needs `layer_costs`.
         """
         self._require_live("report")
-        return make_report(self.method, self.layers, self.skipped, self.step, macs)
+        return make_report(self.method, self.layers, self.skipped, self.step, macs, self.pattern, convention)
 
     def summary(self) -> str:
         """One line: what was converted, what was not."""
@@ -160,7 +213,8 @@ class Sparsifier:
             reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
         skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
         return (
-            f"tritonsparse: {self.method.name} on {len(self.layers)} layers, {weights:,} weights "
+            f"tritonsparse: {self.method.name} on {len(self.layers)} layer{'s' * (len(self.layers) != 1)}, "
+            f"{weights:,} weights "
             f"({weights / total:.1%} of the model); skipped: {skipped}"
         )
 
@@ -177,6 +231,7 @@ class Sparsifier:
         """
         self._require_live("load_state_dict")
         state.unpack(self, saved)
+        self.refresh()
 
     def register(self, accelerator: Any) -> None:
         """Save and load this state with `accelerator.save_state` / `load_state` (safetensors + JSON)."""
@@ -229,6 +284,8 @@ class Sparsifier:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_real_step(optimizer):
             return
+        if self._cache is not None:
+            self._cache.backward()
         if self.method.before_step(self.layers, self.clock, optimizer, gradient_scale(optimizer)):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -245,6 +302,7 @@ class Sparsifier:
                 self.epoch_losses.append(loss)
             self.method.end_epoch(self.clock.epoch - 1, loss, self.clock)
         self.method.after_step(self.layers, self.clock, optimizer)
+        self.refresh()
 
     def _epoch_loss(self) -> float | None:
         if self._loss_sum is None:

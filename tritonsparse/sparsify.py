@@ -1,4 +1,4 @@
-"""The one call: turn a model's linear layers into sparse ones under a method's control."""
+"""The one call: turn a model's linear and convolution layers into sparse ones under a method's control."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import nn
 from . import pattern as patterns
 from .clock import Clock
 from .kernels import _triton
-from .layers import BACKENDS, SPARSE_CLASSES, SparseLayer
+from .layer_classes import SPARSE_CLASSES
+from .layers import BACKENDS, SparseLayer
 from .methods import METHODS, Method
 from .pattern import Pattern
 from .selection import refuse_unfit, select
@@ -38,10 +39,11 @@ def sparsify(
     steps_per_epoch: int | None = None,
     seed: int = 0,
 ) -> Sparsifier:
-    """Make the linear layers of `model` sparse, in place, and return the object that controls them.
+    """Make the linear and convolution layers of `model` sparse, in place, and return the object that controls them.
 
-    Every `nn.Linear` and transformers `Conv1D` is re-classed: the same Parameter objects stay under the same
-    names. Tied parameters, output heads, `lora_*` layers and children of `nn.MultiheadAttention` stay dense.
+    Every `nn.Linear`, `nn.Conv2d` and transformers `Conv1D` is re-classed: the same Parameter objects stay under the
+    same names. Tied parameters, output heads, depthwise convolutions, `lora_*` layers and children of
+    `nn.MultiheadAttention` stay dense.
     Call it before the optimizer is built and before any wrapping (DDP, `accelerator.prepare`, torch.compile).
 
     Args:
@@ -123,8 +125,8 @@ def _resolve_method(method: str | Method, **overrides: Any) -> Method:
     for name, value in given.items():
         if name not in fields:
             raise ValueError(
-                f"sparsify: expected no {name}= for method {method!r}, which has no such field"
-                f"{' (its sparsity is learned)' if name == 'sparsity' else ''}, got {value!r}; leave it out"
+                f"sparsify: expected no {name}= for method {method!r}, which has no such field, got "
+                f"{value!r}; leave it out"
             )
     missing = [
         name

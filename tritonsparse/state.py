@@ -23,7 +23,7 @@ from .layers import VIEW_TENSORS
 if TYPE_CHECKING:
     from .sparsifier import Sparsifier
 
-__all__ = ["load_state", "pack", "register", "save_state", "unpack"]
+__all__ = ["as_dense", "load_state", "pack", "register", "save_state", "unpack", "write_state"]
 
 FORMAT_VERSION = 1
 _METHOD = "method:"
@@ -40,11 +40,11 @@ def pack(sparsifier: Sparsifier) -> dict[str, Any]:
     for name, layer in sparsifier.layers.items():
         for key in VIEW_TENSORS:
             if (tensor := getattr(layer, key)) is not None:
-                tensors[f"{name}.{key}"] = tensor.detach().cpu().clone()
+                tensors[f"{name}.{key}"] = _plain(tensor)
     method_state: dict[str, float | int] = {}
     for key, value in sparsifier.method.state_dict().items():
         if isinstance(value, Tensor):
-            tensors[f"{_METHOD}{key}"] = value.detach().cpu().clone()
+            tensors[f"{_METHOD}{key}"] = _plain(value)
         else:
             method_state[key] = value
     loss_sum = sparsifier._loss_sum
@@ -75,7 +75,7 @@ def unpack(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
         layer.kind = saved["kinds"][name]
         for key in VIEW_TENSORS:
             tensor = tensors.get(f"{name}.{key}")
-            setattr(layer, key, None if tensor is None else tensor.to(layer.weight.device).clone())
+            setattr(layer, key, None if tensor is None else _beside(layer.weight, tensor))
     sparsifier.clock.step = int(saved["step"])
     sparsifier.epoch_losses = [float(loss) for loss in saved["epoch_losses"]]
     device = next(iter(sparsifier.layers.values())).weight.device
@@ -84,6 +84,19 @@ def unpack(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
     sparsifier._loss_count = int(saved["loss_count"])
     own = {key.removeprefix(_METHOD): tensor for key, tensor in tensors.items() if key.startswith(_METHOD)}
     sparsifier.method.load_state_dict({**saved["method_state"], **own})
+    sparsifier.method.resume(sparsifier.layers)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, contiguous: safetensors takes no channels-last mask."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _beside(weight: Tensor, tensor: Tensor) -> Tensor:
+    """A copy on the weight's device; of the weight's strides too, where it is of its shape."""
+    if tensor.shape != weight.shape:
+        return tensor.to(weight.device, copy=True)
+    return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
 
 
 def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
@@ -117,7 +130,7 @@ def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
     for name, layer in sparsifier.layers.items():
         kind = saved["kinds"][name]
         possible = ["dense"]
-        possible += ["soft"] if layer.threshold is not None else []
+        possible += ["soft", "hard", "step"] if layer.threshold is not None else []
         possible += ["mask"] if f"{name}.mask" in saved["tensors"] else []
         if kind not in possible:
             refuse(f"the view of {name!r} among", possible, kind)
@@ -132,9 +145,28 @@ def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
             refuse(f"{key} of shape", list(shape), list(tensor.shape))
 
 
+def as_dense(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that a dense run of the same model would have at this step: what a dense twin goes on from."""
+    from .methods import METHODS
+
+    return {
+        **saved,
+        "method": "dense",
+        "config": METHODS["dense"]().to_dict(),
+        "pattern": "unstructured",
+        "method_state": {},
+        "kinds": dict.fromkeys(saved["kinds"], "dense"),
+        "tensors": {},
+    }
+
+
 def save_state(sparsifier: Sparsifier, directory: Path) -> None:
     """Write the state into `directory` as JSON and safetensors."""
-    saved = pack(sparsifier)
+    write_state(pack(sparsifier), directory)
+
+
+def write_state(saved: dict[str, Any], directory: Path) -> None:
+    """Write what `pack` or `as_dense` returned into `directory`."""
     save_file(saved.pop("tensors"), directory / _TENSORS)
     (directory / _JSON).write_text(json.dumps(saved, indent=1), encoding="utf-8")
 

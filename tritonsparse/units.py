@@ -18,7 +18,16 @@ from torch import Tensor
 from .mask import kept_count, topk_masks
 from .pattern import NM, Block, Channel, Pattern
 
-__all__ = ["check_pattern", "choose_masks", "drop_grow", "from_units", "random_score", "to_units", "unit_count"]
+__all__ = [
+    "check_pattern",
+    "choose_masks",
+    "drop_grow",
+    "from_units",
+    "random_score",
+    "to_units",
+    "unit_count",
+    "unit_size",
+]
 
 
 def check_pattern(function: str, shapes: Mapping[str, Sequence[int]], pattern: Pattern) -> None:
@@ -52,6 +61,11 @@ def unit_count(shape: Sequence[int], pattern: Pattern) -> int:
     if isinstance(pattern, Block):
         return (n // pattern.rows) * (k // pattern.columns)
     return n if isinstance(pattern, Channel) else n * k
+
+
+def unit_size(shape: Sequence[int], pattern: Pattern) -> int:
+    """Elements of a unit of a weight [N, K]."""
+    return shape[0] * shape[1] // unit_count(shape, pattern)
 
 
 def to_units(score: Tensor, pattern: Pattern) -> Tensor:

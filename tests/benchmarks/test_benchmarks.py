@@ -33,7 +33,7 @@ def program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["threshold", "train_step"])
+@pytest.mark.parametrize("name", ["threshold", "masked_gemm", "whole_model", "train_step"])
 def test_smoke_prints_machine_table_and_json_and_writes_the_same(name: str, tmp_path: Path) -> None:
     run = program(f"bench_{name}", "--smoke", "--out", str(tmp_path))
     assert run.returncode == 0, run.stdout + run.stderr
@@ -81,7 +81,7 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
     assert len({entry.file for entry in entries}) <= 8
     assert all(entry.minimum <= entry.estimate and entry.hash() for entry in entries)
     runs = [entry for entry in entries if entry.file == "multi30k"]
-    assert len(runs) == 9 and {entry.missing for entry in runs} == {"no data"}
+    assert len(runs) == 3 * 16 and {entry.missing for entry in runs} == {"no data"}
     # The data's place is no part of what a result depends on.
     assert [entry.hash() for entry in runs] == [
         entry.hash() for entry in gpu_queue.entries(Path("/data")) if entry.file == "multi30k"
@@ -90,12 +90,41 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
 
 def test_training_commands_are_ones_the_program_takes() -> None:
     from tritonsparse.train import arguments, translation
+    from tritonsparse.train.program import make_method
 
     for entry in gpu_queue.entries(Path("/data")):
         if entry.file == "multi30k":
             args = arguments.parse(translation.parser(), entry.command[3:])
             assert args.method == entry.key.split("/")[0] and str(args.seed) == entry.key.split("/")[1]
-            assert translation._method(args).name == args.method
+            assert make_method("translation", args).name == args.method
+
+
+def test_language_commands_are_ones_the_program_takes() -> None:
+    from tritonsparse.train import arguments, language_modeling
+    from tritonsparse.train.program import make_method
+
+    runs = [entry for entry in gpu_queue.entries(None, Path("/text")) if entry.file == "wikitext2"]
+    assert len(runs) == 6 and {entry.missing for entry in runs} == {""}
+    for entry in runs:
+        args = arguments.parse(language_modeling.parser(), entry.command[3:])
+        assert (args.method, str(args.seed)) == tuple(str(entry.key).split("/"))
+        assert make_method("language_modeling", args).name == args.method and args.save_twins
+
+
+def test_image_commands_are_ones_the_program_takes() -> None:
+    from tritonsparse.train import arguments
+    from tritonsparse.train.image_arguments import parser
+    from tritonsparse.train.program import make_method
+
+    runs = [entry for entry in gpu_queue.entries(None, None, Path("/images")) if entry.file == "fashion_mnist"]
+    assert len(runs) == 12 and {entry.missing for entry in runs} == {""}
+    for entry in runs:
+        args = arguments.parse(parser("image_classification", None), entry.command[3:])
+        assert (args.method, str(args.seed)) == tuple(str(entry.key).split("/"))
+        method = make_method("image_classification", args)
+        assert method.name == args.method
+        # AC/DC refuses a run of another length than its phases.
+        assert not hasattr(method, "phases") or method.phases.epochs == args.num_train_epochs
 
 
 def test_a_training_result_is_compact(tmp_path: Path) -> None:
@@ -135,7 +164,7 @@ def test_test_reports_are_counted(tmp_path: Path) -> None:
 def test_dry_run_lists_entries_and_their_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry = gpu_queue.entries(None)[1]
     queue = {"state": "done", "sources": entry.hash(), "seconds": 12.0}
-    harness.write_json(tmp_path / "some-gpu" / f"{entry.file}.json", {"queue": queue})
+    harness.write_json(tmp_path / "some-gpu" / f"{entry.file}.json", {entry.key: {"queue": queue}})
     assert gpu_queue.main(["--dry-run", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.split("some-gpu")[1].splitlines()
     assert [line.split()[:2] for line in lines if line.startswith(entry.name)] == [[entry.name, "done"]]

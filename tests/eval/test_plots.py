@@ -11,20 +11,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from torch import nn
 
+import tritonsparse as ts
 from tritonsparse.eval.plots import (
     flops_quality_figure,
     layer_sparsity_figure,
     main,
+    mask_change_figure,
     plot_flops_quality,
     plot_layer_sparsity,
+    plot_mask_change,
     plot_runs,
     plot_training,
     runs_figure,
     training_figure,
 )
+from tritonsparse.methods import ACDC, Phases
 
 
 def history(steps: int = 20, layers: int = 3) -> list[dict[str, Any]]:
@@ -151,6 +157,25 @@ def test_the_overall_sparsity_weighs_layers_by_their_size():
     assert legend(layer_sparsity_figure(two)) == ["all weights: 0.875"]
 
 
+def test_zeros_in_blocks_and_what_is_skipped_stand_within_the_bars():
+    shares = [(0.8, 0.5, 0.0), (0.4, 0.1, 0.0)]
+    three = [
+        {"name": str(i), "sparsity": s, "block_sparsity": b, "exploitable": e, "numel": 100 * (i * 2 + 1)}
+        for i, (s, b, e) in enumerate(shares)
+    ]
+    figure = layer_sparsity_figure(three)
+    bars = [[bar.get_width() for bar in container] for container in figure.axes[0].containers]
+    assert bars == [[0.8, 0.4], [0.5, 0.1], [0.0, 0.0]]
+    heights = [container[0].get_height() for container in figure.axes[0].containers]
+    assert heights == sorted(heights, reverse=True)
+    # 100 and 300 weights: (0.8 + 3 x 0.4)/4, (0.5 + 3 x 0.1)/4
+    assert legend(figure) == [
+        "zeros: 0.500 of all weights",
+        "in blocks of zeros: 0.200 of all weights",
+        "skipped: 0.000 of all weights",
+    ]
+
+
 # --- several runs
 
 
@@ -190,6 +215,49 @@ def test_a_cost_above_dense_stays_in_the_picture():
     assert axes.get_xlim()[1] > 1.7
 
 
+def test_the_flops_axes_name_the_convention():
+    runs = {"a": {"quality": 1.0, "train_flops_fraction": 0.5, "flops_convention": "swat"}}
+    (axes,) = flops_quality_figure(runs).axes
+    assert axes.get_xlabel() == "training FLOPs (fraction of dense, counted as swat)"
+    drawn = panels(training_figure(history(), convention="swat"))
+    assert drawn["Training cost so far"].get_ylabel() == "training FLOPs (fraction of dense, counted as swat)"
+
+
+def test_costs_of_two_conventions_are_not_set_beside_each_other():
+    run = {"quality": 1.0, "train_flops_fraction": 0.5}
+    runs = {"a": {**run, "flops_convention": "swat"}, "b": {**run, "flops_convention": "rigl"}}
+    with pytest.raises(ValueError, match="one FLOPs convention, got rigl, swat; draw the runs of each by themselves"):
+        flops_quality_figure(runs)
+
+
+def test_the_mask_change_is_drawn_in_the_order_of_phases():
+    statistics = {"mask change at step 1000": 0.1, "mask change at step 200": 0.3, "dead at step 200": 0.02}
+    figure = mask_change_figure({"acdc": statistics, "gmp": {}})
+    change, dead = figure.axes
+    assert list(panels(figure)) == ["Mask change between phases", "Weights still zero after a dense phase"]
+    (line,) = change.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([200, 1000], [0.3, 0.1])
+    assert dead.lines[0].get_ydata().tolist() == [0.02]
+    assert legend(figure) == ["acdc"]
+    assert change.get_ylim()[0] == 0.0
+
+
+def test_the_mask_change_of_a_real_run_can_be_drawn():
+    model = nn.Linear(8, 8)
+    method = ACDC(sparsity=0.5, phases=Phases([(0, "sparse"), (1, "dense"), (2, "sparse")], 3))
+    sparsifier = ts.sparsify(model, method, steps_per_epoch=2, total_steps=6)
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.5))
+    sparsifier.attach(optimizer)
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(torch.randn(16, 8)).square().mean().backward()
+        optimizer.step()
+    statistics = sparsifier.report().overall()["method_statistics"]
+    (line,) = panels(mask_change_figure({"acdc": statistics}))["Mask change between phases"].lines
+    assert line.get_xdata().tolist() == [4]
+    assert line.get_ydata().tolist() == [statistics["mask change at step 4"]]
+
+
 # --- files
 
 
@@ -200,6 +268,7 @@ def test_a_cost_above_dense_stays_in_the_picture():
         (plot_layer_sparsity, layers()),
         (plot_runs, {"acdc": history(), "dense": history()}),
         (plot_flops_quality, {"acdc": {"quality": 26.4, "train_flops_fraction": 0.6}}),
+        (plot_mask_change, {"acdc": {"mask change at step 10": 0.2}}),
     ],
 )
 def test_a_plot_is_a_png_with_something_in_it_and_leaves_nothing_else(tmp_path: Path, plot, data):
@@ -240,7 +309,13 @@ def test_a_plot_needs_no_pyplot(tmp_path: Path):
         (runs_figure, {}, "got none; pass label -> history"),
         (runs_figure, {"acdc": []}, "run 'acdc'.*got none; log at least one step"),
         (runs_figure, {"acdc": [{"step": 1}]}, "got neither; log at least the loss"),
+        (
+            layer_sparsity_figure,
+            [{"name": "a", "sparsity": 0.9, "block_sparsity": 2.0, "numel": 1}],
+            r"block_sparsity in \[0, 1\] for layer a, got 2.0; pass a fraction",
+        ),
         (flops_quality_figure, {"acdc": {"quality": 1.0}}, "got 1 without; pass quality with"),
+        (mask_change_figure, {"gmp": {"seed": 1.0}}, "got none in 1 runs; pass method_statistics"),
     ],
 )
 def test_what_cannot_be_drawn_is_an_error_with_its_remedy(figure, data, remedy):
@@ -267,6 +342,19 @@ def test_the_program_draws_what_the_results_allow(tmp_path: Path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert [Path(line).stem for line in printed] == expected
     assert sorted(Path(line).name for line in printed) == sorted(p.name for p in (tmp_path / "plots").iterdir())
+
+
+def test_every_quality_that_runs_have_gets_its_picture_and_phases_theirs(tmp_path: Path, capsys):
+    cost = {"train_flops_fraction": 0.5}
+    runs = [
+        run_folder(tmp_path, "one", {"method": "str", "perplexity": 20.0, **cost}),
+        run_folder(
+            tmp_path, "two", {"method": "acdc", "top1": 0.7, "method_statistics": {"dead at step 5": 0.1}, **cost}
+        ),
+    ]
+    assert main([*runs, "--output", str(tmp_path / "plots")]) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert names == ["flops_quality_perplexity.png", "flops_quality_top1.png", "mask_change.png"]
 
 
 def test_two_runs_of_one_method_do_not_overwrite_each_other(tmp_path: Path):

@@ -12,12 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritonsparse.kernels.threshold import (
-    threshold_backward,
-    threshold_backward_reference,
-    threshold_cast,
-    threshold_cast_reference,
-)
+from tritonsparse.kernels.threshold import threshold_cast, threshold_cast_reference
+from tritonsparse.kernels.threshold_backward import threshold_backward, threshold_backward_reference
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.threshold import threshold_backward, threshold_cast
+from tritonsparse.kernels.threshold import threshold_cast
+from tritonsparse.kernels.threshold_backward import threshold_backward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -80,7 +81,7 @@ def test_masked_cast_is_the_reference_bit_for_bit(
 @given(
     n=sizes,
     k=sizes,
-    kind=st.sampled_from(["soft", "soft per row", "mask"]),
+    kind=st.sampled_from(["soft", "soft per row", "hard", "step per row", "step", "mask"]),
     dtype=dtypes,
     grad_dtype=dtypes,
     layout=layouts,
@@ -107,7 +108,7 @@ def test_backward_equals_the_reference(
     w[torch.rand(n, k, generator=random) < 0.1] = 0.0
     g = laid_out(torch.randn(n, k, generator=random).to(grad_dtype), grad_layout)
     operands = {
-        "threshold": torch.randn(n if kind == "soft per row" else 1, generator=random),
+        "threshold": torch.randn(n if kind.endswith("per row") else 1, generator=random),
         "grad_mask": laid_out(torch.rand(n, k, generator=random) < 0.5, layout) if restricted else None,
         "alpha": None if alpha is None else torch.tensor(alpha),
     }
@@ -116,6 +117,8 @@ def test_backward_equals_the_reference(
             "threshold": None,
             "mask": laid_out(torch.rand(n, k, generator=random) < 0.3, grad_layout),
         }
+    if kind.startswith("step"):
+        operands |= {"grad_mask": None, "alpha": None}
     kind = kind.removesuffix(" per row")
     expected = threshold_backward(g, w, **operands, kind=kind)
     actual = threshold_backward(g, w, **operands, kind=kind, backend="triton")

@@ -19,10 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tritonsparse.kernels import threshold
+from tritonsparse.kernels import (
+    _order_keys,
+    _tiles,
+    activation,
+    mask_bits,
+    masked_gemm,
+    masked_grad,
+    packed_grad_weight,
+    threshold,
+    threshold_backward,
+    threshold_backward_many,
+    threshold_many,
+    topk_masks,
+    topk_select,
+    view_table,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -31,8 +47,32 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # `cuobjdump` comes with the wheel of each version.
+DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-WIDE_LOAD = re.compile(r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|global_load_dwordx4")
+MATRIX_INSTRUCTION = {
+    "sm_80": re.compile(r"\bmma\.sync"),
+    "sm_90": re.compile(r"wgmma\.mma_async"),
+    "sm_100": re.compile(r"tcgen05\.mma|\bmma\.sync"),
+    "gfx942": re.compile(r"v_mfma"),
+}
+# Hopper's, with a list of registers after that of the sums rather than the address of a tile.
+LEFT_IN_REGISTERS = re.compile(r"wgmma\.mma_async[^;{]*\{[^}]*\}\s*,\s*\{")
+PIPELINED = re.compile(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x")
+# Shared memory and multiprocessors of the GPU that each target stands for.
+LIMITS = {
+    "sm_80": _tiles.Limits(166_912, 108),
+    "sm_90": _tiles.Limits(232_448, 132),
+    "sm_100": _tiles.Limits(232_448, 148),
+    "gfx942": _tiles.Limits(65_536, 304),
+}
+WIDE_LOAD = re.compile(r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:global|buffer)_load_dwordx4")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A compile-time argument that is a string."""
+
+    value: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +90,11 @@ class Case:
             of 65,536 registers; 255 asks nothing.
         wide_load_bytes: what one program, if it has no loop, must load by instructions of 128 bits and wider;
             None asks nothing.
+        num_stages: as the launcher passes it.
+        matrix: whether products must run on the target's matrix instructions.
+        left_in_registers: whether these must take their left operand from registers (sm_90, which has the choice).
+        buffers: the fewest copies of each tile that a pipelined loop must hold in shared memory.
+        targets: those to compile for.
     """
 
     name: str
@@ -58,10 +103,19 @@ class Case:
     num_warps: int
     max_registers: int
     wide_load_bytes: int | None = None
+    num_stages: int = 3
+    matrix: bool = False
+    left_in_registers: bool = False
+    buffers: int = 0
+    targets: tuple[str, ...] = tuple(TARGETS)
 
 
 def cases() -> Iterator[Case]:
     yield from threshold_cases()
+    yield from many_cases()
+    yield from product_cases()
+    yield from packed_activation_cases()
+    yield from topk_cases()
 
 
 def threshold_cases() -> Iterator[Case]:
@@ -70,53 +124,289 @@ def threshold_cases() -> Iterator[Case]:
         ("soft", "fp32", "bf16", True),
         ("soft", "fp32", "fp32", True),
         ("soft", "bf16", "bf16", True),
+        ("soft per block", "fp32", "bf16", True),
+        ("hard", "fp32", "bf16", True),
+        ("step", "fp32", "bf16", True),
         ("mask", "fp32", "bf16", True),
         ("soft", "fp32", "bf16", False),
     ):
-        soft = kind == "soft"
+        soft, step, per_block = kind.startswith("soft"), kind == "step", kind.endswith("per block")
+        masked = kind == "mask"
         size = "i32" if contiguous else "i32?"
         values: dict[str, Any] = {
             **{"w_hat": f"*{out}", "occupancy": "*i32", "weight": f"*{weight}"},
-            **{"grad_weight": f"*{weight}", "row_sums": "*fp32" if soft else None, "grad": f"*{out}"},
-            **{"threshold": "*fp32" if soft else None, "mask": None if soft else "*i1"},
-            **{"grad_mask": "*i1", "alpha": "*fp32", "N": size, "K": size, "TILE": threshold.TILE},
+            **{"grad_weight": f"*{weight}", "sums": "*fp32" if soft or step else None, "grad": f"*{out}"},
+            **{"threshold": None if masked else "*fp32", "mask": "*i1" if masked else None},
+            **{"grad_mask": None if step else "*i1", "alpha": None if step else "*fp32"},
+            **{"N": size, "K": size, "TILE": threshold.TILE},
             **{f"stride_{matrix}n": size for matrix in "wgmb"},
             **{f"stride_{matrix}k": 1 if contiguous else "i32?" for matrix in "wgmb"},
-            "stride_t": 1 if contiguous else "i32?",
+            **{"stride_tn": "i32?" if per_block or not contiguous else 1, "stride_tk": 1 if per_block else "i32"},
+            **{"block_n": "i32" if per_block else 1, "block_k": "i32" if per_block else 1},
+            **{"SOFT": soft, "STEP": step, "PER_BLOCK": per_block, "SUM_COLUMNS": threshold_backward.SUM_COLUMNS},
         }
         dtypes = f"weight {weight}, view {out}{'' if contiguous else ', any strides'}"
         width = {"fp32": 4, "bf16": 2}
         mask_width = 1
-        read = width[weight] if soft else mask_width
-        for kernel, max_registers, bytes_per_element in (
-            # Four and three programs of 128 threads on one multiprocessor.
-            (threshold._threshold_cast_kernel, 128, width[weight] + (0 if soft else mask_width)),
-            (threshold._threshold_backward_kernel, 168, width[out] + mask_width + read),
+        read = mask_width if masked else width[weight]
+        grad_mask_read = 0 if step else mask_width
+        warps = threshold_backward.HARD_WARPS if kind == "hard" else threshold.NUM_WARPS
+        cast = threshold._threshold_cast_kernel
+        for kernel, num_warps, max_registers, bytes_per_element in (
+            # Four and three programs of 128 threads on one multiprocessor; three of the cast with a threshold a block.
+            (cast, threshold.NUM_WARPS, 168 if per_block else 128, width[weight] + (mask_width if masked else 0)),
+            (threshold_backward._threshold_backward_kernel, warps, 168, width[out] + grad_mask_read + read),
         ):
             yield Case(
                 f"{kernel.__name__} ({kind}, {dtypes})",
                 kernel,
                 {name: values[name] for name in kernel.arg_names},
-                threshold.NUM_WARPS,
+                num_warps,
                 max_registers if contiguous else 255,
-                bytes_per_element * threshold.TILE**2 if contiguous else None,
+                # With 8 warps a thread reads 8 bytes of a mask: wide or not, as the target's compiler has it.
+                bytes_per_element * threshold.TILE**2 if contiguous and num_warps == threshold.NUM_WARPS else None,
             )
 
 
-def compile_case(case: Case, target: GPUTarget) -> dict[str, Any]:
-    """Compiles one case and reads registers, spills, shared memory and wide loads off the result."""
+def many_cases() -> Iterator[Case]:
+    """One launch over many layers, whose rows start on 16 bytes."""
+    for kind, weight, out in (("soft", "fp32", "bf16"), ("soft", "bf16", "bf16"), ("mask", "fp32", "bf16")):
+        soft = kind == "soft"
+        values: dict[str, Any] = {
+            **{"counts": "*i32", "table": "*i64", "layer_of": "*i32", "first": "*i64", "bracket": "*fp32"},
+            **{"tiles": "i32", "sums": "*fp32", "grad_thresholds": "*fp32"},
+            **{"threshold_of": "*i32", "first_threshold": "*i64", "WEIGHT": DTYPES[weight], "OUT": DTYPES[out]},
+            **{"ALPHA": True, "GRAD_MASK": True, "SOFT": soft, "STEP": False, "MASKED": not soft, "PER_BLOCK": False},
+            **{"ALIGNED": True, "WIDTH": view_table.WIDTH, "TILE": threshold.TILE},
+            **{"SUM_COLUMNS": threshold_backward.SUM_COLUMNS, "SUM_TILE": threshold_backward_many.SUM_TILE},
+        }
+        width = {"fp32": 4, "bf16": 2}[weight]
+        for kernel, max_registers, bytes_per_element in (
+            (threshold_many._cast_many_kernel, 128, width + (not soft)),
+            # Two programs of the backward under triton 3.6, three under 3.9.
+            (threshold_backward_many._backward_many_kernel, 180, width + 1 + (width if soft else 1)),
+            (threshold_backward_many._sum_thresholds_kernel, 128, None),
+        ):
+            if soft or kernel is not threshold_backward_many._sum_thresholds_kernel:
+                yield Case(
+                    f"{kernel.__name__} ({kind}, weight {weight}, view {out})",
+                    kernel,
+                    {name: values[name] for name in kernel.arg_names},
+                    threshold.NUM_WARPS,
+                    max_registers,
+                    None if bytes_per_element is None else bytes_per_element * threshold.TILE**2,
+                )
+
+
+WIDTH = {"fp32": 4, "bf16": 2}
+EVERYWHERE = tuple(TARGETS)
+HOPPER = ("sm_90",)
+
+
+def product_cases() -> Iterator[Case]:
+    """The fused products in the configurations that their launchers compute for 4096 x 4096 weights."""
+    for rows, kind, weight, x, bits, exchanged, contiguous, precision, targets in (
+        (512, "soft", "fp32", "bf16", 0, False, True, "ieee", EVERYWHERE),
+        (16, "mask", "bf16", "bf16", 1, False, True, "ieee", ("sm_90", "gfx942")),
+        (512, "soft per row", "fp32", "bf16", 0, True, True, "ieee", HOPPER),
+        (512, "soft", "fp32", "fp32", 0, False, True, "tf32", HOPPER),
+        (512, "soft", "fp32", "fp32", 0, False, True, "ieee", HOPPER),
+        (512, "soft", "fp32", "bf16", 0, False, False, "ieee", HOPPER),
+    ):
+        for target in targets:
+            tiles = _tiles.gemm_tiles(
+                rows, 4096, 4096, weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], mask_bits=bits, precision=precision,
+                aligned=contiguous, limits=LIMITS[target],
+            )  # fmt: skip
+            matrix = x == "bf16" or precision == "tf32"
+            yield Case(
+                f"_masked_gemm_kernel ({rows} rows, {kind}, mask of {bits} bits, weight {weight}, x {x} {precision}"
+                f"{', weight transposed' if exchanged else ''}{'' if contiguous else ', any strides'})",
+                masked_gemm._masked_gemm_kernel,
+                gemm_arguments(tiles, kind, weight, x, bits, exchanged, contiguous, precision),
+                tiles.num_warps,
+                255,
+                num_stages=tiles.num_stages,
+                matrix=matrix,
+                left_in_registers=matrix and target == "sm_90",
+                # Loads as narrow as single elements of 2 bytes are beyond what is copied in the background.
+                buffers=3 if target == "sm_90" and contiguous else 0,
+                targets=(target,),
+            )
+    for n, kind, weight, x, bits, contiguous, precision, targets in (
+        (4096, "soft", "fp32", "bf16", 8, True, "ieee", EVERYWHERE),
+        (512, "mask", "bf16", "bf16", 1, True, "ieee", HOPPER),
+        (1024, "soft", "fp32", "bf16", 8, False, "ieee", HOPPER),
+    ):
+        for target in targets:
+            grad_tiles = _tiles.grad_tiles(
+                n, 4096, operand_bytes=WIDTH[x], precision=precision, aligned=contiguous, limits=LIMITS[target]
+            )
+            yield Case(
+                f"_masked_grad_kernel ({n} x 4096, {kind}, masks of {bits} bits, weight {weight}, x {x} {precision}"
+                f"{'' if contiguous else ', any strides'})",
+                masked_grad._masked_grad_kernel,
+                grad_arguments(grad_tiles, kind, weight, x, bits, contiguous, precision),
+                grad_tiles.num_warps,
+                255,
+                num_stages=grad_tiles.num_stages,
+                matrix=x == "bf16" or precision == "tf32",
+                buffers=3 if target == "sm_90" and contiguous else 0,
+                targets=(target,),
+            )
+    sums: dict[str, Any] = {
+        **{"y": "*bf16", "parts": "*fp32", "bias": "*bf16", "total": "i32", "N": "i32"},
+        **{"ACTIVATION": Constant("gelu"), "SPLITS": 4, "SUM_TILE": masked_gemm.SUM_TILE},
+    }
+    yield Case("_sum_splits_kernel", masked_gemm._sum_splits_kernel, sums, 4, 64, targets=HOPPER)
+    pack: dict[str, Any] = {
+        **{"bits": "*i32", "mask": "*i1", "words": "i32", "total": "i32", "K": "i32", "stride_mn": "i32"},
+        **{"stride_mk": 1, "WORDS": mask_bits.WORDS},
+    }
+    packed = mask_bits.WORDS * 32
+    yield Case("_pack_bits_kernel", mask_bits._pack_bits_kernel, pack, 4, 64, packed, targets=HOPPER)
+
+
+def gemm_arguments(
+    tiles: _tiles.GemmTiles,
+    kind: str,
+    weight: str,
+    x: str,
+    bits: int,
+    exchanged: bool,
+    contiguous: bool,
+    precision: str,
+) -> dict[str, Any]:
+    masked = kind == "mask"
+    size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
+    strides = (one, size) if exchanged else (size, one)
+    values: dict[str, Any] = {
+        **{"y": "*fp32" if tiles.splits > 1 else f"*{x}", "x": f"*{x}", "weight": f"*{weight}", "bias": f"*{x}"},
+        **{"threshold": None if masked else "*fp32", "mask": ("*i32" if bits == 1 else "*i1") if masked else None},
+        **{"M": "i32?", "N": size, "K": size, "stride_xm": size, "stride_xk": one, "stride_t": one},
+        **dict(zip(("stride_wn", "stride_wk", "stride_mn", "stride_mk"), strides * 2, strict=True)),
+        **{"SOFT": kind.startswith("soft"), "THRESHOLD_ALONG_K": exchanged and not masked},
+        **{"BITS": Constant("n" if exchanged else "k") if bits == 1 else None, "ACTIVATION": Constant("silu")},
+        **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SPLITS": tiles.splits, "GROUP": _tiles.GROUP},
+        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
+    }
+    return {name: values[name] for name in masked_gemm._masked_gemm_kernel.arg_names}
+
+
+def grad_arguments(
+    tiles: _tiles.GradTiles, kind: str, weight: str, x: str, bits: int, contiguous: bool, precision: str
+) -> dict[str, Any]:
+    masked, soft = kind == "mask", kind == "soft"
+    size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
+    mask = "*i32" if bits == 1 else "*i1"
+    layout = Constant("k") if bits == 1 else None
+    values: dict[str, Any] = {
+        **{"grad_weight": f"*{weight}", "row_sums": "*fp32" if soft else None, "left": f"*{x}", "right": f"*{x}"},
+        **{"weight": f"*{weight}", "threshold": None if masked else "*fp32", "mask": mask if masked else None},
+        **{"grad_mask": mask, "alpha": "*fp32", "M": "i32?", "N": size, "K": size, "stride_t": one},
+        **{f"stride_{name}": size for name in ("lm", "rm", "wn", "mn", "bn")},
+        **{f"stride_{name}": one for name in ("ln", "rk", "wk", "mk", "bk")},
+        **{"SOFT": soft, "MASK_BITS": layout if masked else None, "GRAD_MASK_BITS": layout},
+        **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SUBTILES": tiles.subtiles, "GROUP": _tiles.GROUP},
+        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
+    }
+    return {name: values[name] for name in masked_grad._masked_grad_kernel.arg_names}
+
+
+def packed_activation_cases() -> Iterator[Case]:
+    """Packing, of bf16 and of fp32 behind any strides; the product in each of its precisions."""
+    packed = {"bits": "*i32", "row_offsets": "*i64", "word_offsets": "*i32", "counts": "*i32", "capacity": "i32?"}
+    packed |= {"M": "i32", "N": "i32", "K": "i32", "words": "i32"}
+    bits, pack, unpack = (
+        activation._activation_bits_kernel,
+        activation._pack_activation_kernel,
+        activation._unpack_activation_kernel,
+    )
+    for kernel, dtype, contiguous in ((bits, "bf16", True), (pack, "fp32", False), (unpack, "bf16", True)):
+        values: dict[str, Any] = {
+            **packed,
+            **{"x": f"*{dtype}", "values": f"*{dtype}", "cutoff": "*fp32", "row_mask": "*i1", "TILE": activation.TILE},
+            **{"stride_xm": "i32", "stride_xk": 1 if contiguous else "i32?", "stride_c": "i32", "stride_r": 1},
+        }
+        arguments = {name: values[name] for name in kernel.arg_names}
+        name = f"{kernel.__name__} ({dtype}{'' if contiguous else ', any strides'})"
+        # Eight programs of 128 threads on one multiprocessor.
+        yield Case(name, kernel, arguments, activation.NUM_WARPS, 64)
+
+    offsets, product = packed_grad_weight._word_offsets_kernel, packed_grad_weight._packed_grad_weight_kernel
+    values = packed | {"TILE": packed_grad_weight.WORDS_TILE}
+    yield Case(offsets.__name__, offsets, {name: values[name] for name in offsets.arg_names}, 1, 64)
+    for dtype, precision in (("bf16", "half"), ("fp32", "tf32"), ("fp32", "ieee")):
+        tile_m, tile_n, tile_k, num_warps = packed_grad_weight.TILES[precision]
+        values = {
+            **packed,
+            **{"grad_weight": f"*{dtype}", "grad_y": f"*{dtype}", "values": f"*{dtype}"},
+            **{"stride_ym": "i32", "stride_yn": 1, "stride_wn": "i32", "stride_wk": 1},
+            **{"TILE_M": tile_m, "TILE_N": tile_n, "TILE_K": tile_k},
+            "PRECISION": Constant("tf32" if precision == "tf32" else "ieee"),
+        }
+        arguments = {name: values[name] for name in product.arg_names}
+        # Two programs of 256 threads on one multiprocessor; full float32 has no matrix instruction on NVIDIA.
+        yield Case(
+            f"{product.__name__} ({dtype}, {precision})",
+            product,
+            arguments,
+            num_warps,
+            128 if precision == "half" else 255,
+            num_stages=packed_grad_weight.NUM_STAGES,
+            matrix=precision != "ieee",
+        )
+
+
+def topk_cases() -> Iterator[Case]:
+    """Magnitudes in the dtypes of weights; then any scores, at addresses that are multiples of nothing."""
+    for dtype, magnitude, aligned in (("fp32", True, True), ("bf16", True, True), ("fp32", False, False)):
+        values: dict[str, Any] = {
+            **dict.fromkeys(("counts", "cursor", "state", "histogram", "predicted", "cutoff"), "*i64"),
+            **dict.fromkeys(("addresses", "masks", "ties", "ties_before", "ties_kept"), "*i64"),
+            **{"held": "*i32", "sizes": "*i32", "tiles": "i32?", "capacity": "i32?", "margin": "i32?"},
+            **{"kept": "i64?", "shift": "i32?", "step": "i32?", "DTYPE": DTYPES[dtype]},
+            **{"MAGNITUDE": magnitude, "ALIGNED": aligned, "TILE": _order_keys.TILE},
+        }
+        for kernel, max_registers in (
+            # Three and six programs of 128 threads on one multiprocessor.
+            (topk_select._bracket_kernel, 168),
+            (topk_select._histogram_kernel, 80),
+            (topk_masks._mask_kernel, 80),
+            (topk_masks._take_back_kernel, 80),
+        ):
+            yield Case(
+                f"{kernel.__name__} ({'magnitudes' if magnitude else 'unaligned scores'}, {dtype})",
+                kernel,
+                {name: values[name] for name in kernel.arg_names},
+                _order_keys.NUM_WARPS,
+                max_registers,
+                {"fp32": 4, "bf16": 2}[dtype] * _order_keys.TILE if aligned else None,
+            )
+    narrow = {**dict.fromkeys(("state", "histogram", "counts", "predicted"), "*i64"), "kept": "i64?", "shift": "i32?"}
+    yield Case("_narrow_kernel", topk_select._narrow_kernel, narrow, 1, 255)
+
+
+def compile_case(case: Case, name: str) -> dict[str, Any]:
+    """Compiles one case for one target and reads off the result what the tests ask about."""
+    target = TARGETS[name]
     types = {name: value for name, value in case.arguments.items() if isinstance(value, str)}
     source = ASTSource(
         case.kernel,
         signature={name: types.get(name, "constexpr").rstrip("?") for name in case.arguments},
-        constexprs={name: value for name, value in case.arguments.items() if name not in types},
+        constexprs={
+            name: value.value if isinstance(value, Constant) else value
+            for name, value in case.arguments.items()
+            if name not in types
+        },
         attrs={
             (position,): [["tt.divisibility", 16]]
             for position, name in enumerate(case.arguments)
             if name in types and not types[name].endswith("?")
         },
     )
-    compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(source, target=target, options=options)
     if target.backend == "cuda":
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(compiled.asm["cubin"])
@@ -135,6 +425,9 @@ def compile_case(case: Case, target: GPUTarget) -> dict[str, Any]:
         "spill_bytes": spill_bytes,
         "shared_bytes": compiled.metadata.shared,
         "wide_load_bytes": wide * case.num_warps * target.warp_size,
+        "matrix_instructions": len(MATRIX_INSTRUCTION[name].findall(code)),
+        "from_registers": len(LEFT_IN_REGISTERS.findall(code)),
+        "buffers": min(map(int, PIPELINED.findall(compiled.asm["ttgir"])), default=0),
     }
 
 
@@ -147,9 +440,11 @@ def number(pattern: str, text: str) -> int:
 def main() -> None:
     print(json.dumps({"triton": triton.__version__}))
     for case in cases():
-        for name, target in TARGETS.items():
-            asked = {"max_registers": case.max_registers, "asked_wide_load_bytes": case.wide_load_bytes}
-            print(json.dumps({"case": case.name, "target": name, **compile_case(case, target), **asked}))
+        asked = {"max_registers": case.max_registers, "asked_wide_load_bytes": case.wide_load_bytes}
+        asked |= {"asked_matrix": case.matrix, "asked_from_registers": case.left_in_registers}
+        for name in case.targets:
+            row = {"case": case.name, "target": name, **compile_case(case, name), "asked_buffers": case.buffers}
+            print(json.dumps(row | asked))
 
 
 if __name__ == "__main__":

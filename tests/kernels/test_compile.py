@@ -83,5 +83,22 @@ def test_contiguous_operands_are_read_by_loads_of_at_least_128_bits_and_by_no_ot
     assert wide == {label(row): row["asked_wide_load_bytes"] for row in asked}
 
 
+def test_products_run_on_matrix_instructions(rows: list[dict[str, Any]]) -> None:
+    asked = [row for row in rows if row["asked_matrix"]]
+    assert {row["target"] for row in asked} == set(SHARED_LIMIT)
+    assert [label(row) for row in asked if not row["matrix_instructions"]] == []
+
+
+def test_on_hopper_the_view_reaches_the_product_through_registers(rows: list[dict[str, Any]]) -> None:
+    asked = [row for row in rows if row["asked_from_registers"]]
+    assert asked
+    assert [label(row) for row in asked if row["from_registers"] != row["matrix_instructions"]] == []
+
+
+def test_pipelined_loops_hold_the_buffers_they_mean_to(rows: list[dict[str, Any]]) -> None:
+    assert any(row["asked_buffers"] for row in rows)
+    assert {label(row): row["buffers"] for row in rows if row["buffers"] < row["asked_buffers"]} == {}
+
+
 def test_every_target_is_compiled_for(rows: list[dict[str, Any]]) -> None:
     assert {row["target"] for row in rows} == set(SHARED_LIMIT)

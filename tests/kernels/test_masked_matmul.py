@@ -115,13 +115,15 @@ def test_both_ops_pass_opcheck(kind: str, transposed: bool, bias: bool) -> None:
     given = operands(kind, transposed, 2, 3, dtype=torch.float32)
     shape, alpha = given["weight"].shape, torch.tensor(0.5)
     grad_mask = torch.rand(shape) < 0.7
-    view = (given["threshold"], given["mask"], grad_mask, alpha, kind, transposed, "torch")
-    args = (given["x"], given["weight"], given["bias"] if bias else None, *view, torch.float32)
-    torch.library.opcheck(torch.ops.tritonsparse.masked_linear.default, args)
+    view = (given["threshold"], given["mask"], grad_mask, alpha)
+    how = (kind, transposed, "torch")
+    for w_hat, defer in ((None, False), (torch.randn(shape), False), (None, True)):
+        args = (given["x"], given["weight"], given["bias"] if bias else None, *view, w_hat)
+        torch.library.opcheck(torch.ops.tritonsparse.masked_linear.default, (*args, *how, torch.float32, defer, True))
     tensors = [torch.randn(2, 3, N), given["x"].detach(), given["weight"].detach(), torch.randn(shape)]
     threshold = None if given["threshold"] is None else given["threshold"].detach()
-    for need_x, need_weight in ((True, True), (True, False), (False, True)):
-        backward = (*tensors, threshold, *view[1:], need_x, need_weight)
+    for need_x, need_weight, defer in ((1, 1, 0), (1, 0, 0), (0, 1, 0), (1, 1, 1)):
+        backward = (*tensors, threshold, *view[1:], *how, bool(need_x), bool(need_weight), bool(defer))
         torch.library.opcheck(torch.ops.tritonsparse.masked_linear_backward.default, backward)
 
 

@@ -13,12 +13,8 @@ import torch
 
 from tritonsparse import kernels
 from tritonsparse.kernels import threshold as threshold_module
-from tritonsparse.kernels.threshold import (
-    threshold_backward,
-    threshold_backward_reference,
-    threshold_cast,
-    threshold_cast_reference,
-)
+from tritonsparse.kernels.threshold import threshold_cast, threshold_cast_reference
+from tritonsparse.kernels.threshold_backward import threshold_backward, threshold_backward_reference
 
 INF, NAN = float("inf"), float("nan")
 F64 = torch.float64
@@ -250,9 +246,9 @@ W, S, M = torch.ones(2, 3), torch.zeros(1), torch.ones(2, 3, dtype=torch.bool)
     ("arguments", "message"),
     [
         (
-            {"kind": "hard", "threshold": S},
-            'threshold_cast: expected kind "soft" with a threshold or kind "mask" with a mask, '
-            "got kind 'hard' with threshold; pass only what the kind reads",
+            {"kind": "harder", "threshold": S},
+            'threshold_cast: expected kind "soft", "hard" or "step" with a threshold, or kind "mask" with a mask, '
+            "got kind 'harder' with threshold; pass only what the kind reads",
         ),
         ({"kind": "soft"}, "got kind 'soft' with neither; pass only what the kind reads"),
         ({"kind": "soft", "threshold": S, "mask": M}, "got kind 'soft' with threshold and mask; pass only"),
@@ -269,12 +265,12 @@ W, S, M = torch.ones(2, 3), torch.zeros(1), torch.ones(2, 3, dtype=torch.bool)
         ({"weight": M, "kind": "soft", "threshold": S}, "got bool [2, 3] on cpu; flatten"),
         (
             {"kind": "soft", "threshold": torch.zeros(3)},
-            "threshold_cast: expected threshold to be float32 [1] or [2] on cpu, "
-            "got float32 [3] on cpu; keep one float32 logit",
+            "threshold_cast: expected threshold to be float32 [1], [2], or [R, C] that divide [2, 3], on cpu, "
+            "got float32 [3] on cpu; keep one float32 value",
         ),
-        ({"kind": "soft", "threshold": S.half()}, "got float16 [1] on cpu; keep one float32 logit"),
-        ({"kind": "soft", "threshold": S.double()}, "got float64 [1] on cpu; keep one float32 logit"),
-        ({"kind": "soft", "threshold": S.to("meta")}, "got float32 [1] on meta; keep one float32 logit"),
+        ({"kind": "soft", "threshold": S.half()}, "got float16 [1] on cpu; keep one float32 value"),
+        ({"kind": "soft", "threshold": S.double()}, "got float64 [1] on cpu; keep one float32 value"),
+        ({"kind": "soft", "threshold": S.to("meta")}, "got float32 [1] on meta; keep one float32 value"),
         (
             {"kind": "mask", "mask": M.T},
             "threshold_cast: expected mask to be bool [2, 3] on cpu, got bool [3, 2] on cpu; "
@@ -323,7 +319,7 @@ def test_threshold_cast_says_what_it_expected_what_it_got_and_what_to_do(
             "keep the schedule's value in a float32 tensor",
         ),
         ({"alpha": torch.tensor(1)}, "got int64 [] on cpu; keep the schedule's value"),
-        ({"threshold": torch.zeros(3)}, "threshold_backward: expected threshold to be float32 [1] or [2]"),
+        ({"threshold": torch.zeros(3)}, "threshold_backward: expected threshold to be float32 [1], [2], or [R, C]"),
         ({"kind": "mask"}, "threshold_backward: expected kind"),
         (
             {"grad": W.double(), "backend": "triton"},
@@ -341,9 +337,9 @@ def test_threshold_backward_says_what_it_expected_what_it_got_and_what_to_do(
 
 def test_the_references_refuse_other_kinds_themselves() -> None:
     with pytest.raises(ValueError, match="view_reference: expected kind"):
-        threshold_cast_reference(W, S, None, "hard", torch.float32)
+        threshold_cast_reference(W, S, None, "harder", torch.float32)
     with pytest.raises(ValueError, match="threshold_backward_reference: expected kind"):
-        threshold_backward_reference(W, W, S, None, None, None, "hard")
+        threshold_backward_reference(W, W, S, None, None, None, "harder")
 
 
 def test_triton_off_the_gpu_is_an_error_that_names_the_other_back_end() -> None:
@@ -378,6 +374,7 @@ def test_without_triton_the_module_imports_and_only_its_triton_back_end_is_refus
     assert message.endswith('; install triton or pass backend="torch"')
 
 
-def test_the_examples_in_the_docstrings_hold() -> None:
-    result = doctest.testmod(threshold_module)
-    assert result.attempted >= 7 and result.failed == 0
+@pytest.mark.parametrize("name", ["threshold", "threshold_backward"])
+def test_the_examples_in_the_docstrings_hold(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.{name}"))
+    assert result.attempted >= 3 and result.failed == 0

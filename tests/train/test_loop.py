@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tritonsparse as ts
 from tritonsparse.flops import TrainingMeter
+from tritonsparse.layers import SparseLayer
 from tritonsparse.methods import GMP, STR, AutoSparse
 from tritonsparse.train.loop import Loop, Settings
 
@@ -145,7 +146,8 @@ def test_a_row_is_complete_and_rows_come_at_logging_steps_and_epoch_ends(make: M
     assert [row["epoch"] for row in loop.history] == pytest.approx([2 / 3, 1, 4 / 3, 2, 7 / 3])
     # The rate of the step to come: lr0 / (1 + steps taken).
     assert loop.history[0]["learning_rate"] == pytest.approx(0.05 / 3)
-    assert loop.evaluations == [{"epoch": e, "step": s, "bleu": 1.0} for e, s in ((0, 3), (1, 6), (2, 7))]
+    places = ((0, 3), (1, 6), (2, 7))
+    assert loop.evaluations == [{"epoch": e, "step": s, "phase": "sparse", "bleu": 1.0} for e, s in places]
 
 
 def test_dense_rows_have_neither_thresholds_nor_alpha(make: Make) -> None:
@@ -171,6 +173,21 @@ def test_the_flops_fraction_is_the_mean_over_the_steps(make: Make) -> None:
     # STR's three passes all have the density of the view, which is counted after each step.
     expected = sum(1 - row["sparsity"] for row in loop.history) / 4
     assert loop.history[-1]["train_flops_fraction"] == pytest.approx(expected)
+
+
+def test_a_row_makes_the_effective_weights_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make([split(8)] * 2, method=STR(threshold_init=-1.0), total=1)
+    made: list[SparseLayer] = []
+    effective_weight = SparseLayer.effective_weight
+
+    def record(layer: SparseLayer) -> Tensor:
+        made.append(layer)
+        return effective_weight(layer)
+
+    monkeypatch.setattr(SparseLayer, "effective_weight", record)
+    loop.run()
+    assert len(loop.history) == 1
+    assert made == list(loop.sparsifier.layers.values())
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

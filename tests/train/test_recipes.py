@@ -10,6 +10,7 @@ import pytest
 from tritonsparse.methods import METHODS
 from tritonsparse.train import arguments, translation
 from tritonsparse.train.presets import PRESETS
+from tritonsparse.train.program import make_method
 
 NAMES = ["demo", "multi30k", "wmt14-base", "wmt14-big-autosparse"]
 
@@ -24,7 +25,8 @@ def values(name: str, *keys: str) -> tuple[Any, ...]:
 
 
 def test_these_recipes_come_with_the_package() -> None:
-    assert arguments.recipe_names() == NAMES
+    # Those of the other programs have tests of their own.
+    assert set(NAMES) <= set(arguments.recipe_names())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,7 +40,7 @@ def test_a_recipe_parses_and_its_values_arrive(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_makes_its_method_with_the_fields_it_gives(name: str) -> None:
     args = parse(name)
-    method = translation._method(args)
+    method = make_method("translation", args)
     assert type(method) is METHODS[args.method]
     fields = method.to_dict()
     assert {key: fields[key] for key in args.method_args or {}} == (args.method_args or {})

@@ -29,7 +29,7 @@ def document(sparsifier: ts.Sparsifier) -> dict[str, Any]:
     return {
         "history": rows, "layers": as_rows(sparsifier.report()), "train_flops_fraction": 0.75,
         "test_flops_fraction": 0.5, "split": "test", "num_beams": 4, "bleu": 12.345, "bleu_line": "BLEU|... = 12.3",
-        "bleu_signature": "nrefs:1|tok:13a",
+        "bleu_signature": "nrefs:1|tok:13a", "flops_convention": "autosparse",
     }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_the_summary_shows_five_translations_spread_over_the_set(
 ) -> None:
     pairs = [(f"source-{number}.", f"reference-{number}.") for number in range(count)]
     hypotheses = [f"hypothesis-{number}." for number in range(count)]
-    results.show(document(sparsifier), sparsifier.report(), pairs, hypotheses, {}, tmp_path)
+    results.show(document(sparsifier), sparsifier.report(), pairs, hypotheses, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     for kind in ("source", "reference", "hypothesis"):
         expected = [f"{kind}-{number}." for number in shown]
@@ -95,11 +95,12 @@ def test_the_summary_shows_five_translations_spread_over_the_set(
 def test_the_summary_has_bleu_its_signature_the_table_and_the_flops(
     sparsifier: ts.Sparsifier, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    results.show(document(sparsifier), sparsifier.report(), [("a", "b")], ["c"], {}, tmp_path)
+    results.show(document(sparsifier), sparsifier.report(), [("a", "b")], ["c"], tmp_path)
     out = capsys.readouterr().out
     assert str(sparsifier.report()) in out
     assert "BLEU on test (4 beams): 12.35" in out or "BLEU on test (4 beams): 12.34" in out
     assert "signature: nrefs:1|tok:13a" in out
+    assert "FLOPs by the convention 'autosparse' (linear and convolution layers): " in out
     assert "training 75.0% of dense (25.0% saved), inference 50.0% of dense (50.0% saved)" in out
     assert str(tmp_path) in out
 

@@ -25,7 +25,8 @@ SOFT = '{"threshold_init": -3}'  # T = sigma(-3) = 0.047; the 16 x 16 weights ar
 INPUTS = {"input_ids": [[9, 10, 11, 1], [12, 13, 1, 0]], "decoder_input_ids": [[1, 20, 21], [1, 30, 31]]}
 KEYS = {
     "method", "method_fields", "bleu", "bleu_line", "bleu_signature", "split", "num_beams", "length_penalty",
-    "sparsity", "train_flops_fraction", "test_flops_fraction", "steps", "averaged_checkpoints",
+    "sparsity", "block_sparsity", "exploitable", "flops_convention", "method_statistics",
+    "train_flops_fraction", "train_flops", "test_flops_fraction", "steps", "averaged_checkpoints",
     "training_seconds", "epoch_losses", "evaluations", "layers", "history", "arguments", "environment",
 }  # fmt: skip
 
@@ -86,6 +87,7 @@ def test_the_results_file_has_these_keys(sparse: Any) -> None:
     assert document["evaluations"][-1]["step"] == 8
     assert "output_dir" not in document["arguments"]
     assert 0 < document["test_flops_fraction"] < document["train_flops_fraction"] < 1
+    assert document["flops_convention"] == "autosparse" and document["exploitable"] == 0.0
 
 
 def test_the_figures_at_the_end_agree_with_the_last_row_of_the_record(sparse: Any) -> None:
@@ -185,6 +187,21 @@ def test_str_runs_with_alpha_zero(train: Train, tmp_path: Path) -> None:
     document = train(tmp_path, "--method=str", "--method_args", SOFT, "--max_train_steps=2")
     assert document["sparsity"] > 0.05
     assert {row["alpha"] for row in document["history"]} == {0.0}
+
+
+def test_a_run_is_costed_by_the_convention_it_names(train: Train, tmp_path: Path) -> None:
+    options = ("--method=str", "--method_args", SOFT, "--max_train_steps=2", "--flops_convention=swat")
+    document = train(tmp_path, *options)
+    assert document["flops_convention"] == "swat"
+    spent = document["train_flops"]
+    assert (spent["unit"], spent["steps"]) == ("multiply-adds", 2)
+    for row in document["layers"]:
+        # counted once, after the second step: both steps cost what the last did; by SWAT dW sees half of the input
+        half = {"forward": 2 * row["macs_kept"], "grad_input": 2 * row["macs_kept"], "grad_weight": row["macs"]}
+        assert spent["layers"][row["name"]] == pytest.approx(half)
+    dense = 3 * sum(layer["grad_weight"] * (1 if name == "lm_head" else 2) for name, layer in spent["layers"].items())
+    total = sum(spent[name] for name in ("forward", "grad_input", "grad_weight"))
+    assert document["train_flops_fraction"] == pytest.approx(total / dense)
 
 
 def test_bfloat16_trains_and_keeps_masters_in_float32(train: Train, tmp_path: Path) -> None:

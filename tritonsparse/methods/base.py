@@ -34,11 +34,15 @@ MethodState = dict[str, float | int | Tensor]
 
 @dataclass(frozen=True)
 class Densities:
-    """Fractions of a layer's dense multiply-adds that forward, dX and dW need."""
+    """Fractions of a layer's dense multiply-adds that forward, dX and dW need.
+
+    activations: what is kept of the layer's input for dW, where the method sparsifies it.
+    """
 
     forward: float
     grad_input: float
     grad_weight: float
+    activations: float | None = None
 
     @property
     def training(self) -> float:
@@ -75,12 +79,19 @@ class Method:
         """The passes' densities for a layer of which the fraction `kept` is not zero, by the paper's count."""
         return Densities(kept, kept, kept)
 
+    def statistics(self) -> dict[str, float]:
+        """What the method measured of its own course, as "<what> at step <step>", for results and plots."""
+        return {}
+
     def state_dict(self) -> MethodState:
         """What has changed since construction: numbers, and tensors (one a layer: "<what>/<layer name>")."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
         """Restore `state_dict`; tensors come on the CPU."""
+
+    def resume(self, layers: Layers) -> None:
+        """Views and state have been restored: give the layers what of the state is not in their views."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-ready: infinities as strings, nested configurations as dicts."""

@@ -98,9 +98,9 @@ class GMP(MaskMethod):
 
     def _prune(self, layers: Layers, clock: Clock) -> None:
         begin, end = self._span(clock)
-        shapes = self.shapes(layers)
-        final = divide(self.distribution, shapes, self.sparsity)
-        first = divide(self.distribution, shapes, self.initial_sparsity)
+        dims = self.dims(layers)
+        final = divide(self.distribution, dims, self.sparsity)
+        first = divide(self.distribution, dims, self.initial_sparsity)
         sparsity = {name: cubic(clock.step - begin, end - begin, first[name], final[name]) for name in layers}
         scores = {}
         for name, layer in layers.items():

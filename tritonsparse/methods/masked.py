@@ -33,8 +33,7 @@ class MaskMethod(Method):
         self.sparsity = check_sparsity(self.name, self.sparsity)
 
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        shapes = {name: layer.oriented(layer.weight).shape for name, layer in layers.items()}
-        check_pattern(self.name, shapes, pattern)
+        check_pattern(self.name, {name: layer.unit_shape for name, layer in layers.items()}, pattern)
         if isinstance(pattern, NM) and self.sparsity and abs(self.sparsity - (1 - pattern.n / pattern.m)) > 1e-6:
             raise ValueError(
                 f"{self.name}: expected sparsity {1 - pattern.n / pattern.m:g}, which pattern '{pattern}' has, got "
@@ -50,16 +49,19 @@ class MaskMethod(Method):
         """[N, K] by layer."""
         return {name: tuple(layer.oriented(layer.weight).shape) for name, layer in layers.items()}
 
+    def dims(self, layers: Layers) -> dict[str, tuple[int, ...]]:
+        """All dimensions of the weights, a convolution's kernel included: what ERK counts."""
+        return {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+
     def write(self, layers: Layers, masks: Mapping[str, Tensor]) -> None:
         """Make `masks` (bool [N, K]) the layers' views."""
         for name, layer in layers.items():
-            mask = layer.oriented(masks[name].to(layer.weight.device)).contiguous()
             layer.kind = "mask"
             if layer.mask is None:
-                layer.mask = mask
-            else:
-                # In place: what compiled or captured the layer holds this tensor.
-                layer.mask.copy_(mask)
+                # Strides as the weight's, which a channels-last convolution reads without a copy.
+                layer.mask = torch.empty_like(layer.weight, dtype=torch.bool)
+            # In place: what compiled or captured the layer holds this tensor.
+            layer.mask.copy_(layer.stored(masks[name]))
 
     @torch.no_grad()
     def hold(self, layers: Layers, optimizer: Optimizer | None) -> None:

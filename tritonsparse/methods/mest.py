@@ -96,7 +96,7 @@ class MEST(MaskMethod):
         clock.require(self.name, "total_steps")
         shapes = self.shapes(layers)
         scores = {name: random_score(shape, seed, self.name, name) for name, shape in shapes.items()}
-        self.write(layers, choose_masks(scores, divide(self.distribution, shapes, self.sparsity), pattern))
+        self.write(layers, choose_masks(scores, divide(self.distribution, self.dims(layers), self.sparsity), pattern))
         self.hold(layers, None)
 
     def stage(self, step: int, clock: Clock) -> int:
@@ -125,13 +125,13 @@ class MEST(MaskMethod):
                 value = value + self.gradient_weight * (gradient if scale is None else gradient / scale)
             assert layer.mask is not None  # written in setup
             importance[name] = layer.oriented(torch.where(layer.mask, value, -1.0))
-        shapes = self.shapes(layers)
-        least = divide(self.distribution, shapes, self.sparsity + self.mutation[stage])
-        most = divide(self.distribution, shapes, self.sparsity - self.softness[stage])
+        shapes, dims = self.shapes(layers), self.dims(layers)
+        least = divide(self.distribution, dims, self.sparsity + self.mutation[stage])
+        most = divide(self.distribution, dims, self.sparsity - self.softness[stage])
         masks = {}
         for name, kept in choose_masks(importance, least, self._pattern).items():
             layer = layers[name]
-            pruned = layer.oriented(~kept)
+            pruned = layer.stored(~kept)
             # Before growth: what grows starts at 0, without the gradient and the past that it had.
             layer.weight.masked_fill_(pruned, 0.0)
             clear_state(optimizer, layer.weight, pruned)

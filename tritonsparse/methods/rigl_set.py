@@ -81,7 +81,7 @@ class SET(MaskMethod):
         clock.require(self.name, "total_steps")
         shapes = self.shapes(layers)
         scores = {name: random_score(shape, seed, self.name, name) for name, shape in shapes.items()}
-        self.write(layers, choose_masks(scores, divide(self.distribution, shapes, self.sparsity), pattern))
+        self.write(layers, choose_masks(scores, divide(self.distribution, self.dims(layers), self.sparsity), pattern))
         self.hold(layers, None)
 
     def _due(self, step: int, clock: Clock) -> bool:
@@ -108,7 +108,7 @@ class SET(MaskMethod):
                 mask, magnitude, grow[name].to(mask.device), count, self._pattern, allow_regrow=allow_regrow
             )
             # A weight that was not kept is 0 and forgotten by the optimizer already; see hold.
-            clear_state(optimizer, layer.weight, layer.oriented(masks[name] & ~mask))
+            clear_state(optimizer, layer.weight, layer.stored(masks[name] & ~mask))
         self.write(layers, masks)
         self.hold(layers, optimizer)
 

@@ -54,7 +54,7 @@ class Static(MaskMethod):
         scores = self.magnitudes(layers)
         if self.criterion == "random":
             scores = {name: random_score(shape, seed, "static", name) for name, shape in shapes.items()}
-        self.write(layers, choose_masks(scores, divide(self.distribution, shapes, self.sparsity), pattern))
+        self.write(layers, choose_masks(scores, divide(self.distribution, self.dims(layers), self.sparsity), pattern))
         self.hold(layers, None)
 
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:

@@ -17,7 +17,8 @@ sign(0) = 0. Forward and dX see What; dW is dense while alpha > 0, of density B 
 What moves the thresholds is the optimizer: the loss alone raises them slowly, weight decay on s pulls
 s < 0 towards 0 and T towards 0.5. `threshold_weight_decay` adds lambda s to the gradient of s before the
 step (L2, under every optimizer alike); None leaves s to the optimizer's own `weight_decay`, the same as the
-weights', as both papers have it. `threshold_lr_scale` is the ratio of the learning rates of s and W.
+weights', as both papers have it. `threshold_lr_scale` is the ratio of the learning rates of s and W. Where these
+three end is found by trying; `sparsity` aims at a number instead (target_sparsity.py).
 
 Differs from the paper in:
 - alpha changes when an epoch starts (paper); the listing changes it after the epoch, so that epochs 0 and 1
@@ -26,6 +27,9 @@ Differs from the paper in:
 - kept weights always get their gradient (paper: B >= A); the listing zeroes them where A outgrows B.
 - alpha belongs to the model; in the listing it is a class attribute shared by every model of the process.
 - the auto-tuned alpha may pass 1, as in Algorithm 1 and the listing, although eq. (1) has it in [0, 1].
+- `sparsity` moves all logits together towards a sparsity over the whole model; the papers have no such thing, and
+  None, the default, is theirs.
+- a layer never stays below `min_density` = 1 % of its weights; the papers' layers may empty and die. 0 is theirs.
 - STR's default s_0 is the -20 of AutoSparse's Transformer runs; STR's own -3200 goes with SGD on ImageNet.
 """
 
@@ -45,15 +49,17 @@ from ..layers import SparseLayer
 from ..mask import kept_count, topk_mask
 from ..pattern import Pattern
 from ..schedules import SCHEDULES, sigmoid_cosine
-from .base import Densities, Layers, Method, MethodState
+from .base import Densities, Layers, MethodState
+from .target_sparsity import TargetSparsity
 
 __all__ = ["STR", "AutoSparse", "AutoTune"]
 
 
 @dataclass(kw_only=True)
-class STR(Method):
+class STR(TargetSparsity):
     """Soft thresholds learned per layer; pruned weights get no gradient.
 
+    sparsity, reach_by, control_every, min_density: a target, and a floor under each layer (`TargetSparsity`).
     threshold_init: initial logit of every layer (s_0); -inf runs every layer dense, on W itself.
     threshold_weight_decay: lambda of the L2 gradient on s; None = the optimizer's own weight decay.
     threshold_lr_scale: learning rate of s over that of W.
@@ -65,11 +71,17 @@ class STR(Method):
     threshold_lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.threshold_init = float(self.threshold_init)
         if math.isnan(self.threshold_init) or self.threshold_init == math.inf:
             raise ValueError(
                 f"{self.name}: expected threshold_init as a logit below infinity, got {self.threshold_init}; -5 gives "
                 f"T = sigma(-5) = 0.0067"
+            )
+        if self.sparsity and self.threshold_init < -30.0:
+            raise ValueError(
+                f"{self.name}: expected threshold_init of at least -30 with a sparsity to reach, got "
+                f"{self.threshold_init}; leave it out"
             )
         for name, least in (("threshold_weight_decay", 0.0), ("threshold_lr_scale", 0.0)):
             value = getattr(self, name)
@@ -78,13 +90,17 @@ class STR(Method):
 
     @torch.no_grad()
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        if self.threshold_init == -math.inf:
+        if self.threshold_init == -math.inf or self.sparsity == 0.0:
             return
+        if self.sparsity is not None:
+            clock.require(self.name, "total_steps")
         for layer in layers.values():
             device = layer.weight.device
             layer.kind = "soft"
             layer.threshold = nn.Parameter(torch.full((1,), self.threshold_init, device=device))
             layer.alpha = torch.zeros((), device=device)
+        if self.sparsity is not None:
+            self.begin(layers)
 
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
@@ -96,6 +112,9 @@ class STR(Method):
                 penalty = self.threshold_weight_decay * s
                 s.grad += penalty if scale is None else penalty * scale
         return False
+
+    def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
+        self.control(layers, clock)
 
 
 @dataclass(kw_only=True)
@@ -201,6 +220,7 @@ class AutoSparse(STR):
         self._tuned *= 1.0 + tune.increase if worse else 1.0 - tune.decrease
 
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
+        super().after_step(layers, clock, optimizer)
         self._write_view(layers, clock)
 
     @torch.no_grad()
@@ -226,8 +246,9 @@ class AutoSparse(STR):
         return Densities(kept, kept, max(superset, kept))
 
     def state_dict(self) -> MethodState:
-        return {} if self.auto_tune is None else {"tuned_alpha": self._tuned}
+        return super().state_dict() | ({} if self.auto_tune is None else {"tuned_alpha": self._tuned})
 
     def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
+        super().load_state_dict(state)
         if self.auto_tune is not None:
             self._tuned = float(state["tuned_alpha"])

@@ -86,12 +86,12 @@ class TopKAST(MaskMethod):
         self._refresh(layers)
 
     def _refresh(self, layers: Layers) -> None:
-        scores, shapes = self.magnitudes(layers), self.shapes(layers)
-        self.write(layers, choose_masks(scores, divide(self.distribution, shapes, self.sparsity), self._pattern))
+        scores, dims = self.magnitudes(layers), self.dims(layers)
+        self.write(layers, choose_masks(scores, divide(self.distribution, dims, self.sparsity), self._pattern))
         if self.backward_sparsity:
-            supersets = choose_masks(scores, divide(self.distribution, shapes, self.backward_sparsity), self._pattern)
+            supersets = choose_masks(scores, divide(self.distribution, dims, self.backward_sparsity), self._pattern)
             for name, layer in layers.items():
-                layer.grad_mask = layer.oriented(supersets[name]).contiguous()
+                layer.grad_mask = torch.empty_like(layer.weight, dtype=torch.bool).copy_(layer.stored(supersets[name]))
 
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:

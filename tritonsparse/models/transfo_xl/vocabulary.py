@@ -38,12 +38,29 @@ class Vocabulary:
         return len(self.words)
 
     @classmethod
-    def count(cls, lines: Iterable[str]) -> Vocabulary:
-        """The vocabulary of a training text."""
+    def count(cls, lines: Iterable[str], min_count: int = 1) -> Vocabulary:
+        """The vocabulary of a training text.
+
+        Args:
+            lines: the text.
+            min_count: words that occur less often become `<unk>`, which is then a type whatever the text holds.
+                WikiText has been through this with 3, so it takes 1.
+
+        Raises:
+            ValueError: min_count is below 1.
+        """
+        if min_count < 1:
+            raise ValueError(f"Vocabulary.count: expected min_count of at least 1, got {min_count}; 1 keeps every word")
         counts: Counter[str] = Counter()
         for line in lines:
             counts.update(line.split())
         counts.pop(EOS, None)
+        if min_count > 1:
+            rare = {word: count for word, count in counts.items() if count < min_count and word != UNKNOWN}
+            counts.subtract(rare)
+            counts[UNKNOWN] += sum(rare.values())
+            for word in rare:
+                del counts[word]
         # sorted is stable: equal counts keep the order in which the words first came.
         return cls([EOS, *sorted(counts, key=lambda word: -counts[word])])
 
@@ -61,8 +78,8 @@ class Vocabulary:
                 if found is None:
                     raise ValueError(
                         f"Vocabulary.encode: expected words of the vocabulary ({len(self)} types without "
-                        f"{UNKNOWN}), got {word!r} in line {number}; encode the text it was counted on, or "
-                        f"add {UNKNOWN}"
+                        f"{UNKNOWN}), got {word!r} in line {number}; encode the text it was counted on, or count "
+                        f"it with a min_count of 2 or more, which adds {UNKNOWN}"
                     )
                 result.append(found)
             result.append(0)

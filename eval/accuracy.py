@@ -1,0 +1,157 @@
+"""Top-1 and top-5 accuracy of an image classifier, with its cross-entropy.
+
+    python -m tritonsparse.eval.accuracy --model runs/resnet20 --data_dir fashion-mnist --split test
+    python -m tritonsparse.eval.accuracy --model runs/resnet50 --dataset_name ILSVRC/imagenet-1k --split validation
+
+Images are prepared as the model's `preprocessor_config.json` says. Sums are exact: every image counts once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .image_sets import ImageSet, load_images
+from .preprocessing import Preprocessing
+
+__all__ = ["Accuracy", "Sums", "accuracy", "accuracy_sums", "main"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """top1, top5: fractions of the images whose label is the first, or among the first five logits; top5 is 1 where
+    there are no more than five classes. loss: mean cross-entropy in nats. images: how many were counted."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What ranks add up: [correct, correct in five, cross-entropy, images], float64."""
+
+    values: Tensor
+
+    def mean(self) -> Accuracy:
+        """The sums divided by the number of images."""
+        right, right5, loss, images = self.values.tolist()
+        return Accuracy(right / images, right5 / images, loss / images, int(images))
+
+
+@torch.no_grad()
+def accuracy_sums(
+    model: nn.Module,
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    rank: int = 0,
+    world: int = 1,
+    labels: Tensor | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Sums:
+    """The sums over images `rank`, `rank + world`, ... of a set.
+
+    Args:
+        model: `model(pixel_values=...)` returns `.logits` [B, classes]; run in evaluation mode and left as it was.
+        images: the split.
+        preprocessing: as the model was trained.
+        batch_size: images at a time.
+        rank, world: which share of them.
+        labels: [n], other labels than the set's own.
+        autocast: makes the context of the forward, such as `accelerator.autocast`.
+
+    Returns:
+        Sums, on the CPU. An image whose label ties with other logits counts as right where fewer than one (or
+        five) of them come before it, the order being that of `torch.topk`.
+    """
+    device = next(model.parameters()).device
+    truth = images.labels if labels is None else labels
+    total = torch.zeros(4, dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        for pixels, indices in batches(images, preprocessing, batch_size, rank, world):
+            inputs = preprocessing.normalise(pixels.to(device))
+            with autocast():
+                logits = model(pixel_values=inputs).logits
+            logits, target = logits.float(), truth[indices].to(device)
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+            loss = F.cross_entropy(logits, target, reduction="none").double().sum()
+            row = [best[:, 0].sum().double(), best.sum().double(), loss, loss.new_tensor(float(len(target)))]
+            total += torch.stack(row).cpu()
+    finally:
+        model.train(was_training)
+    return Sums(total)
+
+
+def accuracy(model: nn.Module, images: ImageSet, preprocessing: Preprocessing, *, batch_size: int = 256) -> Accuracy:
+    """Accuracy of `model` on all of `images`; arguments as `accuracy_sums` has them."""
+    return accuracy_sums(model, images, preprocessing, batch_size=batch_size).mean()
+
+
+def batches(
+    images: ImageSet, preprocessing: Preprocessing, batch_size: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(pixels [B, C, H, W] uint8, their numbers [B]) of every `world`-th image from `rank` on, in order."""
+    mine = torch.arange(rank, len(images), world)
+    for indices in mine.split(batch_size):
+        yield torch.stack([preprocessing.cut(images.image(index)) for index in indices.tolist()]), indices
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: one JSON document on stdout; what the user can mend is one sentence on stderr, status 2."""
+    parser = argparse.ArgumentParser(
+        "tritonsparse.eval.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--model", required=True, help="a checkpoint folder with preprocessor_config.json")
+    parser.add_argument("--dataset_name", default=None, help="'embedded' or a hub id")
+    parser.add_argument("--dataset_config_name", default=None)
+    parser.add_argument("--data_dir", default=None, help="a folder of IDX files, npz files or images")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--max_samples", type=int, default=None)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    try:
+        preprocessing = Preprocessing.load(args.model)
+        channels = len(preprocessing.mean)
+        sets = load_images(args.dataset_name, args.dataset_config_name, args.data_dir, channels)
+        if args.split not in sets:
+            raise ValueError(f"accuracy: expected --split among {', '.join(sets)}, got {args.split!r}; choose one")
+        images = sets[args.split]
+        if args.max_samples is not None:
+            images = images.subset(torch.arange(min(args.max_samples, len(images))))
+        model = load_classifier(args.model).to(args.device)
+        result = accuracy(model, images, preprocessing, batch_size=args.batch_size)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(json.dumps({"model": args.model, "split": args.split, **asdict(result)}))
+    return 0
+
+
+def load_classifier(folder: str) -> nn.Module:
+    """Any checkpoint of `AutoModelForImageClassification`, this package's models included."""
+    from transformers import AutoModelForImageClassification
+
+    import tritonsparse.models.cifar_resnet  # noqa: F401 - registers itself
+
+    model: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())

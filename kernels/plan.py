@@ -1,0 +1,173 @@
+"""Whether a product of a sparse layer should compute its view inside (`masked_gemm.py`, `masked_grad.py`) or beside.
+
+Two answers, of which the caller sees the source:
+
+    measured    both ways were timed on this device at this shape (`plan_table.json`, from
+                `benchmarks/make_plan_table.py`): the faster one
+    analytic    the count of bytes and operations below; it may prefer the fused product to the two steps, but says
+                nothing against a dense layer, and never prefers a fused dW, whose product must match the vendor's
+
+Times of the analytic model, for L multiply-adds M·N·K, B the memory's bandwidth and P the vendor's product rate:
+
+    beside      (w + x) N·K / B  +  max(2 L / P,  x (N·K + M·K + M·N) / B)
+    inside      max(2 L / (r P),  (w + mask) N·K / B  +  x (M·K + M·N) / B)
+
+with w and x the bytes of a weight and of an operand, and r = 0.68 the rate of a product that takes its left operand
+through registers, relative to the vendor's (triton#6812). The crossover lies near 1,000 rows, whatever N and K.
+"""
+# M rows of x (tokens)   N, K rows and columns of the weight
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+
+__all__ = ["Choice", "choose", "device_key", "read_table"]
+
+OPS = ("forward", "grad_input", "grad_weight")
+KINDS = ("soft", "hard", "step", "mask", "bits")
+# Bytes of a mask an element: none, bool, packed.
+MASK_BYTES = {"soft": 0.0, "hard": 0.0, "step": 0.0, "mask": 1.0, "bits": 0.125}
+# Rate of a product whose left operand goes through registers, relative to the vendor's: triton#6812, 8192^3 on H100.
+REGISTER_RATE = 0.68
+# Device memory in bytes a second, products in 16 bits in operations a second: measured with PyTorch where the name is
+# known. The crossover follows their ratio, which moves little between GPUs; an unknown one is taken for an H200.
+RATES = {"nvidia-h200": (4.3e12, 790e12)}
+FIELDS = ("device", "op", "m", "n", "k", "dtype", "kind", "beside_ms", "inside_ms")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which way to compute a product.
+
+    Attributes:
+        fused: the view inside the product.
+        source: "measured" or "analytic".
+        predicted_ms: of the chosen way: the median measured at this very m, or the model's on a device whose rates are
+            known; else None.
+        reason: one sentence for a report.
+    """
+
+    fused: bool
+    source: str
+    predicted_ms: float | None
+    reason: str
+
+
+def device_key(name: str) -> str:
+    """A GPU's name as the table writes it: "NVIDIA H200" is "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@functools.cache
+def read_table() -> tuple[dict[str, Any], ...]:
+    """The measurements this package came with, checked.
+
+    Raises:
+        ValueError: an entry lacks a field; the file was not made by `benchmarks/make_plan_table.py`.
+    """
+    text = resources.files(__package__).joinpath("plan_table.json").read_text(encoding="utf-8")
+    entries = tuple(json.loads(text)["entries"])
+    for entry in entries:
+        if set(entry) != set(FIELDS):
+            raise ValueError(
+                f"read_table: expected entries of plan_table.json to have the fields {', '.join(FIELDS)}, got "
+                f"{', '.join(entry)}; make the file with benchmarks/make_plan_table.py"
+            )
+    return entries
+
+
+def _measured(
+    op: str, m: int, n: int, k: int, dtype: str, kind: str, device: str, table: tuple[dict[str, Any], ...]
+) -> Choice | None:
+    """The measurement of this layer at the number of rows nearest to m, if one lies within a factor of two."""
+    key = {"device": device, "op": op, "n": n, "k": k, "dtype": dtype, "kind": kind}
+    rows = [entry for entry in table if all(entry[name] == value for name, value in key.items())]
+    near = [entry for entry in rows if m <= 2 * entry["m"] and entry["m"] <= 2 * m]
+    if not near:
+        return None
+    entry = min(near, key=lambda entry: (max(m, entry["m"]) / min(m, entry["m"]), entry["m"]))
+    inside, beside = entry["inside_ms"], entry["beside_ms"]
+    fused = inside < beside
+    reason = (
+        f"{op} [{entry['m']}, {n}, {k}] on {device}: inside {inside:.4g} ms, beside {beside:.4g} ms, "
+        f"{'inside' if fused else 'beside'} is faster"
+    )
+    return Choice(fused, "measured", min(inside, beside) if entry["m"] == m else None, reason)
+
+
+def _analytic(op: str, m: int, n: int, k: int, dtype: torch.dtype, kind: str, device: str) -> Choice:
+    if op == "grad_weight":
+        return Choice(False, "analytic", None, "grad_weight: fused only where it was measured faster than the vendor's")
+    bandwidth, rate = RATES.get(device, RATES["nvidia-h200"])
+    x = dtype.itemsize
+    # float32 masters; float32 products run at half the rate of 16 bits as tf32, and slower in full float32.
+    rate = rate if x == 2 else rate / 2
+    work, weights, rows = 2.0 * m * n * k / rate, n * k / bandwidth, x * (m * k + m * n) / bandwidth
+    view = (4 + MASK_BYTES[kind]) * weights
+    beside = view + x * weights + max(work, x * weights + rows)
+    inside = max(work / REGISTER_RATE, view + rows)
+    fused = inside < beside
+    milliseconds = 1e3 * min(inside, beside) if device in RATES else None
+    reason = (
+        f"{op} [{m}, {n}, {k}]: by bytes and operations {1e6 * inside:.3g} us with the view inside the product, "
+        f"{1e6 * beside:.3g} us beside it, at {bandwidth / 1e12:.3g} TB/s and {rate / 1e12:.3g} TFLOP/s"
+    )
+    return Choice(fused, "analytic", milliseconds, reason)
+
+
+def choose(
+    op: str,
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    kind: str,
+    device_name: str,
+    *,
+    table: tuple[dict[str, Any], ...] | None = None,
+) -> Choice:
+    """Whether to compute a product with its view inside or beside, and on what grounds.
+
+    A function of its arguments and the packaged table: two processes and two calls agree.
+
+    Args:
+        op: "forward", "grad_input" or "grad_weight".
+        m: rows of x.
+        n, k: rows and columns of the weight, as stored.
+        dtype: of x and the product.
+        kind: "soft", "hard", "step", "mask" (bool), or "bits" (packed mask).
+        device_name: as `torch.cuda.get_device_name()` gives it.
+        table: entries to use instead of the packaged ones.
+
+    Returns:
+        The choice. Source "analytic" compares our two ways and claims nothing against a dense layer.
+
+    Raises:
+        ValueError: `op` or `kind` is unknown, or a size is negative.
+
+    Example:
+        >>> import torch
+        >>> from tritonsparse.kernels.plan import choose
+        >>> choose("forward", 64, 4096, 4096, torch.bfloat16, "soft", "NVIDIA H200").fused
+        True
+        >>> choose("forward", 8192, 4096, 4096, torch.bfloat16, "soft", "NVIDIA H200").fused
+        False
+    """
+    if op not in OPS or kind not in KINDS:
+        raise ValueError(
+            f"choose: expected op in {list(OPS)} and kind in {list(KINDS)}, got {op!r} and {kind!r}; "
+            f'pass a packed mask as kind "bits"'
+        )
+    if min(m, n, k) < 0:
+        raise ValueError(f"choose: expected sizes of 0 or more, got {[m, n, k]}; pass the shape of the product")
+    device = device_key(device_name)
+    name = str(dtype).removeprefix("torch.")
+    table = read_table() if table is None else table
+    return _measured(op, m, n, k, name, kind, device, table) or _analytic(op, m, n, k, dtype, kind, device)

@@ -1,0 +1,157 @@
+"""Accuracy: exact on hand-sized logits, over any batching, ranks and the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tritonsparse.eval import accuracy as accuracy_program
+from tritonsparse.eval.accuracy import Accuracy, Sums, accuracy, accuracy_sums
+from tritonsparse.eval.image_sets import ImageSet, load_images
+from tritonsparse.eval.preprocessing import Preprocessing, channel_statistics
+from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from tritonsparse.train.batch_norm import reestimate
+
+PLAIN = Preprocessing((0.0,), (1.0,))
+
+
+class Scripted(nn.Module):
+    """Logits by the first pixel's value: row i of a table."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table)
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        rows = (pixel_values[:, 0, 0, 0] * 255).round().long()
+        return SimpleNamespace(logits=self.table[rows])
+
+
+def images(labels: list[int]) -> ImageSet:
+    pixels = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+    return ImageSet(torch.tensor(labels), [str(i) for i in range(7)], pixels)
+
+
+def test_top1_top5_and_loss_are_counted_by_hand() -> None:
+    # Row 0: label 0 first. Row 1: label 2 is fourth. Row 2: label 6 is sixth, out of five. Row 3: all alike.
+    table = torch.tensor([
+        [9.0, 1, 1, 1, 1, 1, 1], [5, 4, 2, 3, 1, 0, 0], [6, 5, 4, 3, 2, 0, 1], [0, 0, 0, 0, 0, 0, 0],
+    ])  # fmt: skip
+    labels = [0, 2, 6, 0]
+    found = accuracy(Scripted(table), images(labels), PLAIN, batch_size=3)
+    losses = [
+        math.log(sum(math.exp(v) for v in row)) - row[label] for row, label in zip(table.tolist(), labels, strict=True)
+    ]
+    # The tie of row 3 is topk's: label 0 may or may not come first, but it is counted as one of them.
+    assert found.images == 4
+    assert found.top1 in (0.25, 0.5) and found.top5 in (0.5, 0.75)
+    assert found.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
+    assert accuracy(Scripted(table[:3]), images(labels[:3]), PLAIN).top1 == pytest.approx(1 / 3)
+    assert accuracy(Scripted(table[:3]), images(labels[:3]), PLAIN).top5 == pytest.approx(2 / 3)
+
+
+def test_fewer_than_six_classes_are_always_among_five() -> None:
+    table = torch.randn(4, 3)
+    assert accuracy(Scripted(table), images([0, 1, 2, 0]), PLAIN).top5 == 1.0
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_and_batches_add_up_to_the_whole(world: int) -> None:
+    torch.manual_seed(0)
+    table, labels = torch.randn(10, 7), torch.randint(7, (10,)).tolist()
+    whole = accuracy(Scripted(table), images(labels), PLAIN, batch_size=10)
+    parts = [
+        accuracy_sums(Scripted(table), images(labels), PLAIN, batch_size=2, rank=rank, world=world).values
+        for rank in range(world)
+    ]
+    found = Sums(torch.stack(parts).sum(0)).mean()
+    assert (found.top1, found.top5, found.images) == (whole.top1, whole.top5, 10)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_other_labels_can_be_asked_about() -> None:
+    table = torch.eye(7)[:4]
+    truth = images([0, 1, 2, 3])
+    assert accuracy_sums(Scripted(table), truth, PLAIN).mean().top1 == 1.0
+    assert accuracy_sums(Scripted(table), truth, PLAIN, labels=torch.tensor([0, 0, 0, 3])).mean().top1 == 0.5
+
+
+def build() -> CifarResNetForImageClassification:
+    torch.manual_seed(0)
+    return CifarResNetForImageClassification(CifarResNetConfig(depth=8, widths=[4, 4, 8], num_channels=1, image_size=8))
+
+
+def test_the_model_is_evaluated_in_evaluation_mode_and_left_as_it_was() -> None:
+    model, digits = build().train(), load_images("embedded")["test"]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    mean, std = channel_statistics(digits)
+    first = accuracy(model, digits, Preprocessing(mean, std), batch_size=100)
+    assert model.training and first == accuracy(model, digits, Preprocessing(mean, std), batch_size=100)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_the_command_line_reads_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, digits = build(), load_images("embedded")
+    mean, std = channel_statistics(digits["train"])
+    model.save_pretrained(tmp_path)
+    preprocessing = Preprocessing(mean, std)
+    preprocessing.save(tmp_path)
+    assert accuracy_program.main(["--model", str(tmp_path), "--dataset_name", "embedded", "--device", "cpu"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    expected = accuracy(model, digits["test"], preprocessing)
+    assert Accuracy(**{key: printed[key] for key in ("top1", "top5", "loss", "images")}) == expected
+    arguments = ["--model", str(tmp_path), "--dataset_name", "embedded", "--device", "cpu", "--max_samples", "10"]
+    assert accuracy_program.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dataset_name", "embedded", "--split", "validation"], "--split among train, test"),
+        (["--data_dir", "nowhere"], "IDX files"),
+        ([], "a dataset's name or a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build().save_pretrained(tmp_path)
+    Preprocessing((0.3,), (0.4,)).save(tmp_path)
+    assert accuracy_program.main(["--model", str(tmp_path), *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0]
+
+
+def test_reestimated_statistics_are_the_plain_averages_over_the_batches() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5))
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            y: Tensor = self.layers(pixel_values)
+            return y
+
+    batches = [torch.randn(5, 1, 4, 4) + shift for shift in (0.0, 2.0, -1.0)]
+    with torch.no_grad():
+        outputs = [model[0](batch).transpose(0, 1).flatten(1).double() for batch in batches]
+    model[1].running_mean.fill_(7.0)
+    wrapped = Wrapped().train()
+    model[2].eval()
+    assert reestimate(wrapped, batches) == 1
+    mean = torch.stack([output.mean(1) for output in outputs]).mean(0)
+    variance = torch.stack([output.var(1) for output in outputs]).mean(0)
+    assert torch.allclose(model[1].running_mean.double(), mean, atol=1e-6)
+    assert torch.allclose(model[1].running_var.double(), variance, rtol=1e-5)
+    assert model[1].momentum == 0.1 and model[0].training and not model[2].training
+    assert reestimate(nn.Sequential(nn.Linear(2, 2)), []) == 0

@@ -1,0 +1,231 @@
+"""Speed comparison, compressed rows and ONNX: equal outputs first, then numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import MarianConfig, MarianMTModel
+
+import tritonsparse as ts
+from tritonsparse.eval import csr, onnx_export, speed
+from tritonsparse.eval.csr import CsrConv1x1, CsrLinear, use_csr
+from tritonsparse.eval.preprocessing import Preprocessing
+from tritonsparse.eval.speed import measure, relative_error
+from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+
+quick = settings(max_examples=40, deadline=None)
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+def prune(layer: Any, sparsity: float = 0.9) -> Any:
+    with torch.no_grad():
+        layer.weight.masked_fill_(torch.rand_like(layer.weight) < sparsity, 0.0)
+    return layer
+
+
+def classifier(**options: Any) -> CifarResNetForImageClassification:
+    """Half of the weights are 0; norms have statistics of their own, so that folding them changes numbers."""
+    torch.manual_seed(0)
+    config = {"depth": 8, "widths": [4, 4, 8], "shortcut": "projection", "image_size": 12, "num_labels": 5, **options}
+    model = CifarResNetForImageClassification(CifarResNetConfig(**config))
+    with torch.no_grad():
+        model.train()(torch.randn(32, 3, 12, 12) + 0.5)
+    ts.sparsify(model, "static", sparsity=0.5).finalize()
+    return model.eval()
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 9), st.lists(st.integers(1, 4), max_size=2), st.booleans(), st.integers(0, 999)
+)
+@quick
+def test_a_compressed_linear_layer_gives_the_layer_s_output(
+    inputs: int, outputs: int, batch: list[int], bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    layer = prune(nn.Linear(inputs, outputs, bias=bias).double(), 0.7)
+    x = torch.randn(*batch, inputs, dtype=torch.float64)
+    assert torch.allclose(CsrLinear(layer)(x), layer(x), atol=1e-12)
+
+
+@given(
+    st.integers(1, 8), st.integers(1, 8), st.integers(1, 3), st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)), st.booleans(), st.integers(0, 999),
+)  # fmt: skip
+@quick
+def test_a_compressed_convolution_gives_the_layer_s_output(
+    inputs: int, outputs: int, batch: int, size: tuple[int, int], stride: tuple[int, int], bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    layer = prune(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=bias).double(), 0.7)
+    x = torch.randn(batch, inputs, *size, dtype=torch.float64)
+    assert torch.allclose(CsrConv1x1(layer)(x), layer(x), atol=1e-12)
+
+
+def rigged(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr(csr, "_medians", lambda *_: (2.0, 1.0) if fast else (1.0, 2.0))
+
+
+def test_layers_that_win_are_replaced_in_a_copy_and_the_outputs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    rigged(monkeypatch, fast=True)
+    model = classifier()
+    inputs = {"pixel_values": torch.randn(3, 3, 12, 12)}
+    expected = model(**inputs).logits
+    compressed, timings = use_csr(model, inputs, least_sparsity=0.4)
+    # Two projections of blocks and the classifier; 3x3 convolutions are not tried.
+    assert [timing.name for timing in timings] == ["blocks.1.projection.0", "blocks.2.projection.0", "classifier"]
+    assert all(timing.used and 0.4 < timing.sparsity < 0.6 for timing in timings)
+    assert type(compressed.get_submodule("classifier")) is CsrLinear
+    assert type(compressed.get_submodule("blocks.2.projection.0")) is CsrConv1x1
+    assert relative_error(compressed(**inputs).logits, expected) < 1e-6
+    assert type(model.classifier) is nn.Linear and torch.equal(model(**inputs).logits, expected)
+    other = {"pixel_values": torch.randn(7, 3, 9, 9)}
+    assert relative_error(compressed(**other).logits, model(**other).logits) < 1e-6
+
+
+def test_layers_that_lose_and_layers_of_few_zeros_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    rigged(monkeypatch, fast=False)
+    inputs = {"pixel_values": torch.randn(1, 3, 12, 12)}
+    compressed, timings = use_csr(classifier(), inputs, least_sparsity=0.4)
+    assert len(timings) == 3 and not any(timing.used for timing in timings)
+    assert not any(isinstance(module, CsrLinear | CsrConv1x1) for module in compressed.modules())
+    assert use_csr(classifier(), inputs, least_sparsity=0.9)[1] == []
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for a busy core would be timed, not the products."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_what_is_really_faster_is_found_by_measuring(one_thread: None) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(prune(nn.Linear(1024, 1024), 0.999), prune(nn.Linear(1024, 1024), 0.5))
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.layers(x)
+            return y
+
+    _, timings = use_csr(Named(), {"x": torch.randn(64, 1024)}, repeats=5)
+    # A thousandth of the products against all; half of them, in a layout that is several times slower a product.
+    assert [timing.used for timing in timings] == [True, False], timings
+
+
+def test_another_dtype_is_refused() -> None:
+    with pytest.raises(ValueError, match="float32 or float64 model on the CPU"):
+        use_csr(classifier().bfloat16(), {})
+
+
+def test_timings_are_those_of_each_model_and_taken_in_turn() -> None:
+    order: list[str] = []
+
+    def forward(name: str, seconds: float) -> Any:
+        def run() -> None:
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    found = measure({"slow": forward("slow", 0.02), "fast": forward("fast", 0.002)}, batch_size=8, runs=5, warmup=2)
+    assert order == ["slow", "fast"] * 7
+    assert found["slow"].median >= 0.02 > found["fast"].p20 >= 0.002
+    for timing in found.values():
+        assert timing.p20 <= timing.median <= timing.p80 and timing.runs == 5
+        assert timing.throughput == pytest.approx(8 / timing.median)
+    with pytest.raises(ValueError, match="at least 1 run"):
+        measure({}, batch_size=1, runs=0)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    classifier().save_pretrained(folder)
+    Preprocessing((0.5,) * 3, (0.5,) * 3).save(folder)
+    return folder
+
+
+def test_the_command_line_compares_in_one_run(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rigged(monkeypatch, fast=True)
+    command = ["--model", str(saved), "--batch_sizes", "1", "2", "--device", "cpu", "--runs", "2", "--threads", "1"]
+    assert speed.main([*command, "--output", str(tmp_path / "speed.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    document = json.loads(lines[-1])
+    assert document == json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert [(row["batch_size"], row["model"], row["verdict"]) for row in document["rows"]] == [
+        (1, "dense", "ok"), (1, "compressed rows", "ok"), (2, "dense", "ok"), (2, "compressed rows", "ok"),
+    ]  # fmt: skip
+    # Matrices of norms do not count: half of the weights of 9 convolutions and the classifier.
+    assert document["sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert document["rows"][0]["speedup"] == 1.0 and document["environment"]["threads"] == 1
+    assert any(line.strip().startswith("2  compressed rows") for line in lines)
+
+
+def test_a_wrong_output_prints_no_time(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rigged(monkeypatch, fast=True)
+    monkeypatch.setattr(CsrLinear, "forward", lambda self, x: torch.zeros(*x.shape[:-1], 5))
+    assert speed.main(["--model", str(saved), "--batch_sizes", "1", "--device", "cpu", "--runs", "1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    row = json.loads(lines[-1])["rows"][1]
+    assert row["verdict"] == "WRONG" and "median" not in row
+    assert any("WRONG: error" in line for line in lines)
+
+
+def test_translation_models_are_compared_on_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = MarianConfig(
+        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_attention_heads=2, decoder_ffn_dim=32, max_position_embeddings=16, pad_token_id=0, eos_token_id=1,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    MarianMTModel(config).save_pretrained(tmp_path)
+    command = ["--model", str(tmp_path), "--batch_sizes", "2", "--length", "8", "--device", "cpu", "--runs", "1"]
+    assert speed.main(command) == 0
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == 2
+
+
+def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert speed.main(["--model", str(tmp_path), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_sparse_layers_are_not_exported(tmp_path: Path) -> None:
+    model = classifier()
+    ts.sparsify(model, "static", sparsity=0.5)
+    words = "expected a finalized model" if HAS_ONNX else "expected onnx and onnxscript"
+    with pytest.raises((ValueError, ImportError), match=words):
+        onnx_export.export_onnx(model, {"pixel_values": torch.randn(2, 3, 12, 12)}, tmp_path / "model.onnx")
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript or onnxruntime is not installed")
+def test_onnx_keeps_the_zeros_and_the_outputs_at_any_batch(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.onnx"
+    assert onnx_export.main(["--model", str(saved), "--output", str(path)]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["zeros"] == printed["model_zeros"] > 600 and printed["error"] < 1e-5
+    assert printed["bytes"] == path.stat().st_size
+    model = speed.load_any(str(saved))
+    for batch in (1, 5):
+        found = onnx_export.round_trip(model, {"pixel_values": torch.randn(batch, 3, 12, 12)}, path)
+        assert found.error < 1e-5 and found.zeros == found.model_zeros

@@ -1,0 +1,96 @@
+"""Sparse convolutions on a GPU: the back ends agree in bfloat16 and float32, and training steps can be captured."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tritonsparse as ts
+from tritonsparse.methods import AutoSparse, Static
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+DEVICE = "cuda"
+METHODS = {
+    "soft": AutoSparse(threshold_init=-3.0, alpha=0.4, alpha_schedule="constant"),
+    "mask": Static(sparsity=0.8),
+}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    scale = expected.double().norm().item()
+    return (actual.double() - expected.double()).norm().item() / (scale or 1.0)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(16, 64, 3, padding=1, stride=2), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 128, 1), nn.ReLU(),
+        nn.Conv2d(128, 64, 3, padding="same", groups=4),
+    ).to(DEVICE)  # fmt: skip
+
+
+def gradients(model: nn.Module, x: Tensor, grad: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    model.zero_grad()
+    with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+        y = model(x)
+    y.backward(grad.to(y.dtype))
+    return {"y": y.detach(), **{name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_the_back_ends_agree(
+    kind: str, channels_last: bool, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    stock = network()
+    x, grad = torch.randn(8, 16, 28, 28, device=DEVICE), torch.randn(8, 64, 14, 14, device=DEVICE)
+    found = {}
+    for backend in ("torch", "triton"):
+        model: Any = copy.deepcopy(stock)
+        ts.sparsify(model, METHODS[kind], backend=backend, total_steps=10, steps_per_epoch=5)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        found[backend] = gradients(model, x, grad, dtype)
+    for name, expected in found["torch"].items():
+        assert relative_error(found["triton"][name], expected) < bound, name
+
+
+def test_forward_and_backward_can_be_captured_while_thresholds_move() -> None:
+    model: Any = network().to(memory_format=torch.channels_last).eval()
+    sparsifier = ts.sparsify(model, METHODS["soft"], backend="triton")
+    x = torch.randn(4, 16, 28, 28, device=DEVICE).contiguous(memory_format=torch.channels_last)
+
+    def run() -> Tensor:
+        y: Tensor = model(x)
+        y.square().mean().backward()
+        return y
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    model.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for threshold in (-3.0, -2.5):
+        with torch.no_grad():
+            for layer in sparsifier.layers.values():
+                layer.threshold.fill_(threshold)
+        for parameter in model.parameters():
+            parameter.grad.zero_()
+        graph.replay()
+        replayed = captured.clone()
+        assert relative_error(replayed, model(x)) < 1e-3

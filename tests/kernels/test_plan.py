@@ -1,0 +1,124 @@
+"""Which products are fused, and on what grounds."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tritonsparse.kernels import plan
+from tritonsparse.kernels.plan import FIELDS, choose, device_key, read_table
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import make_plan_table  # noqa: E402
+
+BF16 = torch.bfloat16
+H200 = "NVIDIA H200"
+
+
+def entry(m: int, beside: float, inside: float, **changed: Any) -> dict[str, Any]:
+    return {
+        **{"device": "nvidia-h200", "op": "forward", "m": m, "n": 4096, "k": 1024, "dtype": "bfloat16"},
+        **{"kind": "soft", "beside_ms": beside, "inside_ms": inside},
+        **changed,
+    }
+
+
+@pytest.mark.parametrize("op", ["forward", "grad_input"])
+@pytest.mark.parametrize("kind", ["soft", "hard", "mask", "bits"])
+@pytest.mark.parametrize("nk", [(1024, 1024), (4096, 14_336)])
+def test_the_model_fuses_below_about_a_thousand_rows(op: str, kind: str, nk: tuple[int, int]) -> None:
+    fused = [choose(op, m, *nk, BF16, kind, H200, table=()).fused for m in (1, 64, 512, 2048, 8192, 65_536)]
+    assert fused == [True, True, True, False, False, False]
+
+
+def test_the_model_s_milliseconds_by_hand() -> None:
+    # 8192 rows: 6 bytes of 2^24 weights at 4.3 TB/s, then 2^38 operations at 790 TFLOP/s: 0.0234 + 0.3479 ms.
+    choice = choose("forward", 8192, 4096, 4096, BF16, "soft", H200, table=())
+    assert choice.predicted_ms == pytest.approx(0.3714, abs=1e-4)
+    assert choose("forward", 8192, 4096, 4096, BF16, "soft", "Another GPU", table=()).predicted_ms is None
+
+
+def test_a_fused_gradient_of_the_weight_is_chosen_only_where_it_was_measured_faster() -> None:
+    shape: tuple[Any, ...] = ("grad_weight", 512, 4096, 1024, BF16, "soft", H200)
+    choice = choose(*shape, table=())
+    assert (choice.fused, choice.source, choice.predicted_ms) == (False, "analytic", None)
+    choice = choose(*shape, table=(entry(512, 0.5, 0.25, op="grad_weight"),))
+    assert (choice.fused, choice.source, choice.predicted_ms) == (True, "measured", 0.25)
+
+
+def test_a_measurement_overrules_the_model_within_a_factor_of_two_of_its_rows() -> None:
+    table = (entry(512, 0.25, 0.5), entry(2048, 0.5, 0.25))
+    sources = {m: choose("forward", m, 4096, 1024, BF16, "soft", H200, table=table) for m in (200, 256, 1000, 2048)}
+    assert {m: (choice.fused, choice.source) for m, choice in sources.items()} == {
+        200: (True, "analytic"),
+        256: (False, "measured"),  # 256 * 2 = 512
+        1000: (False, "measured"),  # 1000 / 512 = 1.95 < 2048 / 1000 = 2.05
+        2048: (True, "measured"),
+    }
+    # Milliseconds are predicted where they were measured only.
+    assert sources[2048].predicted_ms == 0.25 and sources[1000].predicted_ms is None
+    for other in ({"n": 1024, "k": 4096}, {"kind": "mask"}, {"dtype": "float32"}, {"device": "nvidia-a100"}):
+        table = (entry(512, 0.25, 0.5, **other),)
+        assert choose("forward", 512, 4096, 1024, BF16, "soft", H200, table=table).source == "analytic"
+
+
+def test_a_measurement_that_found_no_difference_does_not_fuse() -> None:
+    assert not choose("forward", 512, 4096, 1024, BF16, "soft", H200, table=(entry(512, 0.5, 0.5),)).fused
+
+
+def test_every_entry_the_package_brings_is_whole() -> None:
+    entries = read_table()
+    assert all(set(found) == set(FIELDS) for found in entries)
+    fields = json.loads((ROOT / "kernels" / "plan_table.json").read_text(encoding="utf-8"))["fields"]
+    assert tuple(fields) == FIELDS
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "plan_table.json" in settings["tool"]["setuptools"]["package-data"]["tritonsparse.kernels"]
+
+
+def test_unknown_words_and_negative_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose: expected op in"):
+        choose("backward", 1, 1, 1, BF16, "soft", H200)
+    with pytest.raises(ValueError, match='pass a packed mask as kind "bits"'):
+        choose("forward", 1, 1, 1, BF16, "packed", H200)
+    with pytest.raises(ValueError, match="sizes of 0 or more"):
+        choose("forward", -1, 1, 1, BF16, "soft", H200)
+
+
+def test_an_empty_product_has_an_answer() -> None:
+    assert choose("forward", 0, 0, 0, BF16, "soft", H200, table=()).predicted_ms == 0.0
+
+
+def test_a_gpu_s_name_is_that_of_its_folder_of_results() -> None:
+    assert device_key("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb"
+
+
+def row(provider: str, median: float | None, **changed: Any) -> dict[str, Any]:
+    case = {name: value for name, value in entry(512, 0, 0).items() if name in make_plan_table.CASE}
+    return case | {"provider": provider, "verdict": "right", "median_ms": median} | changed
+
+
+def test_the_table_is_made_of_cases_whose_two_providers_were_right(tmp_path: Path) -> None:
+    folder = tmp_path / "nvidia-h200"
+    folder.mkdir()
+    rows = [
+        *(row("inside", 0.25), row("beside", 0.5), row("dense", 0.4)),
+        *(row("inside", None, m=64, verdict="WRONG"), row("beside", 0.5, m=64)),
+        row("inside", 0.25, m=128),
+    ]
+    (folder / "bench.json").write_text(json.dumps({"rows": rows}))
+    table = tmp_path / "plan_table.json"
+    old = {"fields": {}, "entries": [entry(7, 1, 1), entry(7, 1, 1, device="nvidia-a100")]}
+    table.write_text(json.dumps(old))
+    make_plan_table.main([str(folder / "bench.json"), "--table", str(table)])
+    written = json.loads(table.read_text())
+    assert written["entries"] == [entry(7, 1, 1, device="nvidia-a100"), entry(512, 0.5, 0.25)]
+    choice = plan.choose("forward", 512, 4096, 1024, BF16, "soft", H200, table=tuple(written["entries"]))
+    assert choice.fused and choice.source == "measured"

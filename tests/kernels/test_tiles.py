@@ -1,0 +1,103 @@
+"""The configurations of the fused products, computed and not searched for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tritonsparse.kernels._tiles import (
+    MAX_SPLITS,
+    MAX_STAGES,
+    Limits,
+    gemm_tiles,
+    grad_tiles,
+    input_precision,
+    is_aligned,
+    power_of_two,
+)
+
+A100, RTX, H200, MI300 = Limits(166_912, 108), Limits(101_376, 128), Limits(232_448, 132), Limits(65_536, 304)
+limits = st.sampled_from([A100, RTX, H200, MI300])
+sizes = st.sampled_from([1, 7, 64, 1000, 4096, 100_000])
+
+
+@given(m=sizes, n=sizes, k=sizes, w=st.sampled_from([2, 4]), x=st.sampled_from([2, 4]), bits=st.sampled_from([0, 1, 8]),
+       precision=st.sampled_from(["ieee", "tf32"]), aligned=st.booleans(), limits=limits)  # fmt: skip
+def test_a_product_s_tiles_fit_the_device(
+    m: int, n: int, k: int, w: int, x: int, bits: int, precision: str, aligned: bool, limits: Limits
+) -> None:
+    tiles = gemm_tiles(
+        m, n, k, weight_bytes=w, x_bytes=x, mask_bits=bits, precision=precision, aligned=aligned, limits=limits
+    )
+    for side in (tiles.m, tiles.n, tiles.k):
+        assert side == power_of_two(side, 16, 256)
+    # A word of a packed mask is 32 columns or rows of it.
+    assert tiles.k % 32 == tiles.n % 32 == 0
+    assert 2 <= tiles.num_stages <= MAX_STAGES and 1 <= tiles.splits <= MAX_SPLITS
+    # What a loop of num_stages holds: all of x's buffers, one fewer of what passes through registers.
+    held = tiles.num_stages * tiles.m * tiles.k * x + (tiles.num_stages - 1) * tiles.n * tiles.k * (w + bits / 8)
+    assert held <= limits.shared_bytes
+    # The rows a tile computes for nothing are fewer than those it is asked for, from 16 on.
+    assert tiles.m < 2 * max(m, 8) or tiles.m <= 64
+    programs = -(-m // tiles.m) * -(-n // tiles.n) * tiles.splits
+    assert tiles.splits == 1 or (programs <= limits.multiprocessors and k >= 4 * tiles.splits * tiles.k)
+
+
+@given(n=sizes, k=sizes, operand=st.sampled_from([2, 4]), precision=st.sampled_from(["ieee", "tf32"]),
+       aligned=st.booleans(), limits=limits)  # fmt: skip
+def test_a_gradient_s_tiles_fit_the_device(
+    n: int, k: int, operand: int, precision: str, aligned: bool, limits: Limits
+) -> None:
+    tiles = grad_tiles(n, k, operand_bytes=operand, precision=precision, aligned=aligned, limits=limits)
+    assert tiles.num_stages * tiles.m * (tiles.n + tiles.k) * operand <= limits.shared_bytes
+    # Each part of the epilogue holds whole words of a packed mask.
+    assert tiles.subtiles in (1, 2, 4, 8) and tiles.k // tiles.subtiles % 32 == 0
+
+
+def test_a_decoding_step_is_spread_over_the_multiprocessors() -> None:
+    # 4096 / 64 = 64 tiles of the view for 132 multiprocessors: two parts of the reduction each.
+    tiles = gemm_tiles(
+        1, 4096, 4096, weight_bytes=4, x_bytes=2, mask_bits=0, precision="ieee", aligned=True, limits=H200
+    )
+    assert (tiles.m, tiles.n, tiles.splits) == (16, 64, 2)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "tile"), [(4096, 14_336, (128, 256)), (2048, 2048, (128, 128)), (1024, 1024, (64, 128))]
+)
+def test_the_larger_the_weight_the_larger_the_tiles_of_its_gradient(n: int, k: int, tile: tuple[int, int]) -> None:
+    tiles = grad_tiles(n, k, operand_bytes=2, precision="ieee", aligned=True, limits=H200)
+    assert (tiles.n, tiles.k) == tile
+
+
+def test_lines_that_start_on_16_elements_are_aligned_along_either_axis() -> None:
+    matrix = torch.zeros(32, 48)
+    assert is_aligned(matrix, matrix.T, matrix[::2], matrix[:, 16:40], None)
+    assert not is_aligned(matrix, torch.zeros(32, 40))  # lines of 40
+    assert not is_aligned(matrix[:, ::2])  # no neighbours
+    assert not is_aligned(matrix[:, 1:])  # starts on 4 bytes
+    assert not is_aligned(torch.zeros(1).expand(32, 48))
+
+
+@pytest.fixture
+def restored_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("restored_precision")
+def test_float32_products_are_full_float32_unless_torch_allows_tf32() -> None:
+    torch.set_float32_matmul_precision("highest")
+    assert input_precision(torch.float32) == "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert input_precision(torch.float32) == "tf32"
+    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("high")
+    assert input_precision(torch.float32) == "tf32"
+    # 16 bits are exact either way: one kernel, whatever the setting.
+    assert input_precision(torch.bfloat16) == input_precision(torch.float16) == "ieee"

@@ -1,0 +1,326 @@
+"""Train an image classifier, sparse or dense, and measure its top-1 and top-5 accuracy.
+
+    accelerate launch -m tritonsparse.train.image_classification --recipe fashion-mnist-small \\
+        --data_dir fashion-mnist --output_dir runs/fashion-mnist
+
+ResNet-50, MobileNetV1 and small residual networks from scratch (`--preset`), or any image classifier
+(`--model_name_or_path`); SGD with momentum, cosine with warm-up, label smoothing; checkpoints that resume bit for bit
+on a CPU. Epochs are evaluated on the validation split, on the test split where there is no other; the result is that of
+the last weights, never of a best epoch. `--output_dir` receives the finalized checkpoint (stock classes, exact zeros)
+with its preprocessor, the sidecar to go on from, `all_results.json` and the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import get_scheduler
+
+import tritonsparse as ts
+from tritonsparse.eval.accuracy import Accuracy, Sums, accuracy_sums
+from tritonsparse.eval.image_sets import ImageSet, load_images
+from tritonsparse.eval.preprocessing import Preprocessing, channel_statistics
+from tritonsparse.flops import CONVENTIONS, LayerCost, TrainingMeter, forward_fraction, layer_costs
+from tritonsparse.report import Report, as_rows
+
+from . import program, results
+from .batch_norm import reestimate
+from .image_arguments import FREE, PRESET, parser
+from .image_batches import ImageBatch, ImageBatches
+from .image_models import build_model, load_model
+from .label_corruption import Corruption
+from .loop import Loop, Settings
+from .twins import Twins
+
+__all__ = ["Run", "main", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+NAME = "image_classification"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
+    return program.run_program(parser(NAME, __doc__), prepare, finish, argv)
+
+
+@dataclass
+class Run:
+    """Everything that evaluation and `finish` need."""
+
+    args: argparse.Namespace
+    loop: Loop
+    stock_model: nn.Module
+    sets: dict[str, ImageSet]
+    batches: ImageBatches
+    preprocessing: Preprocessing
+    costs: dict[str, LayerCost]
+    kinds: dict[str, str]
+    corruption: Corruption | None = None
+
+    @property
+    def evaluated(self) -> str:
+        """The split that epochs are evaluated on."""
+        return "validation" if "validation" in self.sets else "test"
+
+
+def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] | None = None) -> Run:
+    """Check everything and build everything; writes nothing but the output folder.
+
+    corrupt: makes other labels for the training set, which evaluations then report on.
+    """
+    accelerator = program.make_accelerator(NAME, args)
+    program.refuse_used(NAME, args)
+    if not accelerator.is_local_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    set_seed(args.seed)
+    sets = load_sets(args)
+    corruption = None if corrupt is None else corrupt(sets["train"])
+    batches, preprocessing = training_batches(
+        args, sets["train"], accelerator.num_processes, accelerator.process_index,
+        None if corruption is None else corruption.labels,
+    )  # fmt: skip
+    total_steps = args.max_train_steps or args.num_train_epochs * batches.steps_per_epoch
+    model = _model(args, sets["train"], preprocessing)
+    if args.channels_last:
+        # torch's annotations leave this form of `to` out.
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Evaluation runs on stock classes loaded with the finalized weights, which is what users will load.
+    stock_model = copy.deepcopy(model)
+    method = program.make_method(NAME, args)
+    sparsifier = ts.sparsify(
+        model, method, pattern=args.pattern, include=args.include, exclude=args.exclude, backend=args.backend,
+        total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
+    )  # fmt: skip
+    optimizer = _optimizer(args, sparsifier)
+    warmup = args.num_warmup_steps
+    if args.warmup_epochs is not None:
+        warmup = round(args.warmup_epochs * batches.steps_per_epoch)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, total_steps)
+    example = preprocessing.normalise(next(batches.first(1)).pixels[:1])
+    costs = layer_costs(stock_model.eval(), pixel_values=example)
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    sparsifier.attach(prepared_optimizer)
+    sparsifier.register(accelerator)
+    stock_model.to(accelerator.device)
+    settings = Settings(
+        output_dir=Path(args.output_dir),
+        total_steps=total_steps,
+        max_grad_norm=args.max_grad_norm,
+        logging_steps=args.logging_steps,
+        checkpointing_steps=args.checkpointing_steps,
+        checkpoints_total_limit=args.checkpoints_total_limit,
+        configuration=program.configuration(args, method, accelerator.num_processes, FREE),
+    )
+    loop = Loop(
+        accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
+        batches=batches, sparsifier=sparsifier,
+        meter=TrainingMeter(sparsifier, costs, convention=args.flops_convention),
+        loss=lambda model, batch: _loss(model, batch, preprocessing, args.label_smoothing),
+        evaluate=lambda: evaluate(run),
+        settings=settings, twins=_twins(stock_model, preprocessing) if args.save_twins else None,
+    )  # fmt: skip
+    kinds = {name: layer.kind for name, layer in sparsifier.layers.items()}
+    run = Run(args, loop, stock_model, sets, batches, preprocessing, costs, kinds, corruption)
+    program.start(args, loop)
+    logger.info(
+        "***** training *****\n  images: %s of %s, %d classes\n  epochs: %.2f of %d steps\n  steps: %d\n"
+        "  batch: %d images, %d process(es) x %d accumulation\n  device: %s, %s\n  %s",
+        {split: len(part) for split, part in sets.items()}, "x".join(str(size) for size in example.shape[1:]),
+        len(sets["train"].classes), total_steps / batches.steps_per_epoch, batches.steps_per_epoch, total_steps,
+        args.batch_size, accelerator.num_processes, args.gradient_accumulation_steps, accelerator.device,
+        accelerator.mixed_precision, sparsifier.summary(),
+    )  # fmt: skip
+    return run
+
+
+def load_sets(args: argparse.Namespace) -> dict[str, ImageSet]:
+    """The splits that the arguments name, cut to the sizes asked for.
+
+    Raises:
+        ValueError: no train split, or nothing to evaluate on.
+    """
+    name = args.dataset_name or (None if args.data_dir else "embedded")
+    sets = load_images(name, args.dataset_config_name, args.data_dir)
+    if "train" not in sets or len(sets) < 2:
+        raise ValueError(
+            f"{NAME}: expected a train split and a validation or test split, got {', '.join(sets) or 'none'}; add "
+            f"the missing one"
+        )
+    limit = args.max_train_samples
+    if limit is not None and limit < len(sets["train"]):
+        # Not the run's seed, which would draw another training set too.
+        drawn = torch.randperm(len(sets["train"]), generator=torch.Generator().manual_seed(0))[:limit]
+        sets["train"] = sets["train"].subset(drawn.sort().values)
+    for split, most in (("validation", args.max_eval_samples), ("test", args.max_test_samples)):
+        if split in sets and most is not None:
+            sets[split] = sets[split].subset(torch.arange(min(most, len(sets[split]))))
+    return sets
+
+
+def training_batches(
+    args: argparse.Namespace, images: ImageSet, world: int, rank: int, labels: Tensor | None = None
+) -> tuple[ImageBatches, Preprocessing]:
+    """The training set as the arguments have it augmented and batched, and the preprocessing that goes with it."""
+    mean, std = channel_statistics(images)
+    preprocessing = Preprocessing(mean, std, args.eval_resize or args.image_size, args.image_size)
+    batches = ImageBatches(
+        images, preprocessing, args.batch_size, args.augmentation, args.seed,
+        group=world * args.gradient_accumulation_steps, rank=rank, world=world, workers=args.workers, labels=labels,
+    )  # fmt: skip
+    return batches, preprocessing
+
+
+def _model(args: argparse.Namespace, images: ImageSet, preprocessing: Preprocessing) -> nn.Module:
+    if args.model_name_or_path is not None:
+        program.refuse_beside_a_saved_model(NAME, args, ("preset",))
+        return load_model(args.model_name_or_path, images.classes)
+    channels, side, _ = preprocessing.cut(images.image(0)).shape
+    return build_model(args.preset or PRESET, images.classes, channels, side)
+
+
+def _optimizer(args: argparse.Namespace, sparsifier: ts.Sparsifier) -> Optimizer:
+    groups = sparsifier.param_groups(lr=args.learning_rate, weight_decay=args.weight_decay)
+    for group in groups:
+        if group["name"] == "no_decay" and args.norm_decay:
+            group["weight_decay"] = args.weight_decay
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
+    return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, nesterov=args.nesterov)
+
+
+def _twins(stock_model: nn.Module, preprocessing: Preprocessing) -> Twins:
+    def write(folder: Path) -> None:
+        model: Any = stock_model
+        model.save_pretrained(folder)
+        preprocessing.save(folder)
+
+    return Twins(lambda numbers: float(numbers["top1"]), write)
+
+
+def _loss(model: nn.Module, batch: ImageBatch, preprocessing: Preprocessing, label_smoothing: float) -> Tensor:
+    device = next(model.parameters()).device
+    logits = model(pixel_values=preprocessing.normalise(batch.pixels.to(device))).logits
+    labels = batch.labels.to(device)
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
+
+
+def evaluate(run: Run, weights: dict[str, Tensor] | None = None, split: str | None = None) -> dict[str, Any]:
+    """Accuracy of the stock model with `weights` (those that the last step trained) on `split`, over all ranks.
+
+    Where a phase has switched since the evaluation before and statistics are to be re-estimated, they are, on the copy.
+    """
+    loop, sparsifier = run.loop, run.loop.sparsifier
+    weights = sparsifier.trained_state_dict() if weights is None else weights
+    run.stock_model.load_state_dict(weights)
+    if loop.accelerator.num_processes > 1:
+        # Norms count what their own rank sees; what is saved, and so what is evaluated, is the first rank's.
+        for buffer in run.stock_model.buffers():
+            dist.broadcast(buffer, 0)
+    kinds = {name: layer.kind for name, layer in sparsifier.layers.items()}
+    if run.args.bn_reestimation_batches and kinds != run.kinds:
+        reestimate(run.stock_model, _inputs(run), loop.accelerator.autocast)
+    run.kinds = kinds
+    found = measure(run, run.sets[split or run.evaluated])
+    sparse = [weights[f"{name}.weight"] for name in sparsifier.layers]
+    kept = sum(int(torch.count_nonzero(weight)) for weight in sparse) / sum(weight.numel() for weight in sparse)
+    numbers = {"top1": found.top1, "top5": found.top5, "eval_loss": found.loss, "sparsity": 1.0 - kept}
+    if run.corruption is not None:
+        numbers["corrupted_as_true"] = measure(run, run.corruption.images).top1
+        numbers["corrupted_as_labelled"] = measure(run, run.corruption.images, run.corruption.wrong).top1
+    logger.info(
+        "step %d: top-1 %.2f%%, top-5 %.2f%%, sparsity %.2f%%",
+        loop.step, *(100 * numbers[key] for key in ("top1", "top5", "sparsity")),
+    )  # fmt: skip
+    return numbers
+
+
+def measure(run: Run, images: ImageSet, labels: Tensor | None = None) -> Accuracy:
+    """The stock model's accuracy on `images`, each rank its share."""
+    accelerator = run.loop.accelerator
+    sums = accuracy_sums(
+        run.stock_model, images, run.preprocessing, batch_size=run.args.eval_batch_size,
+        rank=accelerator.process_index, world=accelerator.num_processes, labels=labels, autocast=accelerator.autocast,
+    )  # fmt: skip
+    return Sums(accelerator.reduce(sums.values.to(accelerator.device)).cpu()).mean()
+
+
+def _inputs(run: Run) -> Iterator[Tensor]:
+    device = run.loop.accelerator.device
+    for batch in run.batches.first(run.args.bn_reestimation_batches):
+        yield run.preprocessing.normalise(batch.pixels.to(device))
+
+
+def finish(run: Run) -> None:
+    """Average if asked, evaluate on the test set, save the finalized model, results and plots."""
+    args, loop = run.args, run.loop
+    sparsifier, accelerator = loop.sparsifier, loop.accelerator
+    averaged = program.average(args, loop)
+    if averaged and args.bn_reestimation_batches:
+        # Averaged weights have no statistics of their own.
+        run.kinds = {}
+    split = "test" if "test" in run.sets else "validation"
+    numbers = evaluate(run, sparsifier.finalized_state_dict(), split)
+    report = sparsifier.report(run.costs, convention=args.flops_convention)
+    if accelerator.is_main_process:
+        output_dir = loop.settings.output_dir
+        sparsifier.save_pretrained(output_dir)
+        run.preprocessing.save(output_dir)
+        document = {
+            "method": sparsifier.method.name,
+            "method_fields": sparsifier.method.to_dict(),
+            **{key: numbers[key] for key in ("top1", "top5", "eval_loss")},
+            "split": split,
+            "preprocessing": asdict(run.preprocessing),
+            **report.overall(),
+            "train_flops_fraction": loop.meter.update(),
+            "test_flops_fraction": forward_fraction(sparsifier, run.costs, convention=args.flops_convention),
+            "steps": loop.step,
+            "averaged_checkpoints": averaged,
+            "training_seconds": loop.seconds,
+            "epoch_losses": sparsifier.epoch_losses,
+            "evaluations": loop.evaluations,
+            "layers": as_rows(report),
+            "history": loop.history,
+            "arguments": results.portable(vars(args)),
+            "environment": results.environment(accelerator),
+        }
+        results.write(document, output_dir)
+        if args.record_reference_losses is not None:
+            results.write_reference_losses(document, Path(args.record_reference_losses))
+        results.plot(document, output_dir)
+        _show(document, report, output_dir)
+    accelerator.end_training()
+
+
+def _show(document: dict[str, Any], report: Report, output_dir: Path) -> None:
+    print(f"\n{report}\n")
+    train, test = document["train_flops_fraction"], document["test_flops_fraction"]
+    counts = CONVENTIONS[report.convention].counts
+    print(
+        f"{document['split']}: top-1 {document['top1']:.2%}, top-5 {document['top5']:.2%}, cross-entropy "
+        f"{document['eval_loss']:.4f}"
+    )
+    print(f"sparsity of the sparse layers: {report.sparsity:.2%}")
+    print(
+        f"FLOPs by the convention {report.convention!r} ({counts}): training {train:.1%} of dense, inference "
+        f"{test:.1%} of dense (counted from zeros)"
+    )
+    print(f"written to {output_dir}: the finalized checkpoint, {results.RESULTS}, training.png, layer_sparsity.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,334 @@
+"""Train a language model, sparse or dense, and measure it by perplexity.
+
+    accelerate launch -m tritonsparse.train.language_modeling --recipe lm-demo --output_dir runs/lm-demo
+
+A Transformer-XL or a tiny GPT-2 from scratch (`--preset`), or any causal checkpoint (`--model_name_or_path`). A
+Transformer-XL reads words in segments and carries its memory from step to step; other models read blocks of subwords.
+`--output_dir` receives the finalized checkpoint (stock classes, exact zeros) with its vocabulary or tokenizer, the
+sidecar to go on from, `all_results.json` and the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+import tritonsparse as ts
+from tritonsparse.eval.perplexity import Perplexity
+from tritonsparse.eval.twin_plot import plot_twins
+from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
+
+from . import arguments, results
+from .lamb import Lamb
+from .language_families import Family, make_family
+from .language_presets import PRESETS, load_model
+from .loop import Loop, Settings
+from .program import (
+    average,
+    configuration,
+    make_accelerator,
+    make_method,
+    refuse_beside_a_saved_model,
+    refuse_used,
+    run_program,
+    start,
+)
+from .segments import PartEpochs
+from .text import Text, load_text
+from .token_streams import Ids, token_stream, word_counts
+from .twins import PRETRAINED, Twins, kept
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+PRESET = "transfoxl-tiny"
+OPTIMIZERS = ("adamw", "lamb")
+
+# Arguments that may differ between a run and its resumption, beside those of every program.
+_FREE = (
+    "cache_dir", "max_eval_tokens", "max_test_tokens", "eval_tgt_len", "eval_mem_len", "eval_stride", "test_file",
+    "eval_batch_size", "test_tgt_len", "test_mem_len", "test_clamp_len", "test_same_length", "test_batch_size",
+)  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; its options are frozen by a test."""
+    result = argparse.ArgumentParser(
+        "tritonsparse.train.language_modeling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = result.add_argument_group("model").add_argument
+    add("--model_name_or_path", default=None, help="a causal checkpoint to go on from")
+    add("--preset", default=None, help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)")
+    add("--dropout", type=float, default=None, help="from scratch; the preset's by default")
+    add("--dropatt", type=float, default=None, help="Transformer-XL's dropout of attention; the preset's by default")
+    add("--vocab_size", type=int, default=None, help="subwords of a tokenizer trained on the text (4096)")
+    add("--min_count", type=int, default=None, help="words that occur less often become <unk> (1: none)")
+    add = result.add_argument_group("data").add_argument
+    add("--dataset_name", default=None, help="'embedded' (default), or a hub id with a column 'text'")
+    add("--dataset_config_name", default=None)
+    add("--train_file", default=None)
+    add("--validation_file", default=None)
+    add("--test_file", default=None)
+    add("--cache_dir", default=None, help="where token streams lie (OUTPUT_DIR/tokens)")
+    add("--max_train_tokens", type=int, default=None)
+    add("--max_eval_tokens", type=int, default=None, help="tokens of validation scored after each epoch")
+    add("--max_test_tokens", type=int, default=None)
+    add("--steps_per_epoch", type=int, default=None, help="steps called an epoch: evaluation, phases (a pass)")
+    add("--batch_size", type=int, default=32, help="sequences of an optimizer step, over all processes")
+    add("--tgt_len", type=int, default=None, help="Transformer-XL: tokens of a segment; the preset's by default")
+    add("--mem_len", type=int, default=None, help="Transformer-XL: tokens of memory (as many)")
+    add("--roll", action=argparse.BooleanOptionalAction, default=None, help="Transformer-XL: rotate columns each epoch")
+    add("--block_size", type=int, default=None, help="other models: tokens of a block (their positions, at most 1024)")
+    add = result.add_argument_group("evaluation").add_argument
+    add("--eval_batch_size", type=int, default=8, help="columns, or windows, at a time after each epoch")
+    add("--eval_tgt_len", type=int, default=None, help="Transformer-XL, after each epoch (tgt_len)")
+    add("--eval_mem_len", type=int, default=None, help="Transformer-XL, after each epoch (mem_len)")
+    add("--eval_stride", type=int, default=None, help="other models, at the end: stride of the window (its length)")
+    add("--test_tgt_len", type=int, default=None, help="Transformer-XL, at the end (eval_tgt_len)")
+    add("--test_mem_len", type=int, default=None, help="Transformer-XL, at the end (eval_mem_len)")
+    add("--test_clamp_len", type=int, default=None, help="Transformer-XL, at the end (none)")
+    add("--test_same_length", action=argparse.BooleanOptionalAction, default=None, help="Transformer-XL, at the end")
+    add("--test_batch_size", type=int, default=1, help="Transformer-XL, at the end: columns")
+    arguments.add_common(result)
+    add = result.add_argument_group("language modelling").add_argument
+    add("--optim", default="adamw", help=f"one of: {', '.join(OPTIMIZERS)}")
+    add("--min_learning_rate", type=float, default=None, help="where the cosine ends (0)")
+    # Dai et al. (2019): Adam, 2.5e-4, cosine, clipped at 0.25.
+    result.set_defaults(
+        learning_rate=2.5e-4, lr_scheduler_type="cosine", num_warmup_steps=0, adam_beta2=0.999, adam_epsilon=1e-8,
+        max_grad_norm=0.25,
+    )  # fmt: skip
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
+    return run_program(parser(), prepare, finish, sys.argv[1:] if argv is None else argv)
+
+
+@dataclass
+class Run:
+    """Everything `finish` needs."""
+
+    args: argparse.Namespace
+    loop: Loop
+    family: Family
+    stock_model: nn.Module
+    texts: dict[str, Text]
+    streams: dict[str, Ids]
+    costs: dict[str, LayerCost]
+
+
+def prepare(args: argparse.Namespace) -> Run:
+    """Check everything and build everything; writes the token streams and the output folder."""
+    accelerator = make_accelerator("language_modeling", args)
+    refuse_used("language_modeling", args)
+    _refuse_unfit(args)
+    method = make_method("language_modeling", args)
+    if not accelerator.is_local_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    saved = None
+    if args.model_name_or_path is not None:
+        names = ("preset", "vocab_size", "min_count", "dropout", "dropatt")
+        refuse_beside_a_saved_model("language_modeling", args, names)
+        saved = load_model(args.model_name_or_path)
+    texts = load_text(
+        args.dataset_name or (None if args.train_file else "embedded"), args.dataset_config_name, args.train_file,
+        args.validation_file, args.test_file,
+    )  # fmt: skip
+    set_seed(args.seed)
+    family = make_family(args, texts["train"], saved)
+    streams = _streams(args, accelerator, family, texts)
+    batches = family.batches(
+        streams["train"], args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
+    )
+    if args.steps_per_epoch is not None:
+        batches = PartEpochs(batches, args.steps_per_epoch)
+    total_steps = args.max_train_steps or args.num_train_epochs * batches.steps_per_epoch
+    model = family.model
+    # Evaluation runs on stock classes loaded with the finalized weights, which is what users will load.
+    stock_model = copy.deepcopy(model)
+    sparsifier = ts.sparsify(
+        model, method, pattern=args.pattern, include=args.include, exclude=args.exclude, backend=args.backend,
+        total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
+    )  # fmt: skip
+    optimizer = _optimizer(args, sparsifier)
+    scheduler = _scheduler(args, optimizer, total_steps)
+    costs = layer_costs(stock_model.eval(), **family.example())
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    sparsifier.attach(prepared_optimizer)
+    sparsifier.register(accelerator)
+    family.register(accelerator)
+    stock_model.to(accelerator.device)
+    settings = Settings(
+        output_dir=Path(args.output_dir),
+        total_steps=total_steps,
+        max_grad_norm=args.max_grad_norm,
+        logging_steps=args.logging_steps,
+        checkpointing_steps=args.checkpointing_steps,
+        checkpoints_total_limit=args.checkpoints_total_limit,
+        configuration=configuration(args, method, accelerator.num_processes, _FREE),
+    )
+    loop = Loop(
+        accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
+        sparsifier=sparsifier, meter=TrainingMeter(sparsifier, costs, convention=args.flops_convention),
+        loss=family.loss, evaluate=lambda: _evaluate(run), batches=batches, settings=settings,
+        twins=_twins(stock_model, family) if args.save_twins else None,
+    )  # fmt: skip
+    run = Run(args, loop, family, stock_model, texts, streams, costs)
+    # Before hours of training, not after them.
+    for split in ("validation", "test"):
+        if split in streams:
+            family.refuse_short(split, streams[split])
+    start(args, loop)
+    logger.info(
+        "***** training *****\n  tokens: %s\n  epochs: %.2f of %d steps\n  steps: %d\n  sequences a step: %d, "
+        "%d process(es) x %d accumulation\n  device: %s, %s\n  %s",
+        {split: len(stream) for split, stream in streams.items()}, total_steps / batches.steps_per_epoch,
+        batches.steps_per_epoch, total_steps, args.batch_size, accelerator.num_processes,
+        args.gradient_accumulation_steps, accelerator.device, accelerator.mixed_precision, sparsifier.summary(),
+    )  # fmt: skip
+    return run
+
+
+def _refuse_unfit(args: argparse.Namespace) -> None:
+    if args.model_name_or_path is None:
+        args.preset = args.preset or PRESET
+        if args.preset not in PRESETS:
+            raise ValueError(
+                f"language_modeling: expected --preset among {', '.join(PRESETS)}, got {args.preset!r}; choose one"
+            )
+    if args.optim not in OPTIMIZERS:
+        raise ValueError(
+            f"language_modeling: expected --optim among {', '.join(OPTIMIZERS)}, got {args.optim!r}; choose one"
+        )
+    least = {"eval_batch_size": 1, "test_batch_size": 1, "batch_size": 1, "max_train_tokens": 2, "max_eval_tokens": 2}
+    least |= dict.fromkeys(("max_test_tokens", "tgt_len", "eval_tgt_len", "test_tgt_len", "block_size"), 1)
+    least |= {"steps_per_epoch": 1, "mem_len": 0, "eval_mem_len": 0, "test_mem_len": 0}
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"language_modeling: expected --{name} of at least {smallest}, got {value}; correct it")
+    rate = args.min_learning_rate
+    if rate is not None and (not 0 <= rate <= args.learning_rate or args.lr_scheduler_type != "cosine"):
+        raise ValueError(
+            f"language_modeling: expected --min_learning_rate from 0 to --learning_rate {args.learning_rate} with "
+            f"--lr_scheduler_type cosine, got {rate} with {args.lr_scheduler_type}; correct them"
+        )
+
+
+def _streams(
+    args: argparse.Namespace, accelerator: Accelerator, family: Family, texts: Mapping[str, Text]
+) -> dict[str, Ids]:
+    folder = Path(args.cache_dir) if args.cache_dir else Path(args.output_dir) / "tokens"
+    limits = {"train": args.max_train_tokens, "validation": args.max_eval_tokens, "test": args.max_test_tokens}
+    encode, encoder = family.encoding()
+    # One process writes, the others find what it wrote.
+    with accelerator.main_process_first():
+        return {
+            split: token_stream(text, encode, encoder, folder, split)[: limits[split]] for split, text in texts.items()
+        }
+
+
+def _optimizer(args: argparse.Namespace, sparsifier: ts.Sparsifier) -> torch.optim.Optimizer:
+    groups = sparsifier.param_groups(lr=args.learning_rate, weight_decay=args.weight_decay)
+    options: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    return Lamb(groups, **options) if args.optim == "lamb" else torch.optim.AdamW(groups, **options)
+
+
+def _scheduler(args: argparse.Namespace, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+    if args.min_learning_rate is None:
+        return get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, total_steps)
+    # As a rate, so that thresholds with a learning rate of their own end at as small a part of it.
+    rate = args.min_learning_rate / args.learning_rate
+    return get_scheduler("cosine_with_min_lr", optimizer, args.num_warmup_steps, total_steps, {"min_lr_rate": rate})
+
+
+def _twins(stock_model: Any, family: Family) -> Twins:
+    def pretrained(folder: Path) -> None:
+        stock_model.save_pretrained(folder)
+        family.save_encoder(folder)
+
+    return Twins(lambda numbers: -float(numbers["nll"]), pretrained)
+
+
+def _measure(run: Run, split: str, weights: Mapping[str, Tensor], *, final: bool) -> Perplexity:
+    """Perplexity of `weights` in the stock model; every process computes all of it."""
+    run.stock_model.load_state_dict(weights, strict=False)
+    stream, limit = run.streams[split], run.args.max_test_tokens if split == "test" else run.args.max_eval_tokens
+    # Of a text that is cut short the words are not known.
+    words = sum(word_counts(run.texts[split])) if limit is None else None
+    return run.family.perplexity(run.stock_model, stream, words, final=final)
+
+
+def _evaluate(run: Run) -> dict[str, Any]:
+    sparsifier = run.loop.sparsifier
+    weights = sparsifier.trained_state_dict()
+    result = _measure(run, "validation", weights, final=False)
+    sparse = [weights[f"{name}.weight"] for name in sparsifier.layers]
+    kept = sum(int(torch.count_nonzero(weight)) for weight in sparse) / sum(weight.numel() for weight in sparse)
+    logger.info("step %d: %s; sparsity %.2f%%", run.loop.step, result, 100 * (1 - kept))
+    numbers = {"perplexity": result.perplexity, "nll": result.nll / result.tokens, "sparsity": 1.0 - kept}
+    return numbers if result.word_perplexity is None else {**numbers, "word_perplexity": result.word_perplexity}
+
+
+def finish(run: Run) -> None:
+    """Average if asked, score the test set, save the finalized model, results and plots."""
+    args, loop, family = run.args, run.loop, run.family
+    sparsifier, accelerator, output_dir = loop.sparsifier, loop.accelerator, loop.settings.output_dir
+    averaged = average(args, loop)
+    split = "test" if "test" in run.streams else "validation"
+    result = _measure(run, split, sparsifier.finalized_state_dict(), final=True)
+    twins = {}
+    if loop.twins is not None:
+        for phase, numbers in kept(output_dir).items():
+            weights = load_file(output_dir / f"best_{phase}" / PRETRAINED / "model.safetensors")
+            twins[phase] = {**numbers, split: _measure(run, split, weights, final=True).as_dict()}
+    report = sparsifier.report(run.costs, convention=args.flops_convention)
+    if accelerator.is_main_process:
+        sparsifier.save_pretrained(output_dir)
+        family.save_encoder(output_dir)
+        measured = {
+            "perplexity": result.perplexity,
+            "word_perplexity": result.word_perplexity,
+            "nll": result.nll / result.tokens,
+            "tokens_scored": result.tokens,
+            "perplexity_line": str(result),
+            "perplexity_settings": result.settings,
+            "split": split,
+            "twins": twins,
+        }
+        document = results.record(args, loop, report, run.costs, measured, averaged)
+        results.write(document, output_dir)
+        if args.record_reference_losses is not None:
+            results.write_reference_losses(document, Path(args.record_reference_losses))
+        results.plot(document, output_dir)
+        plot_twins(loop.evaluations, output_dir / "perplexity.png", key="perplexity", label="validation perplexity")
+        print(f"\n{report}\n\n{split}: {result}")
+        for phase, numbers in twins.items():
+            print(
+                f"  best {phase} model, after epoch {numbers['epoch']}: perplexity {numbers[split]['perplexity']:.2f}"
+            )
+        results.show_costs(document, report, output_dir)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

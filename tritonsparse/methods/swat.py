@@ -1,0 +1,218 @@
+"""SWAT: the largest weights in forward and dX, the largest activations in dW, every weight trained.
+
+Raihan and Aamodt, "Sparse Weight Activation Training", arXiv:2001.01969, Algorithm 1.
+
+    forward   Y  = X What,  What = TopK(W)           X is dense
+    saved     What and Xhat = TopK(X), compressed    (kernels/packed_linear.py, packed_conv.py)
+    backward  dX = dY What
+              dW = dY^T Xhat                         applied to every weight: alpha = 1
+    distribution "uniform" (SWAT-U), "erk" (SWAT-ERK), "momentum" (SWAT-M): layer l keeps the share
+              mean |momentum over its kept weights| / sum over layers  of all kept weights
+
+The master weights stay dense; `finalize` prunes once. The activations of a layer are as sparse as its weights unless
+`activation_sparsity` says otherwise; biases and norms are dense. With `refresh_every` P, masks and cut-offs are exact
+on every P-th step and reused between: the weights' mask as it is, the activations' by the remembered cut-off, so that
+what is kept of a batch then varies. Tell `Sparsifier.set_row_mask` of padding: its rows count for no cut-off.
+
+Differs from the paper in:
+- exact counts and ties to the lowest index (units.py); the published code keeps everything at or above the k-th value.
+- between refreshes the mask of the weights is reused, not their cut-off: the count stays exact.
+- the published code compresses nothing: it saves Xhat dense.
+- cut-offs are refreshed by optimizer steps, in every layer; in the code by epoch, and in linear layers at every call.
+- SWAT-M: a layer's share is bounded by its size, and what is beyond goes to the others in proportion to their shares;
+  the code spreads it evenly in up to 1000 passes. Chosen anew on refresh steps, from "uniform" before the first.
+- structure "channel" is the code's, one unit a 2-D kernel (filter, input channel), which is a single weight where
+  kernels are 1 x 1; "filter" one unit a filter. Linear layers stay unstructured, as there.
+- the first convolution is not left dense by itself: use `exclude`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..clock import Clock
+from ..distribution import apportion, divide
+from ..kernels.activation_cutoff import SCOPES
+from ..layers import SparseLayer
+from ..mask import check_sparsity, kept_count, topk_mask
+from ..optimizer_state import momentum
+from ..pattern import Pattern, Unstructured
+from ..units import choose_masks, unit_count
+from .base import Densities, Layers, MethodState
+from .masked import MaskMethod
+
+__all__ = ["SWAT"]
+
+logger = logging.getLogger(__name__)
+
+DISTRIBUTIONS = ("uniform", "erk", "momentum")
+
+
+@dataclass(kw_only=True)
+class SWAT(MaskMethod):
+    """Sparse forward and backward passes over dense master weights.
+
+    sparsity: of the weights, in [0, 1); 0 leaves every layer dense.
+    activation_sparsity: of the inputs that dW is made of; None = each layer's weight sparsity.
+    distribution: "uniform", "erk" or "momentum".
+    structure: None = units of the pattern; "channel" or "filter" on convolutions.
+    refresh_every: steps between exact choices of masks and cut-offs.
+    activation_scope: what a cut-off is common to: "batch", "sample" or "plane".
+    slack: room for packed activations over what their density needs; math.inf for all, without a host sync.
+    """
+
+    name: ClassVar[str] = "swat"
+    activation_sparsity: float | None = None
+    distribution: str = "uniform"
+    structure: str | None = None
+    refresh_every: int = 1
+    activation_scope: str = "batch"
+    slack: float = 1.25
+    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _cutoffs: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation_sparsity is not None:
+            self.activation_sparsity = check_sparsity(self.name, self.activation_sparsity)
+        for name, value, known in (
+            ("distribution", self.distribution, DISTRIBUTIONS),
+            ("structure", self.structure, (None, "channel", "filter")),
+            ("activation_scope", self.activation_scope, SCOPES),
+        ):
+            if value not in known:
+                raise ValueError(f"swat: expected {name} to be one of {', '.join(map(str, known))}, got {value!r}")
+        if self.refresh_every < 1:
+            raise ValueError(f"swat: expected refresh_every of at least 1, got {self.refresh_every}; correct it")
+        if self.refresh_every > 1 and self.activation_scope != "batch":
+            raise ValueError(
+                f'swat: expected activation_scope "batch" with refresh_every above 1, got '
+                f'"{self.activation_scope}"; the next batch has other samples'
+            )
+        if not self.slack >= 1.0:
+            raise ValueError(f"swat: expected slack of at least 1, got {self.slack}; 1.25 leaves a quarter more room")
+
+    @torch.no_grad()
+    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
+        super().setup(layers, clock, pattern, seed)
+        if self.structure is not None and not isinstance(pattern, Unstructured):
+            raise ValueError(
+                f'swat: expected pattern "unstructured" beside structure "{self.structure}", got "{pattern}"; '
+                f"both name the units"
+            )
+        if self.sparsity == 0.0:
+            return
+        # Before the first step there is no momentum: layers share as with "uniform".
+        distribution = "uniform" if self.distribution == "momentum" else self.distribution
+        sparsity = divide(distribution, self.dims(layers), self.sparsity)
+        for layer in layers.values():
+            layer.alpha = torch.ones((), device=layer.weight.device)
+            layer.activation_scope, layer.activation_slack = self.activation_scope, self.slack
+            layer.remembers_cutoff = self.refresh_every > 1
+        self._choose(layers, sparsity)
+
+    def _choose(self, layers: Layers, sparsity: Mapping[str, float]) -> None:
+        scores = self.magnitudes(layers)
+        if self.structure is None:
+            self.write(layers, choose_masks(scores, dict(sparsity), self._pattern))
+        else:
+            self.write(
+                layers, {name: self._structured(layer, scores[name], sparsity[name]) for name, layer in layers.items()}
+            )
+        self._size_activations(layers)
+
+    def _size_activations(self, layers: Layers) -> None:
+        for layer in layers.values():
+            assert layer.mask is not None  # written by now
+            density = float(layer.mask.double().mean())
+            if self.activation_sparsity is not None:
+                density = 1.0 - self.activation_sparsity
+            elif self.distribution == "uniform":
+                density = 1.0 - self.sparsity
+            # A layer that keeps everything saves its input as it is.
+            layer.activation_density = None if density == 1.0 else density
+
+    def _structured(self, layer: SparseLayer, score: Tensor, sparsity: float) -> Tensor:
+        """Mask [N, K] by whole 2-D kernels or filters of a convolution."""
+        if layer.weight.dim() != 4:
+            return topk_mask(score, kept_count(score.numel(), sparsity))
+        each = layer.weight.detach().abs()
+        units = each.sum((2, 3), keepdim=True) if self.structure == "channel" else each.sum((1, 2, 3), keepdim=True)
+        mask = topk_mask(units, kept_count(units.numel(), sparsity))
+        return layer.oriented(mask.expand(layer.weight.shape))
+
+    @torch.no_grad()
+    def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
+        if self.sparsity == 0.0:
+            return
+        for name, layer in layers.items():
+            if layer.last_overflow is not None:
+                layer.overflows += int(layer.last_overflow)  # on the CPU: no sync
+                layer.last_overflow = None
+            if layer.overflows and name not in self._warned:
+                self._warned.add(name)
+                logger.warning(
+                    "swat: a batch kept more of the input of %s than slack %g leaves room for; it was saved whole",
+                    name,
+                    self.slack,
+                )
+        if clock.step % self.refresh_every:
+            for name, layer in layers.items():
+                if layer.activation_cutoff is None and layer.last_cutoff is not None:
+                    layer.activation_cutoff = self._cutoffs[name] = layer.last_cutoff
+            return
+        sparsity = divide(
+            "uniform" if self.distribution == "momentum" else self.distribution, self.dims(layers), self.sparsity
+        )
+        if self.distribution == "momentum":
+            sparsity = self._by_momentum(layers, optimizer)
+        self._choose(layers, sparsity)
+        self._cutoffs.clear()
+        for layer in layers.values():
+            layer.activation_cutoff = layer.last_cutoff = None
+
+    def _by_momentum(self, layers: Layers, optimizer: Optimizer) -> dict[str, float]:
+        """Sparsity of each layer from the mean |momentum| of its kept weights; what does not fit goes to the others."""
+        means, room, size = {}, {}, {}
+        for name, layer in layers.items():
+            found = momentum(optimizer, layer.weight)
+            if found is None:
+                raise ValueError(
+                    f"swat: expected an optimizer with momentum or Adam's averages for distribution "
+                    f'"momentum", got {type(optimizer).__name__}; use "uniform" or "erk"'
+                )
+            assert layer.mask is not None  # written in setup
+            means[name] = float(found.abs()[layer.mask].double().mean())
+            units = layer.weight.numel() if self.structure else unit_count(self.shapes(layers)[name], self._pattern)
+            room[name], size[name] = units, layer.weight.numel() // units
+        total = sum(layer.weight.numel() for layer in layers.values())
+        kept = apportion(kept_count(total, self.sparsity), means, room, size)
+        return {name: 1.0 - kept[name] / room[name] for name in layers}
+
+    def densities(self, layer: SparseLayer, kept: float) -> Densities:
+        activations = 1.0 if layer.activation_density is None else layer.activation_density
+        return Densities(kept, kept, activations, activations)
+
+    def state_dict(self) -> MethodState:
+        return {f"cutoffs/{name}": cutoff for name, cutoff in self._cutoffs.items()}
+
+    def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
+        self._cutoffs = {
+            name.removeprefix("cutoffs/"): cast(Tensor, value)
+            for name, value in state.items()
+            if name.startswith("cutoffs/")
+        }
+
+    def resume(self, layers: Layers) -> None:
+        for name, layer in layers.items():
+            cutoff = self._cutoffs.get(name)
+            layer.activation_cutoff = None if cutoff is None else cutoff.to(layer.weight.device)
+        if self.sparsity:
+            self._size_activations(layers)
