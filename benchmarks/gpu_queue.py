@@ -86,7 +86,8 @@ LANGUAGE = (
 
 IMAGES = (
     *LAYERS, "tritonsparse/conv.py", "tritonsparse/clock.py", "tritonsparse/models/cifar_resnet/*.py",
-    "train/image_*.py", "train/loop.py", "train/recipes/fashion-mnist-small.toml", "eval/accuracy.py", "eval/preprocessing.py",
+    "train/image_*.py", "train/loop.py", "train/recipes/fashion-mnist-small.toml", "eval/accuracy.py",
+    "eval/preprocessing.py",
 )  # fmt: skip
 
 

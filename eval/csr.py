@@ -1,6 +1,8 @@
-"""Inference on a CPU with weights in compressed rows: linear layers and 1x1 convolutions, where that is faster.
+"""Inference on a CPU with weights in compressed rows: linear layers and convolutions, where that is faster.
 
     Y^T = W X^T + b      W [N, K] as torch.sparse_csr, X^T [K, M] dense; MKL's product
+
+Of a 1x1 convolution X^T is the input itself, of others its unfolded copy, kh kw times as large.
 
 Zeros are worth leaving out only where they are many and the batch fits: `use_csr` measures every layer on the input
 that it gets, dense and compressed in turn, and replaces those that win. The weights are copies; there is no backward.
@@ -15,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CsrConv1x1", "CsrLinear", "LayerTiming", "use_csr"]
+__all__ = ["CsrConv2d", "CsrLinear", "LayerTiming", "use_csr"]
 
 
 class _Csr(nn.Module):
@@ -49,18 +52,28 @@ class CsrLinear(_Csr):
         return y.reshape(*x.shape[:-1], y.shape[1])
 
 
-class CsrConv1x1(_Csr):
-    """A 1x1 `nn.Conv2d` without padding or groups for inference: [B, K, H, W] -> [B, N, H', W']."""
+class CsrConv2d(_Csr):
+    """An `nn.Conv2d` without groups, padded with zeros, for inference: [B, C, H, W] -> [B, N, H', W']."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(layer.weight.flatten(1), layer.bias)
-        self.stride = layer.stride
+        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, :: self.stride[0], :: self.stride[1]]
-        batch, channels, height, width = x.shape
+        batch = x.shape[0]
+        height, width = (
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, pad, dilation, kernel, stride in zip(
+                x.shape[2:], self.padding, self.dilation, self.kernel, self.stride, strict=True
+            )
+        )
+        if self.kernel == (1, 1) and self.padding == (0, 0):
+            x = x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
+        else:
+            x = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
         # For one image this is a view.
-        columns = x.transpose(0, 1).reshape(channels, batch * height * width)
+        columns = x.transpose(0, 1).reshape(x.shape[1], batch * height * width)
         return self.product(columns).reshape(-1, batch, height, width).transpose(0, 1)
 
 
@@ -103,7 +116,7 @@ def use_csr(
     seen = _inputs_by_layer(model, inputs, least_sparsity)
     timings = []
     for name, (layer, x) in seen.items():
-        compressed = CsrLinear(layer) if isinstance(layer, nn.Linear) else CsrConv1x1(layer)
+        compressed = CsrLinear(layer) if isinstance(layer, nn.Linear) else CsrConv2d(layer)
         dense, csr = _medians(layer, compressed, x, repeats)
         timings.append(LayerTiming(name, _sparsity(layer.weight), dense, csr, csr < dense))
         if csr < dense:
@@ -116,12 +129,9 @@ def _sparsity(weight: Tensor) -> float:
     return 1.0 - int(torch.count_nonzero(weight)) / weight.numel()
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_convolution(module: nn.Module) -> bool:
     return (
-        type(module) is nn.Conv2d
-        and module.kernel_size == (1, 1)
-        and module.groups == 1
-        and module.padding in ((0, 0), "valid", "same")
+        type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
     )
 
 
@@ -132,7 +142,7 @@ def _inputs_by_layer(
     found: dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]] = {}
     handles = []
     for name, module in model.named_modules():
-        if (type(module) is not nn.Linear and not _is_pointwise(module)) or _sparsity(module.weight) < least_sparsity:
+        if (type(module) is not nn.Linear and not _is_convolution(module)) or _sparsity(module.weight) < least_sparsity:
             continue
 
         def note(module: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:

@@ -173,7 +173,8 @@ def backward_many(table: ViewTable, grads: Sequence[torch.Tensor | None]) -> lis
     """Multiply every layer's dense gradient by its multiplier, in place, and return the thresholds' gradients.
 
     The multiplier is linear in the gradient: apply it once to the sum over micro-batches, after the reduction over
-    ranks, before or after unscaling. Clipping that happens before sees the dense gradients' norm.
+    ranks, before or after unscaling. Clipping that happens before sees the dense gradients' norm. Can be captured in a
+    CUDA graph after one call on the same gradients, if they stay where they are.
 
     Args:
         table: the layers' views.
@@ -204,7 +205,10 @@ def backward_many(table: ViewTable, grads: Sequence[torch.Tensor | None]) -> lis
     for launch in table.launches:
         view = table.views[launch.layers[0]]
         addresses = [0 if (grad := grads[index]) is None else grad.data_ptr() for index in launch.layers]
-        launch.table[:, GRAD] = torch.tensor(addresses, dtype=torch.int64).to(launch.table.device, non_blocking=True)
+        # Static gradients, as in a CUDA graph, are written down once: a capture cannot read the host's memory.
+        if addresses != launch.grad_addresses:
+            launch.table[:, GRAD] = torch.tensor(addresses, dtype=torch.int64).to(launch.table.device)
+            launch.grad_addresses[:] = addresses
         device = view.weight.device
         sums = torch.empty(launch.sums, dtype=torch.float32, device=device)
         options = {name: launch.options[name] for name in ("SOFT", "PER_BLOCK")}

@@ -58,6 +58,7 @@ class Launch:
         first: `[layers + 1]`, int64, the first tile of each row.
         threshold_of: `[elements]`, int32, the row of each threshold element.
         first_threshold: `[layers + 1]`, int64, the first element of each row.
+        grad_addresses: what the table's column of gradients holds.
         sums: terms of threshold gradients that the first stage of the sum writes.
         options: compile-time arguments of the kernels.
     """
@@ -69,6 +70,7 @@ class Launch:
     first: torch.Tensor
     threshold_of: torch.Tensor
     first_threshold: torch.Tensor
+    grad_addresses: list[int]
     sums: int
     options: dict[str, bool]
 
@@ -171,6 +173,7 @@ class ViewTable:
             torch.tensor(first, dtype=torch.int64, device=device),
             torch.tensor(threshold_of, dtype=torch.int32, device=device),
             torch.tensor(first_threshold, dtype=torch.int64, device=device),
+            [0] * len(layers),
             sums,
             {
                 "SOFT": kind == "soft",

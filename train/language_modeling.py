@@ -60,6 +60,7 @@ OPTIMIZERS = ("adamw", "lamb")
 
 # Arguments that may differ between a run and its resumption, beside those of every program.
 _FREE = (
+    "embedding_sparsity",  # the state says whether it fits; a dense twin leaves it behind
     "cache_dir", "max_eval_tokens", "max_test_tokens", "eval_tgt_len", "eval_mem_len", "eval_stride", "test_file",
     "eval_batch_size", "test_tgt_len", "test_mem_len", "test_clamp_len", "test_same_length", "test_batch_size",
 )  # fmt: skip
@@ -80,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     add("--dropatt", type=float, default=None, help="Transformer-XL's dropout of attention; the preset's by default")
     add("--vocab_size", type=int, default=None, help="subwords of a tokenizer trained on the text (4096)")
     add("--min_count", type=int, default=None, help="words that occur less often become <unk> (1: none)")
+    add(
+        "--embedding_sparsity", type=float, default=None, help="of the embedding tables, in sparse phases (none: dense)"
+    )
     add = result.add_argument_group("data").add_argument
     add("--dataset_name", default=None, help="'embedded' (default), or a hub id with a column 'text'")
     add("--dataset_config_name", default=None)
@@ -168,6 +172,8 @@ def prepare(args: argparse.Namespace) -> Run:
     sparsifier = ts.sparsify(
         model, method, pattern=args.pattern, include=args.include, exclude=args.exclude, backend=args.backend,
         total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
+        # A dense twin goes on without the masks of its run.
+        embedding_sparsity=None if args.method == "dense" else args.embedding_sparsity,
     )  # fmt: skip
     optimizer = _optimizer(args, sparsifier)
     scheduler = _scheduler(args, optimizer, total_steps)

@@ -185,7 +185,7 @@ def prepare(args: argparse.Namespace) -> Run:
     loop = Loop(
         accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
         sparsifier=sparsifier, meter=TrainingMeter(sparsifier, costs, convention=args.flops_convention),
-        loss=lambda model, batch: _loss(model, batch, args.label_smoothing),
+        loss=lambda model, batch: _loss(model, batch, args.label_smoothing, sparsifier),
         evaluate=lambda: _evaluate(run, validation, args.eval_num_beams, sparsifier.trained_state_dict())[0],
         batches=batches, settings=settings, twins=_twins(stock_model, tokenizer) if args.save_twins else None,
     )  # fmt: skip
@@ -240,8 +240,9 @@ def _encode(tokenizer: Any, pairs: Pairs, max_source: int, max_target: int) -> l
     return kept
 
 
-def _loss(model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
+def _loss(model: nn.Module, batch: Batch, label_smoothing: float, sparsifier: ts.Sparsifier) -> Tensor:
     device = next(model.parameters()).device
+    sparsifier.set_row_mask(batch.attention_mask.bool(), batch.labels != -100)
     logits = model(**batch.inputs(device), use_cache=False).logits
     return F.cross_entropy(
         logits.float().flatten(0, 1),

@@ -117,6 +117,7 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
         total_steps=saved["total_steps"],
         steps_per_epoch=saved["steps_per_epoch"],
         seed=saved["seed"],
+        embedding_sparsity=saved["embedding_sparsity"],
     )
     views = {key.removeprefix("view."): value for key, value in tensors.items() if key.startswith("view.")}
     sparsifier.load_state_dict({**saved, "tensors": views})

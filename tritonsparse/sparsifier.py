@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from . import export, state
 from .clock import Clock
+from .embeddings import EmbeddingMasks
 from .flops_conventions import Costs
 from .layers import SparseLayer
 from .methods import Method
@@ -39,6 +40,7 @@ class Sparsifier:
         method: the method object (a private copy).
         layers: dotted module name -> sparse layer, in the model's order.
         skipped: weights that stayed dense, each with the reason.
+        embeddings: the masks of the embedding tables, None unless `embedding_sparsity` was given.
         epoch_losses: mean observed training loss of every finished epoch, averaged over ranks.
     """
 
@@ -51,6 +53,7 @@ class Sparsifier:
         clock: Clock,
         pattern: Pattern,
         seed: int,
+        embeddings: EmbeddingMasks | None = None,
     ) -> None:
         self.model = model
         self.method = method
@@ -58,6 +61,7 @@ class Sparsifier:
         self.skipped = list(skipped)
         self.pattern = pattern
         self.seed = seed
+        self.embeddings = embeddings
         self.epoch_losses: list[float] = []
         self.clock = clock
         self._optimizer: Optimizer | None = None
@@ -68,6 +72,7 @@ class Sparsifier:
         # Kinds of the views that the last step was taken with; a method may change them right after it.
         self.trained_kinds: dict[str, str] = {}
         self._finalized = False
+        self._mask_embeddings()
 
     @property
     def step(self) -> int:
@@ -211,11 +216,15 @@ class Sparsifier:
         reasons: dict[str, int] = {}
         for skip in self.skipped:
             reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
+        embeddings = ""
+        if self.embeddings is not None:
+            count = sum(table.numel() for table in self.embeddings.tables.values())
+            embeddings = f"; {count:,} weights of embeddings at {self.embeddings.sparsity:.0%} in sparse phases"
         skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
         return (
             f"tritonsparse: {self.method.name} on {len(self.layers)} layer{'s' * (len(self.layers) != 1)}, "
             f"{weights:,} weights "
-            f"({weights / total:.1%} of the model); skipped: {skipped}"
+            f"({weights / total:.1%} of the model); skipped: {skipped}{embeddings}"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,7 +249,8 @@ class Sparsifier:
     def finalized_state_dict(self) -> dict[str, Tensor]:
         """The model's state dict with zeros baked in and thresholds left out; the model is not changed."""
         self._require_live("finalized_state_dict")
-        return export.finalized_state_dict(self.model, self.layers)
+        finalized = export.finalized_state_dict(self.model, self.layers)
+        return finalized if self.embeddings is None else self.embeddings.apply(finalized)
 
     def trained_state_dict(self) -> dict[str, Tensor]:
         """As `finalized_state_dict`, but of the model that the last step trained.
@@ -249,8 +259,9 @@ class Sparsifier:
         weights are still the dense twin.
         """
         self._require_live("trained_state_dict")
-        dense = self.trained_kinds and set(self.trained_kinds.values()) == {"dense"}
-        return export.finalized_state_dict(self.model, {} if dense else self.layers)
+        if self.trained_kinds and set(self.trained_kinds.values()) == {"dense"}:
+            return export.finalized_state_dict(self.model, {})
+        return self.finalized_state_dict()
 
     def finalize(self) -> nn.Module:
         """Bake the zeros into the weights and restore the stock modules, in place; returns the model.
@@ -265,6 +276,8 @@ class Sparsifier:
                 stacklevel=2,
             )
         self.detach()
+        if self.embeddings is not None:
+            self.embeddings.bake()
         export.finalize(self.layers)
         self._finalized = True
         return self.model
@@ -286,6 +299,8 @@ class Sparsifier:
             return
         if self._cache is not None:
             self._cache.backward()
+        if self.embeddings is not None:
+            self.embeddings.mask_gradients()
         if self.method.before_step(self.layers, self.clock, optimizer, gradient_scale(optimizer)):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -302,7 +317,14 @@ class Sparsifier:
                 self.epoch_losses.append(loss)
             self.method.end_epoch(self.clock.epoch - 1, loss, self.clock)
         self.method.after_step(self.layers, self.clock, optimizer)
+        if self.embeddings is not None:
+            self.embeddings.hold(optimizer)
+        self._mask_embeddings()
         self.refresh()
+
+    def _mask_embeddings(self) -> None:
+        if self.embeddings is not None:
+            self.embeddings.follow(any(layer.kind != "dense" for layer in self.layers.values()))
 
     def _epoch_loss(self) -> float | None:
         if self._loss_sum is None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from . import pattern as patterns
 from .clock import Clock
+from .embeddings import EmbeddingMasks
 from .kernels import _triton
 from .layer_classes import SPARSE_CLASSES
 from .layers import BACKENDS, SparseLayer
@@ -38,6 +39,7 @@ def sparsify(
     total_steps: int | None = None,
     steps_per_epoch: int | None = None,
     seed: int = 0,
+    embedding_sparsity: float | None = None,
 ) -> Sparsifier:
     """Make the linear and convolution layers of `model` sparse, in place, and return the object that controls them.
 
@@ -58,6 +60,8 @@ def sparsify(
         backend: "auto", "torch" (the reference, any device) or "triton" (a GPU).
         total_steps: optimizer steps planned; schedules that end need it.
         steps_per_epoch: optimizer steps in an epoch; schedules in epochs need it.
+        embedding_sparsity: also keep this fraction of every embedding table at zero, tied output layers with it,
+            whenever the layers are sparse (embeddings.py); None = tables stay dense.
         seed: seed of every random choice of the method.
 
     Returns:
@@ -90,6 +94,7 @@ def sparsify(
     clock = Clock(0, total_steps, steps_per_epoch)
     # The method may still refuse (a schedule without its length): it decides on the layers once re-classed, so a
     # refusal puts the stock classes back.
+    embeddings = None if embedding_sparsity is None else EmbeddingMasks(model, embedding_sparsity)
     layers: dict[str, SparseLayer] = {
         name: SPARSE_CLASSES[type(module)].adopt(module, backend) for name, module in modules.items()
     }
@@ -99,7 +104,7 @@ def sparsify(
         for layer in layers.values():
             layer.restore()
         raise
-    sparsifier = Sparsifier(model, chosen_method, layers, skipped, clock, chosen_pattern, seed)
+    sparsifier = Sparsifier(model, chosen_method, layers, skipped, clock, chosen_pattern, seed, embeddings)
     logger.info("%s", sparsifier.summary())
     return sparsifier
 

@@ -27,6 +27,7 @@ __all__ = ["as_dense", "load_state", "pack", "register", "save_state", "unpack",
 
 FORMAT_VERSION = 1
 _METHOD = "method:"
+_EMBEDDING = "embedding:"
 _JSON, _TENSORS = "tritonsparse_state.json", "tritonsparse_state.safetensors"
 _KEYS = {
     "method", "config", "pattern", "step", "steps_per_epoch", "total_steps", "epoch_losses", "loss_sum", "loss_count",
@@ -47,6 +48,9 @@ def pack(sparsifier: Sparsifier) -> dict[str, Any]:
             tensors[f"{_METHOD}{key}"] = _plain(value)
         else:
             method_state[key] = value
+    if sparsifier.embeddings is not None:
+        for key, mask in sparsifier.embeddings.state_dict().items():
+            tensors[f"{_EMBEDDING}{key}"] = mask.cpu().clone()
     loss_sum = sparsifier._loss_sum
     return {
         "format_version": FORMAT_VERSION,
@@ -54,6 +58,7 @@ def pack(sparsifier: Sparsifier) -> dict[str, Any]:
         "config": sparsifier.method.to_dict(),
         "pattern": str(sparsifier.pattern),
         "seed": sparsifier.seed,
+        "embedding_sparsity": None if sparsifier.embeddings is None else sparsifier.embeddings.sparsity,
         "step": sparsifier.clock.step,
         "total_steps": sparsifier.clock.total_steps,
         "steps_per_epoch": sparsifier.clock.steps_per_epoch,
@@ -71,6 +76,9 @@ def unpack(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
     """Restore what `pack` returned; everything is checked before anything changes."""
     _check(sparsifier, saved)
     tensors: Mapping[str, Tensor] = saved["tensors"]
+    if sparsifier.embeddings is not None:
+        masks = {key.removeprefix(_EMBEDDING): mask for key, mask in tensors.items() if key.startswith(_EMBEDDING)}
+        sparsifier.embeddings.load_state_dict(masks)
     for name, layer in sparsifier.layers.items():
         layer.kind = saved["kinds"][name]
         for key in VIEW_TENSORS:
@@ -120,8 +128,9 @@ def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
         ("pattern", str(sparsifier.pattern)),
         ("total_steps", sparsifier.clock.total_steps),
         ("steps_per_epoch", sparsifier.clock.steps_per_epoch),
+        ("embedding_sparsity", None if sparsifier.embeddings is None else sparsifier.embeddings.sparsity),
     ):
-        if saved[key] != value:
+        if saved.get(key) != value:
             refuse(f"{key} =", value, saved[key])
     names, others = set(sparsifier.layers), set(saved["kinds"])
     if names != others:
@@ -135,7 +144,7 @@ def _check(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
         if kind not in possible:
             refuse(f"the view of {name!r} among", possible, kind)
     for key, tensor in saved["tensors"].items():
-        if key.startswith(_METHOD):
+        if key.startswith((_METHOD, _EMBEDDING)):
             continue
         name, _, part = key.rpartition(".")
         if name not in names or part not in VIEW_TENSORS:
@@ -154,6 +163,7 @@ def as_dense(saved: Mapping[str, Any]) -> dict[str, Any]:
         "method": "dense",
         "config": METHODS["dense"]().to_dict(),
         "pattern": "unstructured",
+        "embedding_sparsity": None,
         "method_state": {},
         "kinds": dict.fromkeys(saved["kinds"], "dense"),
         "tensors": {},

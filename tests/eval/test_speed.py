@@ -18,7 +18,7 @@ from transformers import MarianConfig, MarianMTModel
 
 import tritonsparse as ts
 from tritonsparse.eval import csr, onnx_export, speed
-from tritonsparse.eval.csr import CsrConv1x1, CsrLinear, use_csr
+from tritonsparse.eval.csr import CsrConv2d, CsrLinear, use_csr
 from tritonsparse.eval.preprocessing import Preprocessing
 from tritonsparse.eval.speed import measure, relative_error
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
@@ -58,17 +58,29 @@ def test_a_compressed_linear_layer_gives_the_layer_s_output(
 
 
 @given(
-    st.integers(1, 8), st.integers(1, 8), st.integers(1, 3), st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    st.tuples(st.integers(1, 3), st.integers(1, 3)), st.booleans(), st.integers(0, 999),
+    st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)), st.integers(1, 2), st.booleans(), st.integers(0, 999),
 )  # fmt: skip
 @quick
 def test_a_compressed_convolution_gives_the_layer_s_output(
-    inputs: int, outputs: int, batch: int, size: tuple[int, int], stride: tuple[int, int], bias: bool, seed: int
-) -> None:
+    inputs: int, outputs: int, batch: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
+    padding: tuple[int, int], dilation: int, bias: bool, seed: int,
+) -> None:  # fmt: skip
     torch.manual_seed(seed)
-    layer = prune(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=bias).double(), 0.7)
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "bias": bias}
+    layer = prune(nn.Conv2d(inputs, outputs, kernel, **options).double(), 0.7)
     x = torch.randn(batch, inputs, *size, dtype=torch.float64)
-    assert torch.allclose(CsrConv1x1(layer)(x), layer(x), atol=1e-12)
+    assert torch.allclose(CsrConv2d(layer)(x), layer(x), atol=1e-12)
+
+
+def test_grouped_and_reflecting_convolutions_are_not_tried() -> None:
+    layers = [
+        nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ConvTranspose2d(4, 4, 3),
+    ]  # fmt: skip
+    assert not any(csr._is_convolution(layer) for layer in layers)
+    assert csr._is_convolution(nn.Conv2d(4, 4, 3, padding="valid"))
 
 
 def rigged(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
@@ -81,11 +93,10 @@ def test_layers_that_win_are_replaced_in_a_copy_and_the_outputs_stay(monkeypatch
     inputs = {"pixel_values": torch.randn(3, 3, 12, 12)}
     expected = model(**inputs).logits
     compressed, timings = use_csr(model, inputs, least_sparsity=0.4)
-    # Two projections of blocks and the classifier; 3x3 convolutions are not tried.
-    assert [timing.name for timing in timings] == ["blocks.1.projection.0", "blocks.2.projection.0", "classifier"]
+    assert len(timings) == 10 and {timing.name for timing in timings} >= {"conv", "blocks.1.projection.0", "classifier"}
     assert all(timing.used and 0.4 < timing.sparsity < 0.6 for timing in timings)
     assert type(compressed.get_submodule("classifier")) is CsrLinear
-    assert type(compressed.get_submodule("blocks.2.projection.0")) is CsrConv1x1
+    assert type(compressed.get_submodule("blocks.2.projection.0")) is CsrConv2d
     assert relative_error(compressed(**inputs).logits, expected) < 1e-6
     assert type(model.classifier) is nn.Linear and torch.equal(model(**inputs).logits, expected)
     other = {"pixel_values": torch.randn(7, 3, 9, 9)}
@@ -96,8 +107,8 @@ def test_layers_that_lose_and_layers_of_few_zeros_stay(monkeypatch: pytest.Monke
     rigged(monkeypatch, fast=False)
     inputs = {"pixel_values": torch.randn(1, 3, 12, 12)}
     compressed, timings = use_csr(classifier(), inputs, least_sparsity=0.4)
-    assert len(timings) == 3 and not any(timing.used for timing in timings)
-    assert not any(isinstance(module, CsrLinear | CsrConv1x1) for module in compressed.modules())
+    assert len(timings) == 10 and not any(timing.used for timing in timings)
+    assert not any(isinstance(module, CsrLinear | CsrConv2d) for module in compressed.modules())
     assert use_csr(classifier(), inputs, least_sparsity=0.9)[1] == []
 
 

@@ -1,4 +1,4 @@
-"""Language modelling on a GPU under bf16: the memory goes through checkpoints, and the adaptive softmax is the CPU's."""
+"""Language modelling on a GPU under bf16: the memory goes through checkpoints, the saved model scores as on a CPU."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.gpu
 OPTIONS = (
     "--preset=transfoxl-tiny", "--min_count=2", "--batch_size=8", "--tgt_len=32", "--max_train_tokens=6000",
     "--max_eval_tokens=1500", "--max_test_tokens=1500", "--method=gmp", "--sparsity=0.5", "--max_train_steps=20",
-    '--method_args={"update_every": 5}', "--learning_rate=0.002", "--mixed_precision=bf16", "--optim=lamb", "--dropout=0",
-    "--eval_batch_size=2", "--checkpointing_steps=11", "--logging_steps=1",
+    '--method_args={"update_every": 5}', "--learning_rate=0.01", "--mixed_precision=bf16", "--optim=lamb",
+    "--dropout=0", "--eval_batch_size=2", "--checkpointing_steps=11", "--logging_steps=1",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_a_resumed_run_goes_on_with_its_memory_and_the_saved_model_scores_alike_
     # Sums on a GPU may change their order; without the memory the twelfth loss would be another by far more.
     losses = [[row["loss"] for row in document["history"]] for document in (whole, resumed)]
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
-    assert losses[0][-1] < losses[0][0]
+    assert sum(losses[0][-5:]) < sum(losses[0][:5]) - 0.5
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     vocabulary = Vocabulary.load(tmp_path / "whole" / "vocabulary.txt")
     stream = vocabulary.encode(load_text("embedded")["test"])[:1500]

@@ -2,13 +2,16 @@
 
 Needs no GPU. `test_compile.py` runs this in a subprocess under each Triton it holds us to; by hand:
 
-    TRITON_CACHE_DIR=$(mktemp -d) python tests/kernels/compile_kernels.py
+    TRITON_CACHE_DIR=$(mktemp -d) python tests/kernels/compile_kernels.py [--table FILE]
+
+`--table` also writes the rows as a table: benchmarks/results/compile/triton-<version>.md holds that of each Triton.
 
 A kernel is added as rows of `cases`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -437,7 +440,25 @@ def number(pattern: str, text: str) -> int:
     return int(match[1])
 
 
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a row a case and target."""
+    columns = ("registers", "spill_bytes", "shared_bytes", "wide_load_bytes", "matrix_instructions", "buffers")
+    lines = [
+        f"What triton {triton.__version__} makes of each kernel (written by `tests/kernels/compile_kernels.py --table`).",
+        "Registers are a thread's, bytes of wide loads (128 bits and more) a program's outside loops.",
+        "",
+        "| kernel | target | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    lines += [f"| {row['case']} | {row['target']} | " + " | ".join(str(row[c]) for c in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, help="file to write the rows to as a table")
+    args = parser.parse_args()
+    rows = []
     print(json.dumps({"triton": triton.__version__}))
     for case in cases():
         asked = {"max_registers": case.max_registers, "asked_wide_load_bytes": case.wide_load_bytes}
@@ -445,6 +466,10 @@ def main() -> None:
         for name in case.targets:
             row = {"case": case.name, "target": name, **compile_case(case, name), "asked_buffers": case.buffers}
             print(json.dumps(row | asked))
+            rows.append(row)
+    if args.table:
+        args.table.parent.mkdir(parents=True, exist_ok=True)
+        args.table.write_text(as_table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

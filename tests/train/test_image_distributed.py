@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 
 from tritonsparse.train import image_classification
 
+# Starting two processes takes longer than all else that is tested of images.
+pytestmark = pytest.mark.long
+
 # The smallest preset, and 61 test images: they do not divide by two. A norm's statistics are counted again at the end,
 # by all ranks on the same batches.
 OPTIONS = [

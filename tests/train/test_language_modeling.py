@@ -357,9 +357,9 @@ def test_the_options_are_frozen() -> None:
     common = {option for action in translation.parser()._actions for option in action.option_strings}
     mine = {option for action in language_modeling.parser()._actions for option in action.option_strings}
     assert mine - common == {
-        "--batch_size", "--block_size", "--cache_dir", "--dropatt", "--eval_batch_size", "--eval_mem_len",
-        "--eval_stride", "--eval_tgt_len", "--max_eval_tokens", "--max_test_tokens", "--max_train_tokens",
-        "--mem_len", "--min_count", "--min_learning_rate", "--no-roll", "--no-test_same_length", "--optim",
-        "--roll", "--steps_per_epoch", "--test_batch_size", "--test_clamp_len", "--test_mem_len",
-        "--test_same_length", "--test_tgt_len", "--tgt_len",
+        "--batch_size", "--block_size", "--cache_dir", "--dropatt", "--embedding_sparsity",
+        "--eval_batch_size", "--eval_mem_len", "--eval_stride", "--eval_tgt_len", "--max_eval_tokens",
+        "--max_test_tokens", "--max_train_tokens", "--mem_len", "--min_count", "--min_learning_rate",
+        "--no-roll", "--no-test_same_length", "--optim", "--roll", "--steps_per_epoch", "--test_batch_size",
+        "--test_clamp_len", "--test_mem_len", "--test_same_length", "--test_tgt_len", "--tgt_len",
     }  # fmt: skip

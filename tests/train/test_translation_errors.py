@@ -35,7 +35,7 @@ def write(path: Path, text: str) -> str:
         (("--pattern=2:4",), "method 'autosparse' supports (unstructured), got '2:4'"),
         (
             ("--method=magic",),
-            "rigl, set, snfs, static, str, topkast, got 'magic'; choose one",
+            "topkast, got 'magic'; choose one",
         ),
         (("--flops_convention=macs",), "a FLOPs convention of autosparse, rigl, acdc, swat, got 'macs'; choose one"),
         (("--method=dense", "--sparsity=0.5"), "fields of method 'dense'"),
