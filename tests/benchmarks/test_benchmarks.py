@@ -33,7 +33,7 @@ def program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["threshold", "masked_gemm", "whole_model", "train_step"])
+@pytest.mark.parametrize("name", ["threshold", "masked_gemm", "whole_model", "packed", "train_step"])
 def test_smoke_prints_machine_table_and_json_and_writes_the_same(name: str, tmp_path: Path) -> None:
     run = program(f"bench_{name}", "--smoke", "--out", str(tmp_path))
     assert run.returncode == 0, run.stdout + run.stderr

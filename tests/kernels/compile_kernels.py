@@ -444,7 +444,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a row a case and target."""
     columns = ("registers", "spill_bytes", "shared_bytes", "wide_load_bytes", "matrix_instructions", "buffers")
     lines = [
-        f"What triton {triton.__version__} makes of each kernel (written by `tests/kernels/compile_kernels.py --table`).",
+        f"What triton {triton.__version__} makes of each kernel (by `tests/kernels/compile_kernels.py --table`).",
         "Registers are a thread's, bytes of wide loads (128 bits and more) a program's outside loops.",
         "",
         "| kernel | target | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
