@@ -100,7 +100,7 @@ def record(
         **measured,
         **report.overall(),
         **loop.meter.overall(),
-        "embedding_sparsity": None if sparsifier.embeddings is None else sparsifier.embeddings.measured(),
+        **({} if sparsifier.embeddings is None else {"embedding_sparsity": sparsifier.embeddings.measured()}),
         "test_flops_fraction": forward_fraction(sparsifier, costs, convention=args.flops_convention),
         "steps": loop.step,
         "averaged_checkpoints": list(averaged),
