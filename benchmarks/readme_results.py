@@ -3,7 +3,8 @@
     python benchmarks/readme_results.py            rewrite what stands between the two marks
     python benchmarks/readme_results.py --check    exit 1 where the README does not say what the files say
 
-A training run lies in results/<device>/<corpus>/<name>/all_results.json, as the training program wrote it.
+A training run lies in results/<device>/<corpus>/<run>/all_results.json, as the training program wrote it; the folder's
+name is the row's.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ def tables(results: Path) -> str:
     """Every table, in Markdown."""
     parts = ["## Measured"]
     for corpus in sorted({path.parent.parent for path in results.glob("*/*/*/all_results.json")}):
-        runs = [json.loads((path / "all_results.json").read_text(encoding="utf-8")) for path in sorted(corpus.iterdir())
-                if (path / "all_results.json").is_file()]  # fmt: skip
+        runs = [
+            {"run": path.name, **json.loads((path / "all_results.json").read_text(encoding="utf-8"))}
+            for path in sorted(corpus.iterdir())
+            if (path / "all_results.json").is_file()
+        ]
         parts.append(_training_table(f"{corpus.name} on {corpus.parent.name}", runs))
     return "\n\n".join(parts)
 
@@ -41,7 +45,7 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
     key = next(key for key in QUALITIES if key in runs[0])
     quality, form, program = QUALITIES[key]
     columns = (
-        "method",
+        "run",
         "sparsity",
         quality,
         "training MACs",
@@ -55,7 +59,7 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
     for run in sorted(runs, key=lambda run: run["sparsity"]):
         environment = run["environment"]
         cells = (
-            run["method"],
+            run["run"],
             f"{run['sparsity']:.1%}",
             form.format(run[key]),
             f"{run['train_flops_fraction']:.1%} of dense",
@@ -71,7 +75,7 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
         "",
         f"{_measured(first)}; one seed; "
         f"`accelerate launch -m tritonsparse.train.{program} --recipe {first['arguments']['recipe']}` with "
-        f"`--method` as named; torch {first['environment']['torch']}. "
+        f"`--method` (and its fields) as in each run's `all_results.json`; torch {first['environment']['torch']}. "
         f"Multiply-adds are of all {counted} layers, counted from zeros.",
     ]
     return "\n".join(lines)
