@@ -80,7 +80,8 @@ def test_a_process_without_this_package_loads_the_same_model(marian: Build, gpt2
     run = subprocess.run([sys.executable, "-c", READER, *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     for cls, expected in logits.items():
-        assert torch.equal(torch.load(tmp_path / cls / "logits.pt"), expected)
+        # To rounding: where a process lays its tensors out in memory may change the order a CPU library adds in.
+        torch.testing.assert_close(torch.load(tmp_path / cls / "logits.pt"), expected, rtol=1e-5, atol=1e-5)
 
 
 @every_method
