@@ -4,7 +4,9 @@
     python benchmarks/readme_results.py --check    exit 1 where the README does not say what the files say
 
 A training run lies in results/<device>/<corpus>/<run>/all_results.json, as the training program wrote it; the folder's
-name is the row's.
+name is the row's, and pictures beside the runs stand under their table. results/<device>/<corpus>/twins.json is what
+eval.accuracy (or eval.agreement) says of AC/DC's twins, memorization.json what train.memorization wrote,
+results/<device>/inference/*.json what eval.speed did.
 """
 
 from __future__ import annotations
@@ -38,6 +40,22 @@ def tables(results: Path) -> str:
             if (path / "all_results.json").is_file()
         ]
         parts.append(_training_table(f"{corpus.name} on {corpus.parent.name}", runs))
+        twins = corpus / "twins.json"
+        if twins.is_file():
+            parts.append(_twins(json.loads(twins.read_text(encoding="utf-8"))))
+        parts += [
+            f"![{corpus.name}: {picture.stem}]({picture.relative_to(results.parent.parent).as_posix()})"
+            for picture in sorted(corpus.glob("*.png"))
+            if picture.stem != "memorization"
+        ]
+    for path in sorted(results.glob("*/*/memorization.json")):
+        corpus, document = path.parent, json.loads(path.read_text(encoding="utf-8"))
+        parts.append(_memorization_table(f"{corpus.name}, labels corrupted, on {corpus.parent.name}", document))
+        picture = path.with_suffix(".png").relative_to(results.parent.parent).as_posix()
+        parts.append(f"![{corpus.name}: accuracy on corrupted images by epoch]({picture})")
+    for folder in sorted({path.parent for path in results.glob("*/inference/*.json")}):
+        documents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+        parts.append(_inference_table(f"Inference on {folder.parent.name}", documents))
     return "\n\n".join(parts)
 
 
@@ -55,7 +73,7 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
         "threads",
         "commit",
     )
-    lines = [f"**{title}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = [*_head(title, columns)]
     for run in sorted(runs, key=lambda run: run["sparsity"]):
         environment = run["environment"]
         cells = (
@@ -86,7 +104,76 @@ def _measured(run: dict[str, Any]) -> str:
     where = str(run["arguments"].get("test_file") or run["split"])
     if "bleu" in run:
         return f"{where}, {run['num_beams']} beams, {run['bleu_signature']}"
-    return where if "perplexity" in run else f"{where} split, {run['arguments']['preset']}"
+    if "perplexity" in run:
+        return where
+    return f"{where} split, {run['arguments']['preset']}, augmentation {run['arguments']['augmentation']}"
+
+
+def _twins(found: dict[str, Any]) -> str:
+    twin = found.get("twin", found)
+    top1 = f"top-1 {twin['top1']:.2%} beside {found['top1']:.2%}; " if "top1" in found else ""
+    return (
+        f"AC/DC's dense twin beside the sparse model: {top1}they agree on {twin['agreement']:.2%} of "
+        f"{twin['predictions']:,} predictions (cross-entropy {twin['cross_entropy']:.3f} nats, the dense twin's own "
+        f"entropy {twin['entropy']:.3f})."
+    )
+
+
+def _memorization_table(title: str, document: dict[str, Any]) -> str:
+    """The last epoch of every run."""
+    lines = [*_head(title, ("run", "training", "test top-1", "corrupted as they are", "corrupted as labelled"))]
+    for how, group in document["runs"].items():
+        for label, evaluations in group.items():
+            last = evaluations[-1]
+            numbers = (f"{last[key]:.1%}" for key in ("top1", "corrupted_as_true", "corrupted_as_labelled"))
+            lines.append(f"| {' | '.join((label, how, *numbers))} |")
+    given, environment = document["arguments"], document["environment"]
+    lines += [
+        "",
+        f"{given['corrupted_samples']} training images with a wrong label; {given['num_train_epochs']} epochs of "
+        f"{given['preset']}, {given['method']}; augmentation is {given['augmentation']!r}; one seed; "
+        f"`accelerate launch -m tritonsparse.train.memorization` with the arguments in `memorization.json`; torch "
+        f"{environment['torch']}, commit `{environment['commit']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def _inference_table(title: str, documents: dict[str, dict[str, Any]]) -> str:
+    """Dense beside compressed rows, each from one run of eval.speed."""
+    columns = (
+        "model", "zeros", "batch", "dense", "compressed rows", "times dense's speed", "layers compressed", "commit",
+    )  # fmt: skip
+    lines = [*_head(title, columns)]
+    for name, document in documents.items():
+        rows = {(row["batch_size"], row["model"]): row for row in document["rows"]}
+        for batch, model in rows:
+            if model != "compressed rows":
+                continue
+            dense, ours = rows[batch, "dense"], rows[batch, model]
+            used = sum(layer["used"] for layer in ours["layers"])
+            cells = (
+                name,
+                f"{document['sparsity']:.1%}",
+                batch,
+                f"{1e3 * dense['median']:.2f} ms",
+                f"{1e3 * ours['median']:.2f} ms" if ours["verdict"] == "ok" else "WRONG",
+                f"{ours['speedup']:.2f}" if ours["verdict"] == "ok" else "",
+                f"{used} of {len(ours['layers'])}",
+                f"`{document['environment']['commit']}`",
+            )
+            lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    environments = [document["environment"] for document in documents.values()]
+    lines += [
+        "",
+        f"Medians of forwards taken in turn, `python -m tritonsparse.eval.speed`; "
+        f"{environments[0]['threads']} thread(s); torch {environments[0]['torch']}. Zeros are of all matrices, "
+        f"embeddings included. A layer is compressed where that is measured faster; where none is, the ratio is about 1.",
+    ]
+    return "\n".join(lines)
+
+
+def _head(title: str, columns: Sequence[str]) -> tuple[str, ...]:
+    return f"**{title}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"
 
 
 def updated(readme: str, results: Path) -> str:

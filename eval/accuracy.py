@@ -2,8 +2,10 @@
 
     python -m tritonsparse.eval.accuracy --model runs/resnet20 --data_dir fashion-mnist --split test
     python -m tritonsparse.eval.accuracy --model runs/resnet50 --dataset_name ILSVRC/imagenet-1k --split validation
+    python -m tritonsparse.eval.accuracy --model RUN/best_sparse/pretrained --twin RUN/best_dense/pretrained ...
 
-Images are prepared as the model's `preprocessor_config.json` says. Sums are exact: every image counts once.
+Images are prepared as the model's `preprocessor_config.json` says. Sums are exact: every image counts once. With a
+twin, also how alike the two classify (`agreement.py`; AC/DC's appendix B.5), the twin being the first of the two.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .agreement import Agreement, classification
 from .image_sets import ImageSet, load_images
 from .preprocessing import Preprocessing
 
-__all__ = ["Accuracy", "Sums", "accuracy", "accuracy_sums", "main"]
+__all__ = ["Accuracy", "Sums", "accuracy", "accuracy_sums", "main", "twins_agreement"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,19 @@ def accuracy(model: nn.Module, images: ImageSet, preprocessing: Preprocessing, *
     return accuracy_sums(model, images, preprocessing, batch_size=batch_size).mean()
 
 
+def twins_agreement(
+    twin: nn.Module, model: nn.Module, images: ImageSet, preprocessing: Preprocessing, *, batch_size: int = 256
+) -> Agreement:
+    """How often `twin` and `model` choose the same class of an image, and the cross-entropy from the twin's to the
+    model's probabilities; both get the same pixels, in evaluation mode, and are left as they were."""
+    device = next(model.parameters()).device
+    inputs = (
+        {"pixel_values": preprocessing.normalise(pixels.to(device))}
+        for pixels, _ in batches(images, preprocessing, batch_size)
+    )
+    return classification(twin, model, inputs)
+
+
 def batches(
     images: ImageSet, preprocessing: Preprocessing, batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -117,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--model", required=True, help="a checkpoint folder with preprocessor_config.json")
+    parser.add_argument("--twin", default=None, help="another such folder, of the same classes, to compare with")
     parser.add_argument("--dataset_name", default=None, help="'embedded' or a hub id")
     parser.add_argument("--dataset_config_name", default=None)
     parser.add_argument("--data_dir", default=None, help="a folder of IDX files, npz files or images")
@@ -135,12 +152,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.max_samples is not None:
             images = images.subset(torch.arange(min(args.max_samples, len(images))))
         model = load_classifier(args.model).to(args.device)
-        result = accuracy(model, images, preprocessing, batch_size=args.batch_size)
+        twin = None if args.twin is None else _load_twin(args.twin, model, preprocessing).to(args.device)
+        result = asdict(accuracy(model, images, preprocessing, batch_size=args.batch_size))
+        if twin is not None:
+            alike = twins_agreement(twin, model, images, preprocessing, batch_size=args.batch_size)
+            other = accuracy(twin, images, preprocessing, batch_size=args.batch_size)
+            result |= {"twin": {"model": args.twin, **asdict(other), **asdict(alike)}}
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(json.dumps({"model": args.model, "split": args.split, **asdict(result)}))
+    print(json.dumps({"model": args.model, "split": args.split, **result}))
     return 0
+
+
+def _load_twin(folder: str, model: Any, preprocessing: Preprocessing) -> nn.Module:
+    twin: Any = load_classifier(folder)
+    if twin.config.id2label != model.config.id2label or Preprocessing.load(folder) != preprocessing:
+        raise ValueError(
+            f"accuracy: expected a twin of the same classes and preprocessing, got others in {folder}; compare models "
+            f"of one data set"
+        )
+    checked: nn.Module = twin
+    return checked
 
 
 def load_classifier(folder: str) -> nn.Module:

@@ -1,6 +1,6 @@
-"""The one import of Triton: every kernel file takes `triton` and `tl` from here.
+"""The one import of Triton: every kernel file takes `triton`, `tl` and `TensorDescriptor` from here.
 
-Where Triton is not installed the two names are inert stand-ins, under which files full of `@triton.jit`
+Where Triton is not installed the names are inert stand-ins, under which files full of `@triton.jit`
 still import: references and public functions work, and asking for the Triton back end is an error that
 says what to do.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["AVAILABLE", "INTERPRETED", "require", "tl", "triton"]
+__all__ = ["AVAILABLE", "INTERPRETED", "TensorDescriptor", "require", "tl", "triton"]
 
 
 class _Absent:
@@ -31,8 +31,9 @@ _import_error = ""
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError as error:  # also raised by an installed Triton whose binary does not load
-    triton = tl = _Absent()
+    triton = tl = TensorDescriptor = _Absent()
     _import_error = str(error)
 
 AVAILABLE: bool = not _import_error

@@ -5,7 +5,8 @@ Two answers, of which the caller sees the source:
     measured    both ways were timed on this device at this shape (`plan_table.json`, from
                 `benchmarks/make_plan_table.py`): the faster one
     analytic    the count of bytes and operations below; it may prefer the fused product to the two steps, but says
-                nothing against a dense layer, and never prefers a fused dW, whose product must match the vendor's
+                nothing against a dense layer, and never prefers a fused dW, whose product must match the vendor's,
+                nor a fused convolution
 
 Times of the analytic model, for L multiply-adds M·N·K, B the memory's bandwidth and P the vendor's product rate:
 
@@ -28,9 +29,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["Choice", "choose", "device_key", "read_table"]
+__all__ = ["CONV_OPS", "Choice", "choose", "device_key", "read_table"]
 
 OPS = ("forward", "grad_input", "grad_weight")
+# Of a convolution; what follows a space says which ("conv_forward 3x3/1x1"): times of one say nothing of another.
+CONV_OPS = ("conv_forward", "conv_grad_input", "conv_grad_weight")
 KINDS = ("soft", "hard", "step", "mask", "bits")
 # Bytes of a mask an element: none, bool, packed.
 MASK_BYTES = {"soft": 0.0, "hard": 0.0, "step": 0.0, "mask": 1.0, "bits": 0.125}
@@ -103,6 +106,8 @@ def _measured(
 
 
 def _analytic(op: str, m: int, n: int, k: int, dtype: torch.dtype, kind: str, device: str) -> Choice:
+    if op.startswith(CONV_OPS):
+        return Choice(False, "analytic", None, f"{op} [{m}, {n}, {k}]: fused only where it was measured faster")
     if op == "grad_weight":
         return Choice(False, "analytic", None, "grad_weight: fused only where it was measured faster than the vendor's")
     bandwidth, rate = RATES.get(device, RATES["nvidia-h200"])
@@ -138,8 +143,8 @@ def choose(
     A function of its arguments and the packaged table: two processes and two calls agree.
 
     Args:
-        op: "forward", "grad_input" or "grad_weight".
-        m: rows of x.
+        op: "forward", "grad_input" or "grad_weight"; of a convolution, what `masked_conv.conv_op_name` calls it.
+        m: rows of x; of a convolution, pixels of the result.
         n, k: rows and columns of the weight, as stored.
         dtype: of x and the product.
         kind: "soft", "hard", "step", "mask" (bool), or "bits" (packed mask).
@@ -160,9 +165,9 @@ def choose(
         >>> choose("forward", 8192, 4096, 4096, torch.bfloat16, "soft", "NVIDIA H200").fused
         False
     """
-    if op not in OPS or kind not in KINDS:
+    if op.partition(" ")[0] not in (*OPS, *CONV_OPS) or kind not in KINDS:
         raise ValueError(
-            f"choose: expected op in {list(OPS)} and kind in {list(KINDS)}, got {op!r} and {kind!r}; "
+            f"choose: expected op in {[*OPS, *CONV_OPS]} and kind in {list(KINDS)}, got {op!r} and {kind!r}; "
             f'pass a packed mask as kind "bits"'
         )
     if min(m, n, k) < 0:

@@ -117,6 +117,7 @@ PATTERNS = [
         *(RigL(sparsity=0.5, update_every=2, distribution="uniform"), SET(sparsity=0.5, update_every=2)),
         *(SNFS(sparsity=0.5, update_every=2), DSR(sparsity=0.5, update_every=2, threshold_init=0.1)),
         *(OptG(sparsity=0.5), PowerProp(sparsity=0.5), SWAT(sparsity=0.5)),
+        *(AutoSparse(sparsity=0.5, control_every=2), STR(sparsity=0.5), AutoSparse(sparsity=0.5, backward_density=0.8)),
     )
     for pattern in ("block:2", "block:4x2", "channel", "2:4", "1:2")
     if isinstance(parse(pattern), method.patterns)

@@ -7,6 +7,7 @@ import argparse
 from . import arguments
 from .image_batches import AUGMENTATIONS
 from .image_models import IMAGE_MODELS
+from .image_schedule import MULTISTEP
 
 __all__ = ["FREE", "PRESET", "add_images", "parser"]
 
@@ -44,6 +45,11 @@ def parser(program: str, description: str | None) -> argparse.ArgumentParser:
         help="weight decay on biases and norms too; --no_norm_decay leaves them out",
     )  # fmt: skip
     goal.add_argument("--warmup_epochs", type=float, default=None, help="in place of --num_warmup_steps")
+    goal.add_argument(
+        "--lr_milestones", nargs="+", type=float, default=None,
+        help=f"epochs at which --lr_scheduler_type {MULTISTEP} multiplies the rate by --lr_gamma",
+    )  # fmt: skip
+    goal.add_argument("--lr_gamma", type=float, default=None, help=f"of {MULTISTEP}: 0.1 by default")
     goal.add_argument(
         "--bn_reestimation_batches", type=int, default=0,
         help="count batch norms' statistics again on so many batches where a phase has switched, before evaluating",

@@ -4,10 +4,10 @@
         --data_dir fashion-mnist --output_dir runs/fashion-mnist
 
 ResNet-50, MobileNetV1 and small residual networks from scratch (`--preset`), or any image classifier
-(`--model_name_or_path`); SGD with momentum, cosine with warm-up, label smoothing; checkpoints that resume bit for bit
-on a CPU. Epochs are evaluated on the validation split, on the test split where there is no other; the result is that of
-the last weights, never of a best epoch. `--output_dir` receives the finalized checkpoint (stock classes, exact zeros)
-with its preprocessor, the sidecar to go on from, `all_results.json` and the plots.
+(`--model_name_or_path`); SGD with momentum, cosine or steps with warm-up, label smoothing; checkpoints that resume bit
+for bit on a CPU. Epochs are evaluated on the validation split, on the test split where there is no other; the result is
+that of the last weights, never of a best epoch. `--output_dir` receives the finalized checkpoint (stock classes, exact
+zeros) with its preprocessor, the sidecar to go on from, `all_results.json` and the plots.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import get_scheduler
 
 import tritonsparse as ts
 from tritonsparse.eval.accuracy import Accuracy, Sums, accuracy_sums
@@ -41,6 +40,7 @@ from .batch_norm import reestimate
 from .image_arguments import FREE, PRESET, parser
 from .image_batches import ImageBatch, ImageBatches
 from .image_models import build_model, load_model
+from .image_schedule import make_scheduler
 from .label_corruption import Corruption
 from .loop import Loop, Settings
 from .twins import Twins
@@ -106,10 +106,7 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
         total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
     )  # fmt: skip
     optimizer = _optimizer(args, sparsifier)
-    warmup = args.num_warmup_steps
-    if args.warmup_epochs is not None:
-        warmup = round(args.warmup_epochs * batches.steps_per_epoch)
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, total_steps)
+    scheduler = make_scheduler(args, optimizer, batches.steps_per_epoch, total_steps)
     example = preprocessing.normalise(next(batches.first(1)).pixels[:1])
     costs = layer_costs(stock_model.eval(), pixel_values=example)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)

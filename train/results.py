@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-import tritonsparse
+from tritonsparse.eval.machine import commit, processor
 from tritonsparse.eval.plots import plot_layer_sparsity, plot_training
 from tritonsparse.flops import CONVENTIONS, LayerCost, forward_fraction
 from tritonsparse.report import Report, as_rows
@@ -44,7 +43,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     """Hardware, versions and, in a git checkout, the commit."""
     cuda = torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "cpu_threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
@@ -52,27 +51,8 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
-        "commit": _commit(),
+        "commit": commit(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    root = Path(tritonsparse.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def portable(arguments: Mapping[str, Any]) -> dict[str, Any]:

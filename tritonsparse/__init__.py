@@ -15,13 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from . import flops, methods, pattern, schedules
 from .export import load
+from .export_blocks import load_bsr, save_bsr
 from .sparsifier import Sparsifier
 from .sparsify import sparsify
 
 if TYPE_CHECKING:
     from .callback import SparsityCallback
 
-__all__ = ["Sparsifier", "SparsityCallback", "flops", "load", "methods", "pattern", "schedules", "sparsify"]
+__all__ = [
+    "Sparsifier",
+    "SparsityCallback",
+    "flops",
+    "load",
+    "load_bsr",
+    "methods",
+    "pattern",
+    "save_bsr",
+    "schedules",
+    "sparsify",
+]
 
 
 def __getattr__(name: str) -> Any:

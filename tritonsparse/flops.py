@@ -65,7 +65,7 @@ def forward_fraction(
     kept = kept_counts(sparsifier) if kept is None else kept
     densities = {}
     for name, layer in sparsifier.layers.items():
-        share = kept[name] / layer.weight.numel()
+        share = kept[name] / layer.dense_shape.numel()
         densities[name] = Densities(share, share, share)
     return rule.forward_fraction(costs, densities)
 
@@ -102,7 +102,7 @@ def training_passes(
 def _costs(function: str, sparsifier: Sparsifier, macs: Costs | None, rule: Convention) -> dict[str, LayerCost]:
     layers = sparsifier.layers
     if macs is None:
-        macs = {name: layer.weight.numel() for name, layer in layers.items()}
+        macs = {name: layer.dense_shape.numel() for name, layer in layers.items()}
     costs = rule.costs(function, macs)
     if not any(name in layers and cost.macs for name, cost in costs.items()):
         raise ValueError(
@@ -122,7 +122,7 @@ def _training_densities(sparsifier: Sparsifier, kept: Mapping[str, int] | None) 
             packed = None if activations is None else Densities(1.0, 1.0, activations, activations=activations)
             densities[name] = packed or DENSE
             continue
-        share = kept[name] / layer.weight.numel()
+        share = kept[name] / layer.dense_shape.numel()
         if layer.kind != kind and layer.mask is not None:
             # A sparse phase has just ended: the weights are dense again, the step was not.
             share = float(layer.mask.float().mean())

@@ -10,6 +10,7 @@
     grad_mask   bool, shape of W: the set B in which pruned weights get gradients; None = everywhere
     alpha       float32 scalar: the multiplier on the gradient of pruned weights; None = 0
     exponent    a of PowerPropagation: the view is of W |W|^(a-1); None = of W itself
+    block       (rows, columns) of the blocks that the mask consists of; None = elements
     activation_density    the share of the input that dW is made of, saved packed (kernels/packed_linear.py); None = all
 
 Masks and alpha are plain tensor attributes, not buffers: DDP would broadcast buffers at every forward, and
@@ -20,14 +21,16 @@ and keep their dtype. The forward is pure: it changes no state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .block_index import MaskVersions, fresh_index, is_indexed
 from .kernels import _triton
+from .kernels.block_matmul import block_matmul
 from .kernels.masked_matmul import masked_linear
 from .kernels.packed_linear import packed_linear
 from .kernels.power import power
@@ -35,15 +38,17 @@ from .kernels.threshold import view_reference
 
 __all__ = ["BACKENDS", "VIEW_TENSORS", "SparseConv1D", "SparseLayer", "SparseLinear", "view_versions"]
 
-BACKENDS = ("auto", "torch", "triton", "fused")
+BACKENDS = ("auto", "torch", "triton", "fused", "block")
 
 VIEW_TENSORS = ("mask", "grad_mask", "alpha")
 _CACHE = ("w_hat", "w_hat_versions", "defer")
+_BLOCKS = ("block_index", "grad_index", "block_flags", "index_versions")
 _ACTIVATION = (
     *("activation_density", "activation_scope", "activation_slack"),
     *("activation_cutoff", "remembers_cutoff", "last_cutoff", "overflows", "last_overflow", "row_masks"),
 )
-_ATTRIBUTES = ("kind", *VIEW_TENSORS, "exponent", "backend_choice", "backend", "backend_reason", *_CACHE, *_ACTIVATION)
+_BACKEND = ("backend_choice", "backend", "backend_reason")
+_ATTRIBUTES = ("kind", *VIEW_TENSORS, "exponent", "block", *_BACKEND, *_CACHE, *_BLOCKS, *_ACTIVATION)
 
 
 class SparseLayer(nn.Module):
@@ -53,6 +58,8 @@ class SparseLayer(nn.Module):
     transposed: bool
     # Whether the forward reads a cached view: it multiplies by a matrix stored as the weight is.
     caches_view: bool = False
+    # Whether `weight` holds the kept blocks only (compact.py).
+    compacted: ClassVar[bool] = False
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -68,6 +75,11 @@ class SparseLayer(nn.Module):
     w_hat: Tensor | None
     w_hat_versions: tuple[int, ...]
     defer: bool
+    block: tuple[int, int] | None
+    block_index: Tensor | None
+    grad_index: Tensor | None
+    block_flags: Tensor | None
+    index_versions: MaskVersions
     activation_density: float | None
     activation_scope: str
     activation_slack: float
@@ -79,13 +91,15 @@ class SparseLayer(nn.Module):
     row_masks: list[Tensor]
 
     @classmethod
-    def adopt(cls, module: nn.Module, backend: str) -> SparseLayer:
+    def adopt(cls, module: nn.Module, backend: str, block: tuple[int, int] | None = None) -> SparseLayer:
         """Re-class `module` (of `stock_class`) in place with a dense view; nothing is allocated."""
         _reclass(module, cls)
         layer = cast(SparseLayer, module)
         layer.kind = "dense"
         layer.mask = layer.grad_mask = layer.alpha = layer.exponent = None
         layer.w_hat, layer.w_hat_versions, layer.defer = None, (), False
+        layer.block, layer.index_versions = block, ()
+        layer.block_index = layer.grad_index = layer.block_flags = None
         layer.activation_density, layer.activation_scope, layer.activation_slack = None, "batch", 1.25
         layer.activation_cutoff, layer.remembers_cutoff, layer.last_cutoff = None, False, None
         layer.overflows, layer.last_overflow, layer.row_masks = 0, None, []
@@ -120,6 +134,11 @@ class SparseLayer(nn.Module):
         """(outputs, inputs) that blocks and groups of m must divide."""
         n, k = self.oriented(self.weight).shape
         return n, k
+
+    @property
+    def dense_shape(self) -> torch.Size:
+        """Shape of the weight in dense storage, whatever it is stored as."""
+        return self.weight.shape
 
     def dense_weight(self) -> Tensor:
         """What the view is taken of: `weight` itself, or its power where an exponent is set; differentiable."""
@@ -179,6 +198,8 @@ class SparseLayer(nn.Module):
             or (not torch.compiler.is_compiling() and self.w_hat_versions != view_versions(self))
         ):
             w_hat = None
+        if self.backend == "block" and self.kind == "mask" and not packs:
+            return self._skip_blocks(x, bias, w_hat, out_dtype)
         view: dict[str, Any] = {
             "kind": self.kind,
             "threshold": self.threshold,
@@ -187,7 +208,7 @@ class SparseLayer(nn.Module):
             "alpha": self.alpha,
             "w_hat": w_hat,
             "transposed": self.transposed,
-            "backend": self.backend,
+            "backend": "triton" if self.backend == "block" else self.backend,
             "out_dtype": out_dtype,
         }
         if not packs:
@@ -207,10 +228,34 @@ class SparseLayer(nn.Module):
         self.note_packing(cutoff, overflow)
         return y
 
+    def _skip_blocks(self, x: Tensor, bias: Tensor | None, w_hat: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+        """The forward through an index of the kept blocks: the Sparsifier's, or one of this forward's own."""
+        assert self.block is not None and self.mask is not None  # sparsify
+        index, grad_index, kept = self.block_index, self.grad_index, self.block_flags
+        if index is None or kept is None or (not torch.compiler.is_compiling() and not is_indexed(self)):
+            index, grad_index, kept = fresh_index(self)
+        everywhere = self.alpha is not None and self.grad_mask is None
+        return block_matmul(
+            x,
+            self.dense_weight(),
+            bias,
+            index,
+            block=self.block,
+            grad_index=grad_index,
+            kept=None if grad_index is None else kept,
+            mask=self.mask if everywhere else None,
+            alpha=self.alpha,
+            w_hat=w_hat,
+            transposed=self.transposed,
+            backend="triton",
+            out_dtype=out_dtype,
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no Sparsifier that would keep its buffer true, or finish its gradients.
         cached = {"w_hat": None, "w_hat_versions": (), "defer": False, "last_cutoff": None, "last_overflow": None}
-        return vars(self) | cached
+        indices = {"block_index": None, "grad_index": None, "block_flags": None, "index_versions": ()}
+        return vars(self) | cached | indices
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
         logits = None if self.threshold is None else self.threshold.detach().clone()
@@ -226,6 +271,8 @@ class SparseLayer(nn.Module):
             self.activation_cutoff = self.activation_cutoff.to(device)
         # Written at another place, or of other values: the Sparsifier allocates and writes it anew.
         self.w_hat, self.w_hat_versions = None, ()
+        self.block_index = self.grad_index = self.block_flags = None
+        self.index_versions = ()
         self._choose_backend()
         return self
 

@@ -6,13 +6,23 @@ So a method that prunes for good also clears the state of the pruned positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["clear_state", "gradient_scale", "is_real_step", "learning_rate", "momentum", "reset_state", "unwrap"]
+__all__ = [
+    "check_elementwise", "clear_state", "gradient_scale", "is_real_step", "learning_rate", "map_state", "momentum",
+    "reset_state", "unwrap",
+]  # fmt: skip
+
+# Their update of an element reads nothing of other elements, so that a part of a parameter can be updated alone.
+ELEMENTWISE = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.ASGD),
+)
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -56,6 +66,45 @@ def clear_state(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value.masked_fill_(where, 0.0)
+
+
+def check_elementwise(function: str, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that is not known to update each element by itself.
+
+    Raises:
+        ValueError: its class is none of torch's elementwise ones; a subclass may do anything.
+    """
+    if type(optimizer) not in ELEMENTWISE:
+        known = ", ".join(cls.__name__ for cls in ELEMENTWISE)
+        raise ValueError(
+            f"{function}: expected an optimizer whose update is elementwise ({known}), got {type(optimizer).__name__}; "
+            f"use one of them, or train in dense storage"
+        )
+
+
+@torch.no_grad()
+def map_state(
+    function: str, optimizer: Optimizer, parameter: Tensor, change: Callable[[Tensor], Tensor] | None
+) -> None:
+    """Replace every state tensor of the parameter's shape by `change` of it; None only checks. Counts stay.
+
+    Raises:
+        ValueError: a state of the parameter that is neither of its shape nor one number; nothing has been changed then.
+    """
+    state = optimizer.state.get(parameter, {})
+    for key, value in state.items():
+        of_shape = isinstance(value, Tensor) and value.shape == parameter.shape
+        number = value is None or isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+        if not of_shape and not number:
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{function}: expected state of the parameter's shape {list(parameter.shape)} or single numbers, got "
+                f"{key!r} of {got} in {type(optimizer).__name__}; train in dense storage with it"
+            )
+    if change is not None:
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = change(value)
 
 
 @torch.no_grad()

@@ -29,8 +29,8 @@ __all__ = ["LayerRow", "Report", "as_rows", "block_sparsity", "cut_off", "make_r
 
 DEFAULT_BLOCK = Block(64, 64)
 
-# What each back end leaves out: all multiply by every element of S(W), zeros and all.
-_SKIPS_BLOCKS = {"torch": False, "triton": False, "fused": False}
+# What each back end leaves out: all but one multiply by every element of S(W), zeros and all.
+_SKIPS_BLOCKS = {"torch": False, "triton": False, "fused": False, "block": True}
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def make_report(
     """Read every layer once; see `Sparsifier.report`."""
     rule = convention_named("report", convention)
     if macs is None:
-        macs = {name: layer.weight.numel() for name, layer in layers.items()}
+        macs = {name: layer.dense_shape.numel() for name, layer in layers.items()}
     costs = rule.costs("report", {name: cost for name, cost in macs.items() if name in layers})  # type: ignore[arg-type]
     if not any(cost.macs for cost in costs.values()):
         raise ValueError(
@@ -176,7 +176,7 @@ def make_report(
 
 
 def _row(name: str, layer: SparseLayer, cost: Any, rule: Convention, block: tuple[int, int]) -> LayerRow:
-    numel = layer.weight.numel()
+    numel = layer.dense_shape.numel()
     kept, in_blocks = numel, 0.0
     # A dense view keeps every weight, whichever are zero.
     if layer.kind != "dense":
@@ -189,7 +189,7 @@ def _row(name: str, layer: SparseLayer, cost: Any, rule: Convention, block: tupl
     sparse = sum((each.forward for each in rule.passes(counted, densities).values()), 0.0)
     return LayerRow(
         name=name,
-        shape=tuple(layer.weight.shape),
+        shape=tuple(layer.dense_shape),
         numel=numel,
         kept=kept,
         sparsity=1.0 - share,

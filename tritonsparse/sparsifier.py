@@ -16,8 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import export, state
+from . import export, export_blocks, state
+from .block_index import BlockIndices
 from .clock import Clock
+from .compact import Compaction
 from .embeddings import EmbeddingMasks
 from .flops_conventions import Costs
 from .layers import SparseLayer
@@ -67,12 +69,15 @@ class Sparsifier:
         self._optimizer: Optimizer | None = None
         self._handles: list[Any] = []
         self._cache: ViewCache | None = None
+        self._indices = BlockIndices(layers)
+        self._compaction = Compaction(layers, method, clock, pattern)
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         # Kinds of the views that the last step was taken with; a method may change them right after it.
         self.trained_kinds: dict[str, str] = {}
         self._finalized = False
         self._mask_embeddings()
+        self._indices.write()
 
     @property
     def step(self) -> int:
@@ -125,7 +130,8 @@ class Sparsifier:
             self._cache = ViewCache(self.model, self.layers, cache_dtype, defer)
 
     def detach(self) -> None:
-        """Let go of the optimizer and of cached views; the views stay as they are."""
+        """Let go of the optimizer and of cached views, and `expand`; the views stay as they are."""
+        self.expand()
         if self._cache is not None:
             self._cache.close()
             self._cache = None
@@ -133,9 +139,32 @@ class Sparsifier:
             handle.remove()
         self._handles, self._optimizer = [], None
 
+    def compact(self) -> None:
+        """Store only kept blocks of weights, gradients and optimizer state whenever the topology stays (compact.py).
+
+        From now on, until `expand()`: packed after every step after which the method says so (AC/DC in sparse phases,
+        RigL and its kin between updates, GMP after its last, a static mask always), dense again for the steps that need
+        it. A layer's `weight` is the same Parameter, then with data `[nnz, r, c]`, and so are its gradient and state.
+        Training is that of the dense storage. Checkpoints are of dense storage: `expand()` before saving or loading.
+
+        Raises:
+            RuntimeError: no optimizer is attached, a process group is initialised (DDP), or pruned weights are not 0.
+            ValueError: the pattern is not of blocks, the method never has such a stretch, pruned weights get gradients,
+                the optimizer's update is not elementwise or its state unknown, or views are cached.
+        """
+        self._require_live("compact")
+        self._compaction.start(self._optimizer, cached=self._cache is not None)
+
+    def expand(self) -> None:
+        """Undo `compact()`: dense storage with zeros outside the masks, until it is called again."""
+        self._require_live("expand")
+        self._compaction.stop()
+
     def refresh(self) -> None:
-        """Rewrite the cached views (`attach(cache_dtype=...)`) after weights changed in a way no counter shows."""
+        """Rewrite the indices of blocks and the cached views (`attach(cache_dtype=...)`) after weights changed in a way
+        no counter shows."""
         self._require_live("refresh")
+        self._indices.write()
         if self._cache is not None:
             self._cache.write()
 
@@ -190,7 +219,7 @@ class Sparsifier:
     def sparsity(self) -> float:
         """Zeros among the effective weights of the sparsified layers, as a fraction of them."""
         self._require_live("sparsity")
-        total = sum(layer.weight.numel() for layer in self.layers.values())
+        total = sum(layer.dense_shape.numel() for layer in self.layers.values())
         return 1.0 - sum(layer.kept_count() for layer in self.layers.values()) / total
 
     def report(self, macs: Costs | None = None, *, convention: str = "autosparse") -> Report:
@@ -211,8 +240,9 @@ class Sparsifier:
 
     def summary(self) -> str:
         """One line: what was converted, what was not."""
-        weights = sum(layer.weight.numel() for layer in self.layers.values())
-        total = sum(parameter.numel() for parameter in self.model.parameters())
+        weights = sum(layer.dense_shape.numel() for layer in self.layers.values())
+        unstored = weights - sum(layer.weight.numel() for layer in self.layers.values())
+        total = sum(parameter.numel() for parameter in self.model.parameters()) + unstored
         reasons: dict[str, int] = {}
         for skip in self.skipped:
             reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
@@ -230,6 +260,7 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """All that training needs beside the model's and the optimizer's state: plain tensors and numbers."""
         self._require_live("state_dict")
+        self._compaction.require_expanded("state_dict")
         return state.pack(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -239,6 +270,7 @@ class Sparsifier:
             ValueError: it is of another method or another model; nothing has been changed then.
         """
         self._require_live("load_state_dict")
+        self._compaction.require_expanded("load_state_dict")
         state.unpack(self, saved)
         self.refresh()
 
@@ -263,12 +295,24 @@ class Sparsifier:
             return export.finalized_state_dict(self.model, {})
         return self.finalized_state_dict()
 
-    def finalize(self) -> nn.Module:
+    def finalize(self, format: str = "dense", *, max_density: float = 0.5) -> nn.Module:
         """Bake the zeros into the weights and restore the stock modules, in place; returns the model.
 
         The Sparsifier is used up: its optimizer hooks are removed and further calls raise RuntimeError.
+
+        Args:
+            format: "dense", or "bsr": layers whose pattern is of blocks become modules that hold the kept blocks only
+                (block_modules.py), which `save_bsr` and `load_bsr` write and read.
+            max_density: for "bsr": a layer that keeps more than this fraction of its blocks becomes a stock module.
+
+        Raises:
+            ValueError: an unknown format, or nothing to pack; nothing has been changed then.
         """
         self._require_live("finalize")
+        if format not in ("dense", "bsr"):
+            raise ValueError(f'finalize: expected format "dense" or "bsr", got {format!r}; choose one')
+        self.expand()
+        packed = export_blocks.plan_blocks(self.layers, self.pattern, max_density) if format == "bsr" else {}
         if self.method.name != "dense" and all(layer.kind == "dense" for layer in self.layers.values()):
             warnings.warn(
                 f"finalize: expected sparse views, got every layer dense under method {self.method.name!r}; the "
@@ -278,7 +322,8 @@ class Sparsifier:
         self.detach()
         if self.embeddings is not None:
             self.embeddings.bake()
-        export.finalize(self.layers)
+        export_blocks.finalize_blocks(self.model, self.layers, self.pattern, packed)
+        export.finalize({name: layer for name, layer in self.layers.items() if name not in packed})
         self._finalized = True
         return self.model
 
@@ -292,6 +337,7 @@ class Sparsifier:
             TypeError: the model has no `save_pretrained`.
         """
         self._require_live("save_pretrained")
+        self._compaction.require_expanded("save_pretrained")
         export.save_pretrained(self, Path(directory))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -316,7 +362,9 @@ class Sparsifier:
             if loss is not None:
                 self.epoch_losses.append(loss)
             self.method.end_epoch(self.clock.epoch - 1, loss, self.clock)
+        self._compaction.before_hook()
         self.method.after_step(self.layers, self.clock, optimizer)
+        self._compaction.after_hook()
         if self.embeddings is not None:
             self.embeddings.hold(optimizer)
         self._mask_embeddings()

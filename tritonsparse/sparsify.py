@@ -17,7 +17,7 @@ from .kernels import _triton
 from .layer_classes import SPARSE_CLASSES
 from .layers import BACKENDS, SparseLayer
 from .methods import METHODS, Method
-from .pattern import Pattern
+from .pattern import Block, Pattern
 from .selection import refuse_unfit, select
 from .sparsifier import Sparsifier
 
@@ -57,7 +57,8 @@ def sparsify(
         include: fnmatch patterns on module names; naming a module overrides the default skips except ties.
         exclude: fnmatch patterns on module names that stay dense.
         distribution: "uniform" or "erk", for methods that take it.
-        backend: "auto", "torch" (the reference, any device) or "triton" (a GPU).
+        backend: "auto", "torch" (the reference, any device), or on a GPU "triton", "fused" (the view inside the
+            products) or "block" (products that skip pruned blocks, for patterns of blocks whose sides 16 divides).
         total_steps: optimizer steps planned; schedules that end need it.
         steps_per_epoch: optimizer steps in an epoch; schedules in epochs need it.
         embedding_sparsity: also keep this fraction of every embedding table at zero, tied output layers with it,
@@ -70,7 +71,7 @@ def sparsify(
     Raises:
         ValueError: an argument does not fit; nothing has been changed then.
         TypeError: `model` or `method` is of a wrong type.
-        RuntimeError: `backend="triton"` where Triton cannot run.
+        RuntimeError: a back end of Triton's where Triton cannot run.
 
     Example:
         >>> import torch, tritonsparse as ts
@@ -88,15 +89,16 @@ def sparsify(
             f"sparsify: expected a pattern that method {chosen_method.name!r} supports ({supported}), got "
             f"'{chosen_pattern}'; choose another pattern or method"
         )
-    _check_backend(backend)
+    _check_backend(backend, chosen_pattern)
     _check_names(include, exclude)
     modules, skipped = select(model, include, exclude)
     clock = Clock(0, total_steps, steps_per_epoch)
     # The method may still refuse (a schedule without its length): it decides on the layers once re-classed, so a
     # refusal puts the stock classes back.
     embeddings = None if embedding_sparsity is None else EmbeddingMasks(model, embedding_sparsity)
+    block = (chosen_pattern.rows, chosen_pattern.columns) if isinstance(chosen_pattern, Block) else None
     layers: dict[str, SparseLayer] = {
-        name: SPARSE_CLASSES[type(module)].adopt(module, backend) for name, module in modules.items()
+        name: SPARSE_CLASSES[type(module)].adopt(module, backend, block) for name, module in modules.items()
     }
     try:
         chosen_method.setup(layers, clock, chosen_pattern, seed)
@@ -146,13 +148,20 @@ def _resolve_method(method: str | Method, **overrides: Any) -> Method:
     return cls(**given)
 
 
-def _check_backend(backend: str) -> None:
+def _check_backend(backend: str, pattern: Pattern) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"sparsify: expected a backend among {', '.join(BACKENDS)}, got {backend!r}; choose one")
-    if backend == "triton" and not (_triton.AVAILABLE and (_triton.INTERPRETED or torch.cuda.is_available())):
+    if backend == "block" and not (isinstance(pattern, Block) and pattern.rows % 16 == pattern.columns % 16 == 0):
+        raise ValueError(
+            f"sparsify: expected a pattern of blocks whose sides 16 divides with backend='block', got '{pattern}'; "
+            f"choose 'block:64', or backend='auto'"
+        )
+    if backend in ("triton", "fused", "block") and not (
+        _triton.AVAILABLE and (_triton.INTERPRETED or torch.cuda.is_available())
+    ):
         raise RuntimeError(
-            "sparsify: expected a GPU and an installed Triton for backend='triton', got none of the two or one of "
-            "them; use backend='auto' or 'torch'"
+            f"sparsify: expected a GPU and an installed Triton for backend={backend!r}, got none of the two or one of "
+            f"them; use backend='auto' or 'torch'"
         )
 
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .kernels import _triton
+from .kernels.n_of_m import MAX_M, n_of_m_mask
 from .mask import kept_count, topk_masks
 from .pattern import NM, Block, Channel, Pattern
 
@@ -122,13 +124,9 @@ def choose_masks(
 
 
 def _n_of_m(score: Tensor, pattern: NM) -> Tensor:
-    if bool(torch.isnan(score).any()):
-        raise ValueError("choose_masks: expected scores without NaN, got NaN; the weights have diverged")
-    groups = score.reshape(-1, pattern.m)
-    # A stable order gives ties to the lowest index.
-    order = groups.argsort(dim=1, descending=True, stable=True)
-    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, : pattern.n], True)
-    return kept.reshape(score.shape)
+    on_gpu = _triton.AVAILABLE and score.is_cuda and score.dtype != torch.float64 and pattern.m <= MAX_M
+    backend = "triton" if on_gpu else "torch"
+    return n_of_m_mask(score, pattern.n, pattern.m, function="choose_masks", backend=backend)
 
 
 def drop_grow(

@@ -32,7 +32,8 @@ class ViewCache:
     Args:
         model: reloading its state dict rewrites the buffers.
         layers: name -> sparse layer. Those take part that multiply by their weight as it is stored, contiguously and
-            without an exponent, and whose input is not packed; the others go on as without.
+            without an exponent, and whose input is not packed, and with `defer` those that do not skip blocks; the others go
+            on as without.
         dtype: of Ŵ; None keeps no buffers.
         defer: leave dense gradients to `backward`.
     """
@@ -47,6 +48,8 @@ class ViewCache:
             and layer.exponent is None
             and layer.activation_density is None
             and layer.weight.is_contiguous()
+            # The product for the gradients of some blocks has multiplied them already.
+            and not (defer and layer.backend == "block")
             # A threshold a column is not one that the tables describe.
             and not (layer.transposed and layer.threshold is not None and layer.threshold.dim() == 2)
         ]

@@ -81,7 +81,7 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
     assert len({entry.file for entry in entries}) <= 8
     assert all(entry.minimum <= entry.estimate and entry.hash() for entry in entries)
     runs = [entry for entry in entries if entry.file == "multi30k"]
-    assert len(runs) == 3 * 16 and {entry.missing for entry in runs} == {"no data"}
+    assert len(runs) == 3 * 21 and {entry.missing for entry in runs} == {"no data"}
     # The data's place is no part of what a result depends on.
     assert [entry.hash() for entry in runs] == [
         entry.hash() for entry in gpu_queue.entries(Path("/data")) if entry.file == "multi30k"
@@ -89,14 +89,19 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
 
 
 def test_training_commands_are_ones_the_program_takes() -> None:
+    from tritonsparse.pattern import parse
     from tritonsparse.train import arguments, translation
     from tritonsparse.train.program import make_method
 
     for entry in gpu_queue.entries(Path("/data")):
         if entry.file == "multi30k":
             args = arguments.parse(translation.parser(), entry.command[3:])
-            assert args.method == entry.key.split("/")[0] and str(args.seed) == entry.key.split("/")[1]
-            assert make_method("translation", args).name == args.method
+            named, seed = entry.key.split("/")
+            assert args.method == named.split()[0] and str(args.seed) == seed
+            method = make_method("translation", args)
+            assert method.name == args.method and isinstance(parse(args.pattern), method.patterns)
+            if " " in named:
+                assert named.split()[1:] == [args.pattern, "70"] and method.sparsity == 0.7
 
 
 def test_language_commands_are_ones_the_program_takes() -> None:

@@ -111,6 +111,40 @@ def test_the_command_line_reads_a_saved_model(tmp_path: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["images"] == 10
 
 
+def test_twins_are_compared_image_by_image() -> None:
+    # First choices 0, 1, 2 against 0, 2, 2; certain twins, so that the cross-entropy is the model's own loss on them.
+    twin = torch.tensor([[99.0, 0, 0], [0, 99, 0], [0, 0, 99]])
+    model = torch.tensor([[2.0, 0, 0], [0, 0, 1], [0, 0, 3]])
+    first, second = Scripted(twin).train(), Scripted(model).eval()
+    found = accuracy_program.twins_agreement(first, second, images([0, 0, 0]), PLAIN, batch_size=2)
+    losses = [math.log(math.exp(right) + 1 + math.exp(other)) - right for right, other in ((2, 0), (0, 1), (3, 0))]
+    assert found.agreement == pytest.approx(2 / 3) and found.predictions == 3
+    assert found.cross_entropy == pytest.approx(sum(losses) / 3, rel=1e-6) and found.entropy < 1e-6
+    assert first.training and not second.training
+
+
+def test_the_command_line_compares_twins_and_refuses_strangers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build()
+    for name in ("dense", "sparse"):
+        model.save_pretrained(tmp_path / name)
+        Preprocessing((0.3,), (0.4,)).save(tmp_path / name)
+        with torch.no_grad():
+            model.blocks[0].get_parameter("conv1.weight").zero_()  # the second is another model
+    options = ["--model", str(tmp_path / "sparse"), "--dataset_name", "embedded", "--device", "cpu"]
+    assert accuracy_program.main([*options, "--twin", str(tmp_path / "sparse")]) == 0
+    itself = json.loads(capsys.readouterr().out)
+    assert itself["twin"]["agreement"] == 1.0 and itself["twin"]["top1"] == itself["top1"]
+    assert itself["twin"]["cross_entropy"] == pytest.approx(itself["twin"]["entropy"])
+    assert accuracy_program.main([*options, "--twin", str(tmp_path / "dense")]) == 0
+    other = json.loads(capsys.readouterr().out)["twin"]
+    assert other["cross_entropy"] > other["entropy"] and other["predictions"] == other["images"] == itself["images"]
+    Preprocessing((0.5,), (0.4,)).save(tmp_path / "dense")
+    assert accuracy_program.main([*options, "--twin", str(tmp_path / "dense")]) == 2
+    assert "same classes and preprocessing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

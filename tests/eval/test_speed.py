@@ -190,6 +190,30 @@ def test_the_command_line_compares_in_one_run(
     assert any(line.strip().startswith("2  compressed rows") for line in lines)
 
 
+def test_a_dense_checkpoint_is_pruned_to_what_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rigged(monkeypatch, fast=True)
+    torch.manual_seed(0)
+    CifarResNetForImageClassification(CifarResNetConfig(depth=8, widths=[8, 8, 8], image_size=8)).save_pretrained(
+        tmp_path
+    )
+    command = ["--model", str(tmp_path), "--batch_sizes", "1", "--device", "cpu", "--runs", "1"]
+    assert speed.main([*command, "--prune", "0.75"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["sparsity"] == pytest.approx(0.75, abs=0.005) and document["pruned_to"] == 0.75
+    assert [layer["sparsity"] for layer in document["rows"][1]["layers"]] == pytest.approx([0.75] * 8, abs=0.01)
+    assert speed.main([*command, "--prune", "1.0"]) == 2
+    assert "--prune in (0, 1)" in capsys.readouterr().err
+
+
+def test_the_largest_weights_are_those_kept() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.1, -3.0, 2.0, -0.2]]))
+    assert speed.pruned(nn.Sequential(layer), 0.5)[0].weight.tolist() == [[0.0, -3.0, 2.0, 0.0]]  # type: ignore[index]
+
+
 def test_a_wrong_output_prints_no_time(
     saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,12 +27,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tritonsparse.kernels import (
+    _block_grad_kernel,
+    _block_grad_tiles,
     _order_keys,
     _tiles,
     activation,
     mask_bits,
     masked_gemm,
     masked_grad,
+    n_of_m,
     packed_grad_weight,
     threshold,
     threshold_backward,
@@ -119,6 +122,8 @@ def cases() -> Iterator[Case]:
     yield from product_cases()
     yield from packed_activation_cases()
     yield from topk_cases()
+    yield from block_grad_cases()
+    yield from n_of_m_cases()
 
 
 def threshold_cases() -> Iterator[Case]:
@@ -388,6 +393,89 @@ def topk_cases() -> Iterator[Case]:
             )
     narrow = {**dict.fromkeys(("state", "histogram", "counts", "predicted"), "*i64"), "kept": "i64?", "shift": "i32?"}
     yield Case("_narrow_kernel", topk_select._narrow_kernel, narrow, 1, 255)
+
+
+def block_grad_cases() -> Iterator[Case]:
+    """The gradient of kept blocks, of a 4096 x 14336 weight unless said otherwise, by 8192 rows."""
+    kernel, sums = _block_grad_kernel._block_grad_kernel, _block_grad_kernel._sum_parts_kernel
+    for n, block, x, packed, weight, contiguous, precision, targets in (
+        (4096, (64, 64), "bf16", False, None, True, "ieee", EVERYWHERE),
+        (4096, (128, 128), "bf16", False, None, True, "ieee", ("sm_90", "sm_100")),
+        (4096, (128, 128), "bf16", False, "fp32", True, "ieee", EVERYWHERE),
+        (4096, (32, 32), "bf16", True, "bf16", True, "ieee", HOPPER),
+        (4096, (16, 16), "bf16", False, "fp32", True, "ieee", ("sm_90", "gfx942")),
+        (512, (128, 64), "bf16", False, "fp32", True, "ieee", HOPPER),
+        (4096, (48, 48), "bf16", False, None, False, "ieee", HOPPER),
+        (4096, (64, 64), "fp32", False, None, True, "tf32", HOPPER),
+        (4096, (64, 64), "fp32", False, None, True, "ieee", HOPPER),
+    ):
+        rows, k = -(-n // block[0]), 14336 if contiguous else 14340
+        for target in targets:
+            tiles = _block_grad_tiles.block_grad_tiles(
+                8192, rows, block[0], -(-k // block[1]) * block[1], operand_bytes=WIDTH[x], summed=weight is not None,
+                precision=precision, aligned=contiguous, limits=LIMITS[target],
+            )  # fmt: skip
+            split, size, one = tiles.splits > 1, *(("i32", 1) if contiguous else ("i32?", "i32?"))
+            values: dict[str, Any] = {
+                **{"grad_weight": "*fp32", "parts": "*fp32" if split else None, "inner": weight and "*fp32"},
+                **{"left": f"*{x}", "right": f"*{x}", "start": "*i32?", "blocks": "*i32?", "positions": None},
+                **{"kept": "*i1", "alpha": "*fp32", "weight": weight and f"*{weight}", "M": "i32?", "N": "i32"},
+                **{"K": size, "BLOCKS": "i32?", "total": size, "stride_lm": "i32", "stride_ln": one},
+                **{"stride_rm": size, "stride_rk": one, "stride_gn": size, "stride_gk": 1, "stride_fn": "i32?"},
+                **{"stride_fk": 1, "stride_wn": size, "stride_wk": one, "PACKED": packed, "ALIGNED": contiguous},
+                **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SPLITS": tiles.splits},
+                **{"SUBTILES": tiles.subtiles, "SIDE_N": block[0], "SIDE_K": block[1]},
+                **{"UNIT": min(block[1] & -block[1], tiles.k), "LIST_TILE": _block_grad_kernel.LIST_TILE},
+                **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
+            }
+            name = (
+                f"_block_grad_kernel ({n} x {k} in blocks of {block[0]} x {block[1]}, x {x} {precision}"
+                f"{f', weight {weight}' if weight else ''}{', packed' if packed else ''}"
+                f"{'' if contiguous else ', any strides'})"
+            )
+            matrix = x == "bf16" or precision == "tf32"
+            yield Case(
+                name,
+                kernel,
+                {argument: values[argument] for argument in kernel.arg_names},
+                tiles.num_warps,
+                255,
+                num_stages=tiles.num_stages,
+                matrix=matrix,
+                buffers=3 if target == "sm_90" and contiguous else 0,
+                targets=(target,),
+            )
+            if split:
+                values["TILE_N"] = _block_grad_kernel.SUM_ROWS
+                arguments = {argument: values[argument] for argument in sums.arg_names}
+                yield Case("_sum_parts_kernel", sums, arguments, 4, 128, targets=(target,))
+
+
+def n_of_m_cases() -> Iterator[Case]:
+    """The common pattern in the dtypes of scores; the longest group, and one that is no power of two."""
+    kernel = n_of_m._n_of_m_kernel
+    for kept, length, dtype, contiguous in (
+        (2, 4, "fp32", True),
+        (2, 4, "bf16", True),
+        (8, 64, "fp32", True),
+        (2, 3, "fp32", False),
+    ):
+        width = 1 << (length - 1).bit_length()
+        values: dict[str, Any] = {
+            **{"mask": "*i1", "nan_found": "*i32", "scores": f"*{dtype}", "G": "i32", "groups_per_row": "i32"},
+            **{"stride_sn": "i32" if contiguous else "i32?", "stride_sk": 1 if contiguous else "i32?"},
+            **{"KEPT": kept, "LENGTH": length, "MAGNITUDE": True, "GROUPS": n_of_m.TILE // width, "WIDTH": width},
+        }
+        yield Case(
+            f"{kernel.__name__} ({kept}:{length}, {dtype}{'' if contiguous else ', any strides'})",
+            kernel,
+            {name: values[name] for name in kernel.arg_names},
+            n_of_m.NUM_WARPS,
+            # Four programs of 128 threads on one multiprocessor; three where every score has an address of its own.
+            128 if contiguous else 168,
+            # Groups of four bfloat16 are 8 bytes: a thread's load is no wider.
+            WIDTH[dtype] * n_of_m.TILE if contiguous and dtype == "fp32" else None,
+        )
 
 
 def compile_case(case: Case, name: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_the_options_that_images_add_are_these() -> None:
         "model_name_or_path", "preset", "channels_last", "dataset_name", "dataset_config_name", "data_dir",
         "image_size", "eval_resize", "augmentation", "batch_size", "eval_batch_size", "workers", "max_train_samples",
         "max_eval_samples", "max_test_samples", "label_smoothing", "optimizer", "momentum", "nesterov", "norm_decay",
-        "warmup_epochs", "bn_reestimation_batches",
+        "warmup_epochs", "lr_milestones", "lr_gamma", "bn_reestimation_batches",
     }  # fmt: skip
 
 
@@ -134,6 +134,25 @@ def test_the_dense_model_learns_the_digits(classify: Train, tmp_path: Path) -> N
     rates = {row["step"]: row["learning_rate"] for row in document["history"]}
     assert rates[4] == pytest.approx(0.05) and rates[8] == pytest.approx(0.1)
     assert rates[max(rates)] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_step_schedule_with_nesterov_is_trained_as_asked(
+    classify: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[dict[str, Any]] = []
+    step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, closure: Any = None) -> Any:
+        taken.append({**self.param_groups[0]})
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    options = ("--method=dense", "--num_train_epochs=2", "--max_train_samples=96", "--nesterov", "--no_norm_decay")
+    schedule = ("--lr_scheduler_type=multistep", "--lr_milestones", "1", "1.4", "--warmup_epochs=0.7")
+    classify(tmp_path, *options, *schedule)
+    # 3 steps an epoch: 2 of warming up, tenths from steps 3 and 4.2 on.
+    assert [group["lr"] for group in taken] == pytest.approx([0.0, 0.05, 0.1, 0.01, 0.01, 0.001])
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in taken)
 
 
 @pytest.mark.parametrize("method", [SOFT, GMP], ids=["autosparse", "gmp"])
@@ -229,6 +248,7 @@ def test_a_saved_model_is_trained_on(classify: Train, tmp_path: Path) -> None:
         (["--model_name_or_path", "x"], "no --preset beside --model_name_or_path"),
         (["--method", "acdc", "--sparsity", "0.9"], "a run of 100 epochs"),
         (["--max_train_samples", "1"], "at least 2 images"),
+        (["--lr_scheduler_type", "multistep"], "rising --lr_milestones"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(

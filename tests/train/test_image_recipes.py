@@ -6,12 +6,14 @@ import argparse
 from typing import Any
 
 import pytest
+import torch
 
 from tritonsparse.methods import METHODS
 from tritonsparse.methods.acdc import PHASES
+from tritonsparse.selection import select
 from tritonsparse.train import arguments, program
 from tritonsparse.train.image_arguments import parser
-from tritonsparse.train.image_models import IMAGE_MODELS
+from tritonsparse.train.image_models import IMAGE_MODELS, build_model
 
 NAMES = [
     "cifar10-resnet20",
@@ -19,8 +21,9 @@ NAMES = [
     "mobilenetv1-imagenet-autosparse75",
     "resnet50-imagenet-acdc90",
     "resnet50-imagenet-autosparse80",
+    "resnet50-imagenet-swat80",
 ]
-IMAGENET = [name for name in NAMES if "imagenet" in name]
+IMAGENET = [name for name in NAMES if "imagenet" in name and "swat" not in name]
 
 
 def parse(name: str) -> argparse.Namespace:
@@ -73,6 +76,29 @@ def test_the_acdc_recipe_has_the_published_phases() -> None:
     table = PHASES[args.method_args["phases"]]
     assert table.epochs == args.num_train_epochs == 100
     assert [kind for epoch, kind in table.starts if epoch in (75, 85)] == ["dense", "sparse"]
+
+
+def test_the_swat_recipe_is_its_table_14() -> None:
+    """arXiv:2001.01969, section 4.1 and table 14, column "SWAT(UnStructured)"; table 3: 80 % of both."""
+    name = "resnet50-imagenet-swat80"
+    keys = ("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay", "norm_decay", "label_smoothing")
+    assert values(name, *keys) == ("sgd", 0.1, 0.9, True, 1e-4, False, 0.1)
+    keys = ("num_train_epochs", "batch_size", "warmup_epochs", "lr_scheduler_type", "lr_milestones", "lr_gamma")
+    assert values(name, *keys) == (90, 256, 5, "multistep", [30, 60, 80], 0.1)
+    assert values(name, "preset", "method", "sparsity") == ("resnet50", "swat", 0.8)
+    method = program.make_method("image_classification", parse(name))
+    assert (method.distribution, method.refresh_every, method.activation_sparsity) == ("uniform", 1000, None)
+
+
+@torch.no_grad()
+def test_the_swat_recipe_leaves_the_first_convolution_dense_and_nothing_else() -> None:
+    args = parse("resnet50-imagenet-swat80")
+    with torch.device("meta"):
+        model = build_model(args.preset, ["cat", "dog"], 3, 224)
+    selected, skipped = select(model, include=args.include, exclude=args.exclude)
+    assert [(skip.name, skip.reason) for skip in skipped] == [("resnet.embedder.embedder.convolution", "excluded")]
+    # 16 blocks of 3 convolutions, 4 on the way down, and the classifier.
+    assert len(selected) == 16 * 3 + 4 + 1
 
 
 def test_the_cifar_recipe_is_he_s() -> None:

@@ -192,6 +192,13 @@ class ACDC(MaskMethod):
         if self.reset_moments:
             reset_state(optimizer)
 
+    def frozen_topology(self, clock: Clock) -> bool | None:
+        if self.sparsity == 0.0:
+            return None
+        # Not before its first step: until then W is the dense twin.
+        sparse = [self._phase(step, clock) == "sparse" for step in (clock.step - 1, clock.step)]
+        return clock.step > 0 and all(sparse)
+
     def _compress(self, layers: Layers, clock: Clock) -> None:
         """Choose the masks of a sparse phase; weights outside them are zeroed after its first step."""
         old = {name: layer.mask.clone() for name, layer in layers.items() if layer.mask is not None}

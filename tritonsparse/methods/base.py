@@ -75,6 +75,12 @@ class Method:
     def end_epoch(self, epoch: int, loss: float | None, clock: Clock) -> None:
         """Epoch `epoch` is over; `loss` is its mean observed training loss over ranks, None if none was given."""
 
+    def frozen_topology(self, clock: Clock) -> bool | None:
+        """Whether the coming step leaves the topology as it is and needs nothing of pruned weights: no gradient, no
+        value but 0. Asked after a step, when `clock.step` has advanced, before and after `after_step`; while it is
+        True, `after_step` may find layers that are compact, without a mask. None: this method never says so."""
+        return None
+
     def densities(self, layer: SparseLayer, kept: float) -> Densities:
         """The passes' densities for a layer of which the fraction `kept` is not zero, by the paper's count."""
         return Densities(kept, kept, kept)

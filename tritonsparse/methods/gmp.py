@@ -96,6 +96,9 @@ class GMP(MaskMethod):
             self._prune(layers, clock)
         self.hold(layers, optimizer)
 
+    def frozen_topology(self, clock: Clock) -> bool | None:
+        return clock.step > self._span(clock)[1] if self.sparsity else None
+
     def _prune(self, layers: Layers, clock: Clock) -> None:
         begin, end = self._span(clock)
         dims = self.dims(layers)

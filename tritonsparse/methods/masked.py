@@ -17,7 +17,18 @@ from ..pattern import NM, Block, Channel, Pattern, Unstructured
 from ..units import check_pattern
 from .base import Layers, Method
 
-__all__ = ["MaskMethod"]
+__all__ = ["MaskMethod", "write_masks"]
+
+
+def write_masks(layers: Layers, masks: Mapping[str, Tensor]) -> None:
+    """Make `masks` (bool [N, K]) the layers' views."""
+    for name, layer in layers.items():
+        layer.kind = "mask"
+        if layer.mask is None:
+            # Strides as the weight's, which a channels-last convolution reads without a copy.
+            layer.mask = torch.empty_like(layer.weight, dtype=torch.bool)
+        # In place: what compiled or captured the layer holds this tensor.
+        layer.mask.copy_(layer.stored(masks[name]))
 
 
 @dataclass(kw_only=True)
@@ -54,19 +65,16 @@ class MaskMethod(Method):
         return {name: tuple(layer.weight.shape) for name, layer in layers.items()}
 
     def write(self, layers: Layers, masks: Mapping[str, Tensor]) -> None:
-        """Make `masks` (bool [N, K]) the layers' views."""
-        for name, layer in layers.items():
-            layer.kind = "mask"
-            if layer.mask is None:
-                # Strides as the weight's, which a channels-last convolution reads without a copy.
-                layer.mask = torch.empty_like(layer.weight, dtype=torch.bool)
-            # In place: what compiled or captured the layer holds this tensor.
-            layer.mask.copy_(layer.stored(masks[name]))
+        """`write_masks`, for methods that look at what they write."""
+        write_masks(layers, masks)
 
     @torch.no_grad()
     def hold(self, layers: Layers, optimizer: Optimizer | None) -> None:
         """Zero weights outside the masks, and the optimizer's memory of them, which would revive them."""
         for layer in layers.values():
+            if layer.compacted:
+                # There is nothing outside the mask.
+                continue
             assert layer.mask is not None  # written in setup
             pruned = ~layer.mask
             layer.weight.masked_fill_(pruned, 0.0)

@@ -112,6 +112,9 @@ class MEST(MaskMethod):
         enters = self.stage(step, clock) == last and self.stage(step - 1, clock) < last
         return enters or (self.stage(step, clock) < last and step % self.update_every == 0)
 
+    def frozen_topology(self, clock: Clock) -> bool | None:
+        return not self._due(clock.step, clock) if self.sparsity else None
+
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
         if self.sparsity == 0.0 or not self._due(clock.step, clock):

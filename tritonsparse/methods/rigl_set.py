@@ -90,6 +90,10 @@ class SET(MaskMethod):
         self._updating = step < self.stop_at * clock.total_steps
         return self._updating and step > 0 and step % self.update_every == 0
 
+    def frozen_topology(self, clock: Clock) -> bool | None:
+        # SET updates after the step that was taken, RigL instead of the one that comes: both are step clock.step.
+        return not self._due(clock.step, clock) if self.sparsity else None
+
     def fraction(self, step: int, clock: Clock) -> float:
         """f(t): SET replaces the same share at every update."""
         return self.drop_fraction

@@ -84,6 +84,13 @@ class SNFS(SET):
         falling = (self.drop_fraction - _LAST) * cosine(step, self.stop_at * clock.total_steps)
         return min(self.drop_fraction, _LAST + falling)
 
+    def frozen_topology(self, clock: Clock) -> bool | None:
+        if self.sparsity == 0.0:
+            return None
+        # Until the last update, growth reads the momentum outside the masks.
+        assert clock.total_steps is not None  # required in setup
+        return clock.step >= self.stop_at * clock.total_steps
+
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
         if self.sparsity == 0.0:

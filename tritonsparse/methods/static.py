@@ -57,6 +57,9 @@ class Static(MaskMethod):
         self.write(layers, choose_masks(scores, divide(self.distribution, self.dims(layers), self.sparsity), pattern))
         self.hold(layers, None)
 
+    def frozen_topology(self, clock: Clock) -> bool | None:
+        return True if self.sparsity else None
+
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
         if self.sparsity:
             self.hold(layers, optimizer)

@@ -20,6 +20,8 @@ step (L2, under every optimizer alike); None leaves s to the optimizer's own `we
 weights', as both papers have it. `threshold_lr_scale` is the ratio of the learning rates of s and W. Where these
 three end is found by trying; `sparsity` aims at a number instead (target_sparsity.py).
 
+With a block pattern there is no threshold: block_autosparse.py.
+
 Differs from the paper in:
 - alpha changes when an epoch starts (paper); the listing changes it after the epoch, so that epochs 0 and 1
   share alpha_0.
@@ -35,6 +37,7 @@ Differs from the paper in:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,9 +50,11 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..layers import SparseLayer
 from ..mask import kept_count, topk_mask
-from ..pattern import Pattern
+from ..pattern import Block, Pattern, Unstructured
 from ..schedules import SCHEDULES, sigmoid_cosine
+from ..units import check_pattern
 from .base import Densities, Layers, MethodState
+from .block_autosparse import BlockGates
 from .target_sparsity import TargetSparsity
 
 __all__ = ["STR", "AutoSparse", "AutoTune"]
@@ -63,12 +68,16 @@ class STR(TargetSparsity):
     threshold_init: initial logit of every layer (s_0); -inf runs every layer dense, on W itself.
     threshold_weight_decay: lambda of the L2 gradient on s; None = the optimizer's own weight decay.
     threshold_lr_scale: learning rate of s over that of W.
+
+    With a block pattern `sparsity` is needed, of blocks, and the three threshold fields must be left out.
     """
 
     name: ClassVar[str] = "str"
+    patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block)
     threshold_init: float = -20.0
     threshold_weight_decay: float | None = None
     threshold_lr_scale: float = 1.0
+    _gates: BlockGates | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +103,9 @@ class STR(TargetSparsity):
             return
         if self.sparsity is not None:
             clock.require(self.name, "total_steps")
+        if isinstance(pattern, Block):
+            self._begin_blocks(layers, pattern)
+            return
         for layer in layers.values():
             device = layer.weight.device
             layer.kind = "soft"
@@ -102,8 +114,28 @@ class STR(TargetSparsity):
         if self.sparsity is not None:
             self.begin(layers)
 
+    def _begin_blocks(self, layers: Layers, pattern: Block) -> None:
+        check_pattern(self.name, {name: layer.unit_shape for name, layer in layers.items()}, pattern)
+        if self.sparsity is None:
+            raise ValueError(
+                f"{self.name}: expected sparsity= with pattern '{pattern}', got None; blocks have no threshold that "
+                f"could find one: pass the share of blocks to prune, as in sparsity=0.7"
+            )
+        for name, default in ((each.name, each.default) for each in dataclasses.fields(self)):
+            if name.startswith("threshold") and getattr(self, name) != default:
+                raise ValueError(
+                    f"{self.name}: expected {name} left out with pattern '{pattern}', whose blocks have no threshold, "
+                    f"got {getattr(self, name)}; leave it out"
+                )
+        for layer in layers.values():
+            layer.alpha = torch.zeros((), device=layer.weight.device)
+        self._gates = BlockGates(self.name, pattern, self.min_density)
+        self._gates.begin(layers)
+
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
+        if self._gates is not None:
+            self._gates.observe(layers, scale)
         if not self.threshold_weight_decay:
             return False
         for layer in layers.values():
@@ -113,8 +145,20 @@ class STR(TargetSparsity):
                 s.grad += penalty if scale is None else penalty * scale
         return False
 
+    @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        self.control(layers, clock)
+        if self._gates is None:
+            self.control(layers, clock)
+        elif self.due(clock):
+            self._gates.choose(layers, clock.step, self.wanted(clock))
+
+    def state_dict(self) -> MethodState:
+        return super().state_dict() | ({} if self._gates is None else self._gates.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
+        super().load_state_dict(state)
+        if self._gates is not None:
+            self._gates.load_state_dict(state)
 
 
 @dataclass(kw_only=True)
@@ -234,8 +278,9 @@ class AutoSparse(STR):
             if self.backward_density is not None:
                 layer.grad_mask = None if alpha == 0.0 else self._superset(layer, self.backward_density)
 
-    @staticmethod
-    def _superset(layer: SparseLayer, density: float) -> Tensor:
+    def _superset(self, layer: SparseLayer, density: float) -> Tensor:
+        if self._gates is not None:
+            return self._gates.superset(layer, density)
         magnitude = layer.weight.detach().abs()
         return topk_mask(magnitude, kept_count(magnitude.numel(), round(1.0 - density, 12)))
 

@@ -87,10 +87,14 @@ class TargetSparsity(Method):
         assert self.sparsity is not None and clock.total_steps is not None  # required in setup
         return cubic(clock.step, self.reach_by * clock.total_steps, self._initial, self.sparsity)
 
+    def due(self, clock: Clock) -> bool:
+        """Whether this step is one of those that correct."""
+        return clock.step % self.control_every == 0 or clock.step == clock.total_steps
+
     @torch.no_grad()
     def control(self, layers: Layers, clock: Clock) -> None:
         """Correct the logits, where this step is one of those that do."""
-        if clock.step % self.control_every and clock.step != clock.total_steps:
+        if not self.due(clock):
             return
         soft = _soft(layers)
         if not soft:

@@ -1,0 +1,87 @@
+"""How the gradient of kept blocks cuts its work into tiles (`block_grad.py`), by arithmetic, as in `_tiles.py`."""
+
+# In the letters of the kernels: M the reduction, N the tile's own axis of W, K the gathered one.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._tiles import HOPPER_SHARED, MAX_SPLITS, Limits, power_of_two, stages_that_fit
+
+__all__ = ["BlockGradTiles", "block_grad_tiles"]
+
+# Share of the programs that find blocks to compute, for choices made before anybody knows: sparse training runs at
+# about this density, and a wrong guess costs idle programs or a little traffic of parts.
+DENSITY = 1 / 8
+
+
+@dataclass(frozen=True)
+class BlockGradTiles:
+    """A configuration of the kernel.
+
+    Attributes:
+        m: side of a tile along the reduction.
+        n: along its own axis; parts of a block if it is smaller, rows of it stay empty if it is larger.
+        k: gathered columns, of several blocks or of parts of one. All are powers of two, at least 16.
+        splits: parts of the reduction, each a program of its own.
+        subtiles: parts in which the epilogue takes a tile's own axis: 1, 2, 4 or 8, each at least 16 wide.
+        num_warps, num_stages: as Triton takes them.
+    """
+
+    m: int
+    n: int
+    k: int
+    splits: int = 1
+    subtiles: int = 1
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+def block_grad_tiles(
+    m: int,
+    blocks: int,
+    side: int,
+    gathered: int,
+    *,
+    operand_bytes: int,
+    summed: bool,
+    precision: str,
+    aligned: bool,
+    limits: Limits,
+) -> BlockGradTiles:
+    """The configuration for `blocks` of `side` along a tile's own axis and `gathered` elements along the other.
+
+    Args:
+        m: rows of dY and X.
+        blocks, side: block rows and their height, where rows are the own axis.
+        gathered: elements along the other axis, all blocks of it counted.
+        operand_bytes: of an element of dY and X.
+        summed: whether W is read for sums of G * W.
+        precision: from `input_precision`.
+        aligned: whether `is_aligned` says so of dY and X; else each thread holds an address for each element.
+        limits: of the device.
+    """
+    fp32 = operand_bytes == 4
+    exact = fp32 and precision == "ieee"
+    # No matrix instruction multiplies in full float32 on NVIDIA; larger tiles only spill.
+    tile_n = power_of_two(side, 16, 64 if exact else 128)
+    tile_k = 64 if exact else 128
+    rows = blocks * -(-side // tile_n)
+    if limits.shared_bytes >= HOPPER_SHARED and aligned and not fp32 and not (summed and tile_n == 128):
+        # Fewer bytes a product into each multiprocessor, where there is a tile for every one of them.
+        tile_k = 256 if rows * -(-gathered // 256) * DENSITY >= limits.multiprocessors else 128
+    tile_m = 64
+    if fp32 or not aligned or limits.shared_bytes < 2 * 64 * (tile_n + tile_k) * operand_bytes:
+        tile_m = 32
+    programs = rows * -(-gathered // tile_k) * DENSITY
+    splits = 1
+    # A program with fewer than four tiles to reduce spends its time filling its pipeline.
+    while splits < MAX_SPLITS and 2 * splits * programs <= limits.multiprocessors and m >= 8 * splits * tile_m:
+        splits *= 2
+    area = tile_n * tile_k
+    # W and dW beside the whole of G would not fit into registers.
+    subtiles = min(max(area // 4096, 1), tile_n // 16)
+    stages = stages_that_fit(tile_m * (tile_n + tile_k) * operand_bytes, 0, limits)
+    # Addresses and places of 256 gathered columns, or of single elements, are too many for four warps.
+    num_warps = 8 if area >= 16_384 or tile_k == 256 or exact or not aligned else 4
+    return BlockGradTiles(tile_m, tile_n, tile_k, splits, subtiles, num_warps, stages)

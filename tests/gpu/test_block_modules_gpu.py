@@ -1,0 +1,174 @@
+"""Packed blocks on a GPU: inference of one token and of many, training in compact form, graphs and compilers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import tritonsparse as ts
+from tritonsparse.block_modules import BlockLayer, product_backend
+from tritonsparse.kernels.block_packed import packed_block_linear, unpack_blocks
+from tritonsparse.kernels.block_topology import build_index_reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+DEVICE = "cuda"
+BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    scale = expected.double().norm().item()
+    return (actual.double() - expected.double()).norm().item() / (scale or 1.0)
+
+
+def network(block: int = 32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8 * block, 16 * block),
+        nn.ReLU(),
+        Conv1D(8 * block, 16 * block),
+        nn.GELU(),
+        nn.Linear(8 * block, 4 * block),
+    ).to(DEVICE)
+
+
+def operands(n: int, k: int, block: tuple[int, int], density: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    flags = torch.rand(n // block[0], k // block[1], device=DEVICE) < density
+    return build_index_reference(flags), torch.randn(max(1, int(flags.sum())), *block, device=DEVICE, dtype=dtype)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("m", [1, 16, 17, 500, 4096])
+@pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (128, 128), (16, 128), (128, 16), (48, 48)], ids=str)
+def test_output_and_gradients_are_those_of_the_reference(dtype: torch.dtype, m: int, block: tuple[int, int]) -> None:
+    n, k = 12 * block[0], 20 * block[1]
+    index, values = operands(n, k, block, 0.3, dtype)
+    x, bias, grad_y = (torch.randn(*size, device=DEVICE, dtype=dtype) for size in ((m, k), (n,), (m, n)))
+    results = []
+    for exact, backend in ((dtype, "triton"), (torch.float64, "torch")):
+        x_in, values_in = (tensor.detach().to(exact).requires_grad_() for tensor in (x, values))
+        y = packed_block_linear(x_in, values_in, bias.to(exact), index, shape=(n, k), backend=backend)
+        y.backward(grad_y.to(exact))
+        results.append({"y": y.detach(), "dx": x_in.grad, "dvalues": values_in.grad})
+    for name, expected in results[1].items():
+        assert relative_error(results[0][name], expected) <= BOUND[dtype], name
+
+
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("m", [1, 700])
+def test_a_packed_model_takes_the_kernels_and_gives_what_the_dense_one_gives(dtype: torch.dtype, m: int) -> None:
+    sparsifier = ts.sparsify(network().to(dtype), "static", sparsity=0.8, pattern="block:32")
+    dense, packed = copy.deepcopy(sparsifier).finalize(), sparsifier.finalize(format="bsr")
+    layers = [layer for layer in packed.modules() if isinstance(layer, BlockLayer)]
+    assert [product_backend(layer.backend, layer.values) for layer in layers] == ["triton"] * 3
+    x = torch.randn(m, 256, device=DEVICE, dtype=dtype)
+    with torch.no_grad():
+        assert relative_error(packed(x), dense(x)) <= 3 * BOUND[dtype]
+
+
+def test_one_token_is_replayed_from_a_graph_and_compiles_whole() -> None:
+    packed: Any = ts.sparsify(network(), "static", sparsity=0.8, pattern="block:32").finalize(format="bsr")
+    packed.bfloat16().requires_grad_(False)
+    x = torch.randn(1, 256, device=DEVICE, dtype=torch.bfloat16)
+    expected = packed(x)
+    assert (
+        torch.equal(torch.compile(packed, fullgraph=True)(x), expected)
+        or relative_error(torch.compile(packed, fullgraph=True)(x), expected) <= 1e-2
+    )
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        packed(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = packed(x)
+    x.normal_()
+    graph.replay()
+    assert torch.equal(y, packed(x))
+
+
+def test_a_saved_model_moves_to_the_gpu(tmp_path: Path) -> None:
+    packed = ts.sparsify(network(), "static", sparsity=0.8, pattern="block:32").finalize(format="bsr")
+    ts.save_bsr(packed, tmp_path)
+    again = ts.load_bsr(tmp_path, network().cpu()).to(DEVICE)
+    x = torch.randn(5, 256, device=DEVICE)
+    assert torch.equal(again(x), packed(x))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_compact_training_follows_the_dense_storage(backend: str, autocast: bool) -> None:
+    method = ts.methods.RigL(sparsity=0.8, update_every=4)
+    losses = []
+    for packs in (False, True):
+        model = network()
+        sparsifier = ts.sparsify(model, method, pattern="block:32", backend=backend, total_steps=20)
+        optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=1e-3, weight_decay=0.1), fused=True)
+        sparsifier.attach(optimizer)
+        if packs:
+            sparsifier.compact()
+        run = []
+        for step in range(12):
+            torch.manual_seed(step)
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+                loss = model(torch.randn(64, 256, device=DEVICE)).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.append(loss.detach())
+        losses.append(torch.stack(run))
+    assert relative_error(losses[1], losses[0]) <= (1e-2 if autocast else 1e-4)
+
+
+def test_compact_training_allocates_less() -> None:
+    peaks = []
+    for packs in (False, True):
+        torch.cuda.empty_cache()
+        model = nn.Linear(4096, 4096, bias=False, device=DEVICE)
+        sparsifier = ts.sparsify(model, "static", sparsity=0.9, pattern="block:64")
+        optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=1e-3))
+        sparsifier.attach(optimizer)
+        if packs:
+            sparsifier.compact()
+        for _ in range(2):
+            model(torch.ones(16, 4096, device=DEVICE)).sum().backward()
+            optimizer.step()
+            torch.cuda.reset_peak_memory_stats()
+        peaks.append(torch.cuda.max_memory_allocated())
+        del model, sparsifier, optimizer
+    assert peaks[1] < 0.2 * peaks[0]
+
+
+def test_blocks_that_are_no_multiples_of_16_take_the_reference() -> None:
+    packed = ts.sparsify(network(8), "static", sparsity=0.5, pattern="block:8").finalize(format="bsr", max_density=0.6)
+    layer = next(layer for layer in packed.modules() if isinstance(layer, BlockLayer))
+    assert product_backend(layer.backend, layer.values) == "torch"
+    assert packed(torch.randn(2, 64, device=DEVICE)).shape == (2, 32)
+
+
+def test_unpacking_waits_for_nothing() -> None:
+    index, values = operands(256, 512, (32, 32), 0.3, torch.float32)
+    unpack_blocks(values, index, (256, 512))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        unpack_blocks(values, index, (256, 512))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

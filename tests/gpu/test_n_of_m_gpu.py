@@ -1,0 +1,56 @@
+"""N:M masks on a GPU: every dtype, any strides, ties, and offsets beyond 2^31."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tritonsparse.kernels.n_of_m import n_of_m_mask
+from tritonsparse.pattern import NM
+from tritonsparse.units import choose_masks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
+
+DEVICE = "cuda"
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (3, 4), (2, 3), (8, 16), (5, 64), (60, 64)], ids=str)
+def test_the_mask_is_that_of_the_reference(
+    pattern: tuple[int, int], dtype: torch.dtype, ties: bool, magnitude: bool
+) -> None:
+    n, m = pattern
+    random = torch.Generator(DEVICE).manual_seed(0)
+    for rows, columns in ((1, m), (130, 65 * m), (4096, 16 * m)):
+        scores = torch.randn(rows, columns, generator=random, device=DEVICE).to(dtype)
+        if ties:
+            scores = scores.round()
+        for each in (scores, scores.t().contiguous().t()):
+            mask = n_of_m_mask(each, n, m, magnitude=magnitude, backend="triton")
+            assert torch.equal(mask, n_of_m_mask(scores, n, m, magnitude=magnitude))
+
+
+def test_methods_choose_by_the_kernel_what_they_choose_without() -> None:
+    scores = torch.randn(256, 512, device=DEVICE).abs()
+    on_gpu = choose_masks({"w": scores}, 0.5, NM(2, 4))["w"]
+    assert torch.equal(on_gpu.cpu(), choose_masks({"w": scores.cpu()}, 0.5, NM(2, 4))["w"])
+    scores[-1, -1] = float("nan")
+    with pytest.raises(ValueError, match="choose_masks: expected scores without NaN"):
+        choose_masks({"w": scores}, 0.5, NM(2, 4))
+
+
+def test_offsets_beyond_two_to_the_31_reach_their_element() -> None:
+    rows, columns = 70_000, 32_768
+    assert rows * columns > 2**31
+    scores = torch.zeros(rows, columns, device=DEVICE, dtype=torch.bfloat16)
+    scores[-1, -1] = scores[-1, -2] = 1.0
+    mask = n_of_m_mask(scores, 2, 4, backend="triton")
+    # Elsewhere the first two of four zeros.
+    assert mask[-1, -4:].tolist() == [False, False, True, True] and mask[-1, :4].tolist() == [True, True, False, False]
+    assert int(mask[:, 0].sum()) == rows

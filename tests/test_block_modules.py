@@ -1,0 +1,245 @@
+"""Models of packed blocks: the same function as the finalized dense model, in a file and in memory of their own."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+import tritonsparse as ts
+from tritonsparse.block_modules import BlockConv2d, BlockLayer, BlockLinear
+from tritonsparse.export_blocks import BLOCKS
+
+Build = Callable[..., Any]
+IDS = torch.arange(2, 14).reshape(2, 6)
+
+
+def sparse(model: nn.Module, sparsity: float = 0.75, pattern: str = "block:8", **options: Any) -> ts.Sparsifier:
+    return ts.sparsify(model, "static", sparsity=sparsity, pattern=pattern, **options)
+
+
+def mixed() -> nn.Sequential:
+    """A linear layer, a Conv1D, a convolution of one pixel with a stride, and one of nine."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(16, 24), Conv1D(64, 24), nn.Unflatten(1, (16, 2, 2)), nn.Conv2d(16, 8, 1, stride=2),
+        nn.Conv2d(8, 8, 3, padding=1),
+    )  # fmt: skip
+
+
+def block_layers(model: nn.Module) -> dict[str, BlockLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, BlockLayer)}
+
+
+def test_outputs_and_gradients_are_those_of_the_dense_model() -> None:
+    sparsifier = sparse(mixed())
+    dense, packed = copy.deepcopy(sparsifier).finalize(), sparsifier.finalize(format="bsr")
+    assert {name: type(layer) for name, layer in block_layers(packed).items()} == {
+        "0": BlockLinear, "1": BlockLinear, "3": BlockConv2d,
+    }  # fmt: skip
+    x = torch.randn(5, 16)
+    grad_y = torch.randn(5, 8, 1, 1)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [model(each) for model, each in zip((dense, packed), inputs, strict=True)]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for output in outputs:
+        output.backward(grad_y)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    for name, layer in block_layers(packed).items():
+        stock = dense.get_submodule(name)
+        torch.testing.assert_close(layer.bias.grad, stock.bias.grad)
+        # In the dense model pruned weights have gradients too.
+        matrix = stock.weight.grad.t() if name == "1" else stock.weight.grad.flatten(1)
+        kept = copy.deepcopy(layer)
+        with torch.no_grad():
+            kept.values.copy_(layer.values.grad)
+            assert torch.allclose(kept.to_dense(), torch.where(kept.to_dense() != 0, matrix, 0.0), atol=1e-6), name
+
+
+def test_only_kept_blocks_are_held_and_the_dense_weight_is_there_when_asked_for() -> None:
+    sparsifier = sparse(mixed())
+    dense = copy.deepcopy(sparsifier).finalize()
+    packed = sparsifier.finalize(format="bsr")
+    linear = packed[0]
+    # A quarter of 3 x 2 blocks, rounded half up, is 2.
+    assert list(dict(linear.named_parameters())) == ["values", "bias"] and linear.values.shape == (2, 8, 8)
+    assert linear.density() == pytest.approx(2 / 6) and linear.in_features == 16
+    assert torch.equal(linear.weight, dense[0].weight)
+    assert torch.equal(packed[1].to_dense(), dense[1].weight.t())
+    assert torch.equal(packed[3].weight, dense[3].weight)
+    assert repr(linear) == "BlockLinear(16, 24, bias=True, blocks=2 of 8x8)"
+
+
+def test_a_layer_above_the_density_stays_dense_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    model = mixed()
+    sparsifier = sparse(model)
+    assert sparsifier.layers["0"].mask is not None
+    sparsifier.layers["0"].mask.fill_(True)
+    with caplog.at_level(logging.INFO):
+        packed = sparsifier.finalize(format="bsr", max_density=0.9)
+    assert type(packed[0]) is nn.Linear and "0" not in block_layers(packed) and len(block_layers(packed)) == 2
+    assert "2 layers packed, 2 stay dense (0: 100% of its blocks kept; 4: a convolution of more than" in caplog.text
+
+
+def test_a_layer_of_which_nothing_is_kept_gives_its_bias() -> None:
+    sparsifier = sparse(mixed())
+    sparsifier.layers["0"].mask.zero_()  # type: ignore[union-attr]
+    packed = sparsifier.finalize(format="bsr")
+    assert torch.equal(packed[0](torch.randn(3, 16)), packed[0].bias.expand(3, 24)) and packed[0].density() == 0.0
+
+
+def test_a_kept_block_of_zeros_stays_trainable() -> None:
+    sparsifier = sparse(mixed())
+    with torch.no_grad():
+        sparsifier.layers["0"].weight.zero_()
+    assert len(sparsifier.finalize(format="bsr")[0].values) == 2
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "words"),
+    [
+        ("csr", {}, ['expected format "dense" or "bsr", got \'csr\'']),
+        (
+            "bsr",
+            {"pattern": "unstructured"},
+            ["expected a pattern of blocks", "got 'unstructured'; sparsify"],
+        ),
+        ("bsr", {"max_density": 0.0}, ["max_density in (0, 1], got 0.0"]),
+        (
+            "bsr",
+            {"max_density": 0.1},
+            ["at most 10% of its blocks kept", "0 has 33% of its blocks kept; raise"],
+        ),
+        ("bsr", {"sparsity": 0.0}, ["0 has 100% of its blocks kept"]),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_and_the_sparsifier_lives_on(
+    refused: Build, format: str, options: dict[str, Any], words: list[str]
+) -> None:
+    model = mixed()
+    max_density = options.get("max_density", 0.5)
+    sparsifier = sparse(model, **{key: value for key, value in options.items() if key != "max_density"})
+    with refused(model, ValueError, *words):
+        sparsifier.finalize(format=format, max_density=max_density)
+    assert sparsifier.sparsity() >= 0.0
+
+
+def test_autocast_multiplies_in_its_dtype() -> None:
+    packed = sparse(mixed()).finalize(format="bsr")
+    x = torch.randn(5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = packed[0](x)
+    assert y.dtype == torch.bfloat16
+    expected = torch.nn.functional.linear(x.bfloat16(), packed[0].to_dense().bfloat16(), packed[0].bias.bfloat16())
+    assert torch.equal(y, expected)
+    assert packed.half()[0](x.half()).dtype == torch.float16 and packed[0].index.dtype == torch.int32
+
+
+def test_packed_layers_train_and_keep_their_topology() -> None:
+    packed = sparse(mixed()).finalize(format="bsr")
+    pruned = packed[0].to_dense() == 0
+    optimizer = torch.optim.AdamW(packed.parameters(), lr=0.01)
+    losses = []
+    for _ in range(5):
+        loss = packed(torch.ones(4, 16)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] and bool((packed[0].to_dense()[pruned] == 0).all())
+    assert sum(value.numel() for value in optimizer.state[packed[0].values].values()) == 2 * 128 + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"), [("gpt2", AutoModelForCausalLM), ("gpt2", GPT2LMHeadModel), ("marian", AutoModelForSeq2SeqLM)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_saved_model_loads_as_it_was(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, auto: Any, dtype: torch.dtype
+) -> None:
+    model = request.getfixturevalue(name)().to(dtype)
+    sparsifier = sparse(model)
+    dense = copy.deepcopy(sparsifier).finalize().eval()
+    packed = sparsifier.finalize(format="bsr").eval()
+    ts.save_bsr(packed, tmp_path / "saved")
+    again = ts.load_bsr(tmp_path / "saved", auto)
+    inputs = {"input_ids": IDS} | ({"decoder_input_ids": IDS} if name == "marian" else {})
+    expected = packed(**inputs).logits
+    assert torch.equal(again(**inputs).logits, expected) and not again.training
+    torch.testing.assert_close(dense(**inputs).logits, expected)
+    ours, theirs = again.state_dict(), packed.state_dict()
+    assert [
+        key for key in theirs if ours[key].dtype != theirs[key].dtype or not torch.equal(ours[key], theirs[key])
+    ] == []
+    # The table and the head that is tied to it are one tensor still.
+    assert again.get_input_embeddings().weight is again.get_output_embeddings().weight
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
+
+
+def test_generating_gives_the_tokens_of_the_dense_model(gpt2: Build) -> None:
+    sparsifier = sparse(gpt2())
+    dense = copy.deepcopy(sparsifier).finalize().eval()
+    packed = sparsifier.finalize(format="bsr").eval()
+    tokens = [model.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=1) for model in (dense, packed)]
+    assert torch.equal(*tokens)
+
+
+def test_the_file_holds_the_kept_blocks_and_no_dense_weight(tmp_path: Path) -> None:
+    packed = sparse(mixed()).finalize(format="bsr")
+    ts.save_bsr(packed, tmp_path)
+    with safe_open(str(tmp_path / BLOCKS), framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
+    assert shapes["0.values"] == [2, 8, 8] and "0.weight" not in shapes and shapes["4.weight"] == [8, 8, 3, 3]
+
+
+def test_any_module_is_saved_and_loaded_into_a_fresh_one_with_shared_layers_shared(tmp_path: Path) -> None:
+    def build(seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        shared = nn.Linear(16, 16)
+        return nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(16, 8))
+
+    packed = sparse(build(0)).finalize(format="bsr")
+    assert isinstance(packed[2], BlockLinear) and packed[0] is packed[2]
+    ts.save_bsr(packed, tmp_path)
+    again = ts.load_bsr(tmp_path, build(1))
+    x = torch.randn(3, 16)
+    assert torch.equal(again(x), packed(x)) and again[0] is again[2]
+
+
+def test_loading_into_another_model_or_folder_is_refused(
+    tmp_path: Path, refused: Build, mlp: Build, gpt2: Build
+) -> None:
+    packed = sparse(mixed()).finalize(format="bsr")
+    ts.save_bsr(packed, tmp_path)
+    model = mlp()
+    with refused(model, ValueError, "stock linear layer at '1', got ReLU", "build the model that was saved"):
+        ts.load_bsr(tmp_path, model)
+    odd = mixed()
+    odd[0] = nn.Linear(12, 24)
+    with refused(odd, ValueError, "blocks of 8x8 to divide '0', got a weight of shape [24, 12]"):
+        ts.load_bsr(tmp_path, odd)
+    with pytest.raises(FileNotFoundError, match=rf"expected {BLOCKS} in .*from_pretrained"):
+        ts.load_bsr(tmp_path / "elsewhere", mixed())
+    with pytest.raises(ValueError, match="model with packed blocks, got none"):
+        ts.save_bsr(mixed(), tmp_path)
+
+
+def test_the_dense_way_of_saving_is_refused_while_blocks_are_packed(gpt2: Build, tmp_path: Path) -> None:
+    packed = sparse(gpt2()).finalize(format="bsr")
+    with pytest.raises(RuntimeError, match="from_pretrained would draw random weights; call tritonsparse.save_bsr"):
+        packed.save_pretrained(tmp_path)
+    ts.save_bsr(packed, tmp_path)
+    with pytest.raises(RuntimeError, match="call tritonsparse.save_bsr"):
+        ts.load_bsr(tmp_path, AutoModelForCausalLM).save_pretrained(tmp_path)
+    # Nor does the folder look like an ordinary checkpoint.
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -1,0 +1,68 @@
+"""The learning rate of the image programs: transformers' schedules, and the steps of the ImageNet papers.
+
+    "multistep"    eta_t = eta min(1, t / t_w) gamma^(number of milestones that epoch t / steps_per_epoch has reached)
+
+Linear warm-up over the first t_w steps, then a factor gamma at each milestone, as He et al. (arXiv:1512.03385, section
+3.4) and SWAT (arXiv:2001.01969, section 4.1) train. Milestones are epochs, so a run on other hardware has the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+__all__ = ["MULTISTEP", "make_scheduler", "multistep"]
+
+MULTISTEP = "multistep"
+
+
+def make_scheduler(args: argparse.Namespace, optimizer: Optimizer, steps_per_epoch: int, total_steps: int) -> Any:
+    """The schedule that `--lr_scheduler_type` names, with its warm-up and milestones.
+
+    Raises:
+        ValueError: an unknown schedule, milestones beside another schedule or none beside "multistep", or milestones
+            that do not rise from above 0 to within the run.
+    """
+    warmup = args.num_warmup_steps
+    if args.warmup_epochs is not None:
+        warmup = round(args.warmup_epochs * steps_per_epoch)
+    if args.lr_scheduler_type != MULTISTEP:
+        if args.lr_milestones is not None or args.lr_gamma is not None:
+            raise ValueError(
+                f"image_classification: expected --lr_milestones and --lr_gamma with --lr_scheduler_type {MULTISTEP}, "
+                f"got them with {args.lr_scheduler_type!r}; leave them out or name {MULTISTEP}"
+            )
+        return get_scheduler(args.lr_scheduler_type, optimizer, warmup, total_steps)
+    milestones = args.lr_milestones or []
+    numbers = all(isinstance(epoch, int | float) for epoch in milestones)
+    if not milestones or not numbers or any(left >= right for left, right in pairwise([0.0, *milestones])):
+        raise ValueError(
+            f"image_classification: expected rising --lr_milestones in epochs, above 0, got {milestones or 'none'}; "
+            f"give some, as in --lr_milestones 30 60 80"
+        )
+    if milestones[-1] * steps_per_epoch >= total_steps:
+        raise ValueError(
+            f"image_classification: expected --lr_milestones within the run of {total_steps / steps_per_epoch:g} "
+            f"epochs, got {milestones}; lower them or train longer"
+        )
+    gamma = 0.1 if args.lr_gamma is None else args.lr_gamma
+    if not 0.0 < gamma < 1.0:
+        raise ValueError(f"image_classification: expected --lr_gamma in (0, 1), got {gamma}; 0.1 is usual")
+    return LambdaLR(optimizer, multistep([epoch * steps_per_epoch for epoch in milestones], gamma, warmup))
+
+
+def multistep(milestones: list[float], gamma: float, warmup: int) -> Callable[[int], float]:
+    """Step t, from 0 -> the factor on the learning rate; milestones and warm-up in steps."""
+
+    def factor(step: int) -> float:
+        rising = min(1.0, step / warmup) if warmup else 1.0
+        return float(rising * gamma ** bisect_right(milestones, step))
+
+    return factor

@@ -1,0 +1,135 @@
+"""Where the kept blocks of every layer lie, for products that skip the others; owned by the Sparsifier.
+
+    write    flags [R, C] of each mask, and of each set B -> their indices (kernels/block_topology.py), all layers of a
+             device together; only layers whose masks have changed since
+
+Written when the Sparsifier is made, after every real step, after loading and by `Sparsifier.refresh()`; never in a
+forward. Tensors stay where they are and of the size they are, so CUDA graphs may hold them and torch.compile sees no
+change. Whether a mask has changed is read from its version counter on the host, without waiting for the device. A layer
+whose masks were edited in between makes an index for that forward alone.
+
+Under "auto" a layer of blocks on a GPU skips them while its density is one at which that was measured faster than dense
+(kernels/block_plan.py); it is asked again whenever its masks have changed a hundred times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .kernels.block_plan import block_choice
+from .kernels.block_topology import block_flags, build_indices, index_size
+
+if TYPE_CHECKING:
+    from .layers import SparseLayer
+
+__all__ = ["BlockIndices", "MaskVersions", "fresh_index", "is_indexed", "mask_versions"]
+
+MaskVersions = tuple[tuple[Tensor | None, int], ...]
+
+# Changes of a mask between two decisions of `auto`, each of which waits for the device once.
+DECIDE_EVERY = 100
+
+
+def mask_versions(layer: SparseLayer) -> MaskVersions:
+    """The masks and how often each was written."""
+    return tuple((mask, -1 if mask is None else mask._version) for mask in (layer.mask, layer.grad_mask))
+
+
+def is_indexed(layer: SparseLayer) -> bool:
+    """Whether the layer's masks are those that its index was made of, unwritten since.
+
+    Told by the tensors themselves, which the layer therefore holds on to: the next mask may get a freed one's id.
+    """
+    now = mask_versions(layer)
+    return len(layer.index_versions) == len(now) and all(
+        old is new and before == after for (old, before), (new, after) in zip(layer.index_versions, now, strict=True)
+    )
+
+
+class BlockIndices:
+    """The indices of one model's layers whose back end is "block".
+
+    Args:
+        layers: name -> sparse layer; others are left alone.
+    """
+
+    def __init__(self, layers: Mapping[str, SparseLayer]) -> None:
+        self.layers = list(layers.values())
+        # Changes seen since `auto` last decided, by place in `layers`.
+        self._changes = [DECIDE_EVERY] * len(self.layers)
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Rewrite what no longer says where the masks are."""
+        flags: dict[torch.device, list[Tensor]] = {}
+        indices: dict[torch.device, list[Tensor]] = {}
+        for number, layer in enumerate(self.layers):
+            if layer.kind != "mask" or is_indexed(layer):
+                continue
+            self._decide(number)
+            if layer.backend != "block":
+                # Seen, so that the next change is told from none.
+                layer.index_versions = mask_versions(layer)
+                continue
+            kept, wanted = _flags(layer)
+            if layer.block_index is None or layer.block_index.device != kept.device:
+                layer.block_index = _empty_index(kept)
+            if wanted is None:
+                layer.grad_index = None
+            elif layer.grad_index is None or layer.grad_index.device != kept.device:
+                layer.grad_index = _empty_index(kept)
+            if layer.block_flags is None or layer.block_flags.device != kept.device:
+                layer.block_flags = kept
+            else:
+                layer.block_flags.copy_(kept)
+            for flag, index in ((kept, layer.block_index), (wanted, layer.grad_index)):
+                if flag is not None and index is not None:
+                    flags.setdefault(flag.device, []).append(flag)
+                    indices.setdefault(flag.device, []).append(index)
+            layer.index_versions = mask_versions(layer)
+        for device, members in flags.items():
+            build_indices(members, indices[device], backend="triton")
+
+    def _decide(self, number: int) -> None:
+        layer = self.layers[number]
+        if layer.backend_choice != "auto" or layer.block is None or not layer.weight.is_cuda:
+            return
+        if layer.backend not in ("triton", "block") or layer.block[0] % 16 or layer.block[1] % 16:
+            return
+        self._changes[number] += 1
+        if self._changes[number] <= DECIDE_EVERY:
+            return
+        self._changes[number] = 0
+        n, k = layer.oriented(layer.weight).shape
+        density = layer.kept_count() / layer.weight.numel()
+        dtype = torch.bfloat16 if layer.weight.dtype == torch.float32 else layer.weight.dtype
+        name = torch.cuda.get_device_name(layer.weight.device)
+        skips, layer.backend_reason = block_choice(n, k, layer.block, density, dtype, name)
+        layer.backend = "block" if skips else "triton"
+
+
+def _empty_index(flags: Tensor) -> Tensor:
+    return torch.empty(index_size(*flags.shape), dtype=torch.int32, device=flags.device)
+
+
+def _flags(layer: SparseLayer) -> tuple[Tensor, Tensor | None]:
+    """Which blocks are kept, and which get a gradient; None where those are the kept ones, or all."""
+    assert layer.mask is not None and layer.block is not None  # kind "mask", back end "block"
+    kept = block_flags(layer.oriented(layer.mask), layer.block)
+    if layer.grad_mask is None:
+        return kept, None
+    return kept, kept | block_flags(layer.oriented(layer.grad_mask), layer.block)
+
+
+@torch.no_grad()
+def fresh_index(layer: SparseLayer) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(index, grad_index, kept flags) of the masks as they stand, in new tensors."""
+    kept, wanted = _flags(layer)
+    flags = [kept] if wanted is None else [kept, wanted]
+    indices = [_empty_index(kept) for _ in flags]
+    build_indices(flags, indices, backend="triton")
+    return indices[0], indices[1] if len(indices) > 1 else None, kept
