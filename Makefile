@@ -45,9 +45,11 @@ lint: $(VENV)/installed
 bench-smoke: $(VENV)/installed
 	$(BIN)/python benchmarks/bench_threshold.py --smoke
 	$(BIN)/python benchmarks/bench_masked_gemm.py --smoke
+	$(BIN)/python benchmarks/bench_conv.py --smoke
 	$(BIN)/python benchmarks/bench_whole_model.py --smoke
 	$(BIN)/python benchmarks/bench_packed.py --smoke
 	$(BIN)/python benchmarks/bench_train_step.py --smoke
+	$(BIN)/python benchmarks/bench_block_step.py --smoke
 
 # Needs no network and no .venv: the Python that has torch runs whatever has no result yet.
 gpu:

@@ -67,6 +67,7 @@ FASHION: dict[str, dict[str, object]] = {
         "phases": {"starts": [[0, "dense"], [1, "sparse"], [2, "dense"], [3, "sparse"]], "epochs": 6},
     },
     "rigl": {"sparsity": 0.8, "update_every": 100},
+    "swat": {"sparsity": 0.8, "refresh_every": 10},
 }
 # What the programs measure, by keys of their results.
 TRANSLATED = ("bleu", "bleu_line", "bleu_signature", "num_beams")
@@ -76,7 +77,10 @@ WRITTEN = ("perplexity", "perplexity_settings", "tokens_scored", "twins")
 HISTORY = 60
 
 KERNELS = ("kernels/*.py",)
-LAYERS = (*KERNELS, "tritonsparse/layers.py", "tritonsparse/sparsifier.py", "tritonsparse/methods/*.py")
+LAYERS = (
+    *KERNELS, "tritonsparse/layers.py", "tritonsparse/sparsifier.py", "tritonsparse/block_index.py",
+    "tritonsparse/methods/*.py",
+)  # fmt: skip
 TRAINING = (
     *LAYERS, "tritonsparse/clock.py", "tritonsparse/param_groups.py", "tritonsparse/schedules.py",
     "train/*.py", "train/recipes/multi30k.toml", "eval/bleu.py", "eval/translate.py",
@@ -107,12 +111,22 @@ def entries(data: Path | None, text: Path | None = None, images: Path | None = N
               ("benchmarks/bench_threshold.py", "benchmarks/harness.py", *KERNELS),
               120, 60, "kernels", "threshold", alone=True),
         Entry("train step", _bench("train_step"), _last_line, step, 150, 90, "train_step"),
+        Entry("block step", _bench("block_step"), _last_line,
+              ("benchmarks/bench_block_step.py", "benchmarks/harness.py", *LAYERS),
+              240, 150, "kernels", "block_step", alone=True),
+        Entry("block inference", _bench("block_inference"), _last_line,
+              ("benchmarks/bench_block_inference.py", "benchmarks/harness.py", *KERNELS),
+              120, 60, "kernels", "block_inference", alone=True),
         Entry("whole model", _bench("whole_model"), _last_line,
               ("benchmarks/bench_whole_model.py", "benchmarks/harness.py", *KERNELS),
               90, 60, "kernels", "whole_model", alone=True),
         Entry("masked gemm", _bench("masked_gemm"), _last_line,
               ("benchmarks/bench_masked_gemm.py", "benchmarks/harness.py", *KERNELS),
               240, 120, "kernels", "masked_gemm", alone=True),
+        *(Entry(f"conv, {model}, {batch}", _bench("conv", f"--model={model}", f"--batch={batch}"), _last_line,
+                ("benchmarks/bench_conv.py", "benchmarks/harness.py", *KERNELS),
+                300, 180, "kernels", f"conv_{model}_{batch}", alone=True)
+          for model in ("resnet-50", "mobilenet-v1") for batch in (32, 256)),
         Entry("packed activations", _bench("packed"), _last_line,
               ("benchmarks/bench_packed.py", "benchmarks/harness.py", *KERNELS),
               60, 40, "kernels", "packed", alone=True),
@@ -121,7 +135,7 @@ def entries(data: Path | None, text: Path | None = None, images: Path | None = N
         *(_multi30k_70(method, seed, data, pattern) for seed in SEEDS
           for method, pattern in (*((method, "block:32") for method in ON_BLOCKS), ("autosparse", "unstructured"))),
         *(_wikitext2(method, seed, text) for seed in SEEDS for method in ("dense", "acdc")),
-        *(_fashion(method, seed, images) for seed in SEEDS for method in ("dense", "autosparse", "acdc", "rigl")),
+        *(_fashion(method, seed, images) for seed in SEEDS for method in ("autosparse", *FASHION)),
         Entry("train step, transfoxl-large", _bench("transfo_xl"), _last_line,
               ("benchmarks/bench_transfo_xl.py", "benchmarks/harness.py", "train/language_presets.py",
                "tritonsparse/models/transfo_xl/*.py", *LAYERS),

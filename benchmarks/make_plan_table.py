@@ -1,18 +1,21 @@
 """Writes `kernels/plan_table.json`, from which `plan.choose` answers, out of results of a benchmark of the products.
 
-    python benchmarks/make_plan_table.py benchmarks/results/*/masked_gemm.json
+    python benchmarks/make_plan_table.py benchmarks/results/*/masked_gemm.json benchmarks/results/*/conv.json
 
 A result file lies in the folder of its device and holds `rows`; read of each row are
 
-    op          "forward", "grad_input" or "grad_weight"
-    m, n, k     rows of x, rows and columns of the weight as stored
+    op          "forward", "grad_input" or "grad_weight"; of a convolution, masked_conv.py's conv_op_name
+    m, n, k     rows of x or pixels of the result, rows and columns of the weight as stored
     dtype       of x and the product: "bfloat16", "float16" or "float32"
     kind        "soft", "hard", "step", "mask" or "bits"
     provider    "inside" (the fused product) or "beside" (the view, then the vendor's product); others are left out
     verdict     "right", or the row is left out
     median_ms   milliseconds
 
-An entry is made of the two rows of a case, from the same file. Entries of devices for which no file is given stay.
+An entry is made of the two rows of a case, from the same file. Of the rows of `bench_block.py` those are read that have
+op "step", provider "ours" and verdict "right": their layer, `block`, `dtype`, `density` and `speedup` over dense. A
+layer's entry is the largest density up to which every one measured was faster than dense, at every number of tokens; 0
+where none was. Entries of devices for which no file is given stay.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's o
 from harness import ROOT, write_json
 
 TABLE = ROOT / "kernels" / "plan_table.json"
+LAYER = ("n", "k", "rows", "columns", "dtype")
 CASE = ("op", "m", "n", "k", "dtype", "kind")
 PROVIDERS = ("beside", "inside")
 
@@ -45,12 +49,55 @@ def entries_of(device: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str,
     ]
 
 
-def updated(table: Mapping[str, Any], results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def blocks_of(device: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for every layer and block whose step was timed."""
+    found: dict[tuple[Any, ...], dict[int, dict[float, float]]] = {}
+    for row in rows:
+        if row.get("op") == "step" and row.get("provider") == "ours" and row.get("verdict") == "right":
+            layer = (row["n"], row["k"], row["block"], row["block"], row["dtype"])
+            found.setdefault(layer, {}).setdefault(row["m"], {})[row["density"]] = row["speedup"]
+    return [
+        {
+            "device": device,
+            **dict(zip(LAYER, layer, strict=True)),
+            "max_density": min(_largest(speedups) for speedups in by_tokens.values()),
+        }
+        for layer, by_tokens in found.items()
+    ]
+
+
+def _largest(speedups: Mapping[float, float]) -> float:
+    """The largest density up to which all are faster than dense; 0 where not even the smallest is."""
+    largest = 0.0
+    for density, speedup in sorted(speedups.items()):
+        if speedup <= 1:
+            break
+        largest = density
+    return largest
+
+
+def rows_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of a result file, or of all records in one."""
+    if "rows" in document:
+        return list(document["rows"])
+    return [row for record in document.values() if isinstance(record, dict) for row in record.get("rows", ())]
+
+
+def updated(
+    table: Mapping[str, Any],
+    entries: Mapping[str, list[dict[str, Any]]],
+    blocks: Mapping[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
     """The table with each given device's entries replaced; sorted, so that equal results write equal files."""
-    kept = [entry for entry in table["entries"] if entry["device"] not in results]
-    entries = kept + [entry for device in results for entry in results[device]]
-    order = ("device", *CASE)
-    return {**table, "entries": sorted(entries, key=lambda entry: tuple(entry[name] for name in order))}
+
+    def merged(part: str, given: Mapping[str, list[dict[str, Any]]], order: tuple[str, ...]) -> list[dict[str, Any]]:
+        new = [entry for device in given for entry in given[device]]
+        # A file of one benchmark says nothing of the other's.
+        replaced = {entry["device"] for entry in new}
+        kept = [entry for entry in table[part] if entry["device"] not in replaced]
+        return sorted(kept + new, key=lambda entry: tuple(entry[name] for name in ("device", *order)))
+
+    return {**table, "entries": merged("entries", entries, CASE), "blocks": merged("blocks", blocks, LAYER)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,14 +105,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="result files, each in the folder of its device")
     parser.add_argument("--table", type=Path, default=TABLE, help="file to update, %(default)s by default")
     given = parser.parse_args(arguments)
-    results: dict[str, list[dict[str, Any]]] = {}
+    entries: dict[str, list[dict[str, Any]]] = {}
+    blocks: dict[str, list[dict[str, Any]]] = {}
     for path in given.files:
         device = path.resolve().parent.name
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        results.setdefault(device, []).extend(entries_of(device, rows))
-    table = updated(json.loads(given.table.read_text(encoding="utf-8")), results)
+        rows = rows_of(json.loads(path.read_text(encoding="utf-8")))
+        entries.setdefault(device, []).extend(entries_of(device, rows))
+        blocks.setdefault(device, []).extend(blocks_of(device, rows))
+    table = updated(json.loads(given.table.read_text(encoding="utf-8")), entries, blocks)
     write_json(given.table, table)
-    print(f"{given.table}: {len(table['entries'])} entries, {sum(map(len, results.values()))} of them new")
+    new = sum(map(len, (*entries.values(), *blocks.values())))
+    print(f"{given.table}: {len(table['entries']) + len(table['blocks'])} entries, {new} of them new")
 
 
 if __name__ == "__main__":

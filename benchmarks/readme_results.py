@@ -92,8 +92,8 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
     lines += [
         "",
         f"{_measured(first)}; one seed; "
-        f"`accelerate launch -m tritonsparse.train.{program} --recipe {first['arguments']['recipe']}` with "
-        f"`--method` (and its fields) as in each run's `all_results.json`; torch {first['environment']['torch']}. "
+        f"`accelerate launch -m tritonsparse.train.{program} --recipe {first['arguments']['recipe']}` with the "
+        f"arguments in each run's `all_results.json`; torch {first['environment']['torch']}. "
         f"Multiply-adds are of all {counted} layers, counted from zeros.",
     ]
     return "\n".join(lines)
@@ -167,7 +167,7 @@ def _inference_table(title: str, documents: dict[str, dict[str, Any]]) -> str:
         "",
         f"Medians of forwards taken in turn, `python -m tritonsparse.eval.speed`; "
         f"{environments[0]['threads']} thread(s); torch {environments[0]['torch']}. Zeros are of all matrices, "
-        f"embeddings included. A layer is compressed where that is measured faster; where none is, the ratio is about 1.",
+        f"embeddings included. A layer is compressed where that is measured faster; where none is, it is near 1.",
     ]
     return "\n".join(lines)
 

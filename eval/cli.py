@@ -41,6 +41,7 @@ def _doctor(arguments: list[str]) -> int:
     )
     parser.add_argument("--model_name_or_path", help="a folder, or a hub name, that holds a config.json")
     parser.add_argument("--pattern", default="unstructured", help="shape of the masks, %(default)s by default")
+    parser.add_argument("--density", type=float, default=0.2, help="blocks kept of a layer, %(default)s by default")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step, %(default)s by default")
     parser.add_argument("--device_name", help='a GPU to predict for, as "NVIDIA H200"; the one here by default')
     args = parser.parse_args(arguments)
@@ -52,7 +53,9 @@ def _doctor(arguments: list[str]) -> int:
         return 0
     try:
         model = doctor.configured(args.model_name_or_path)
-        layers, skipped = doctor.outlook(model, args.tokens, args.device_name, pattern=args.pattern)
+        layers, skipped = doctor.outlook(
+            model, args.tokens, args.device_name, pattern=args.pattern, density=args.density
+        )
     except (OSError, ValueError, RuntimeError) as error:
         print(f"tritonsparse doctor: {error}", file=sys.stderr)
         return 1

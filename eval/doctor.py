@@ -5,7 +5,8 @@
 
 The model is read as a configuration alone and built without memory, so that any size is answered at once. The cost of a
 layer's step is predicted from bytes and operations (kernels/plan.py names the rates), beside the dense layer's: in the
-element regime, unstructured masks on any back end, it is never below it.
+element regime, unstructured masks on any back end, it is never below it. Whether blocks would be skipped is a matter of
+measurement alone (kernels/block_plan.py); what was not measured gets no prediction.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.pytorch_utils import Conv1D
 
 from tritonsparse.kernels import _triton
+from tritonsparse.kernels.block_plan import block_choice
 from tritonsparse.kernels.plan import RATES, choose, device_key
-from tritonsparse.pattern import Block, Channel, parse
+from tritonsparse.pattern import Block, Channel, Pattern, parse
 from tritonsparse.selection import Skip, select
 
 __all__ = ["LayerOutlook", "environment", "outlook", "show"]
@@ -39,9 +42,10 @@ class LayerOutlook:
         name: dotted module name.
         shape: of the weight.
         regime: "element" (unstructured: the products stay dense) or "block" (whole blocks are masked).
-        backend: "torch", "triton" or "fused".
+        backend: "torch", "triton", "fused" or "block".
         why: the reason for it.
-        dense_ms, sparse_ms: predicted forward, dX and dW of one step; None on a device whose rates are not known.
+        dense_ms, sparse_ms: predicted forward, dX and dW of one step; None on a device whose rates are not known, and
+            for products that skip blocks.
     """
 
     name: str
@@ -78,7 +82,12 @@ def environment() -> list[tuple[str, str]]:
 
 
 def outlook(
-    model: nn.Module, tokens: int, device_name: str | None = None, *, pattern: str = "unstructured"
+    model: nn.Module,
+    tokens: int,
+    device_name: str | None = None,
+    *,
+    pattern: str = "unstructured",
+    density: float = 0.2,
 ) -> tuple[list[LayerOutlook], list[Skip]]:
     """Back end, regime and predicted cost of every layer that `sparsify` would take, for a step of `tokens` tokens.
 
@@ -87,23 +96,29 @@ def outlook(
         tokens: rows of each layer's input.
         device_name: the GPU to predict for; the one here if None.
         pattern: shape of the masks, as `sparsify` takes it.
+        density: share of the blocks that a layer keeps; read for patterns of blocks.
 
     Returns:
         The layers, and what would stay dense and why.
 
     Raises:
-        ValueError: less than one token, no such pattern, or nothing to sparsify.
+        ValueError: less than one token, no such pattern or density, or nothing to sparsify.
     """
-    regime = "block" if isinstance(parse(pattern), Block | Channel) else "element"
+    shape = parse(pattern)
+    if not 0 < density <= 1:
+        raise ValueError(f"outlook: expected a density in (0, 1], got {density:g}; pass the share of blocks kept")
     if tokens < 1:
         raise ValueError(f"outlook: expected at least 1 token, got {tokens}; pass the tokens of a step")
     if device_name is None and torch.cuda.is_available():
         device_name = torch.cuda.get_device_name()
     modules, skipped = select(model, None, None)
-    return [_of(name, module, regime, tokens, device_name) for name, module in modules.items()], skipped
+    return [_of(name, module, shape, density, tokens, device_name) for name, module in modules.items()], skipped
 
 
-def _of(name: str, module: nn.Module, regime: str, tokens: int, device_name: str | None) -> LayerOutlook:
+def _of(
+    name: str, module: nn.Module, pattern: Pattern, density: float, tokens: int, device_name: str | None
+) -> LayerOutlook:
+    regime = "block" if isinstance(pattern, Block | Channel) else "element"
     weight = module.weight
     assert isinstance(weight, Tensor)  # select
     shape = tuple(weight.shape)
@@ -122,6 +137,11 @@ def _of(name: str, module: nn.Module, regime: str, tokens: int, device_name: str
         # Both read the fp32 master and write it in 16 bits; the view's backward then reads g and W and writes dW.
         dense = 1e3 * (3.0 * product + 6.0 * size / bandwidth)
         sparse = dense + 1e3 * 10.0 * size / bandwidth
+    if isinstance(pattern, Block):
+        outputs, inputs = (k, n) if type(module) is Conv1D else (n, k)
+        block = (pattern.rows, pattern.columns)
+        skips, why = block_choice(outputs, inputs, block, density, torch.bfloat16, device_name)
+        return LayerOutlook(name, shape, regime, "block" if skips else "triton", why, dense, None if skips else sparse)
     return LayerOutlook(name, shape, regime, "fused" if choice.fused else "triton", choice.reason, dense, sparse)
 
 

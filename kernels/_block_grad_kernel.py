@@ -2,9 +2,9 @@
 
 A program takes a tile of rows of one block row and TILE_K of its columns *gathered* from the block row's list, so that
 small blocks fill a tile and nothing is computed that is not wanted: with blocks of 32 a tile is 32 x 128 out of four.
-The longer side of a block is the tile's own axis, the shorter one is gathered; the lists of block columns serve where
-that is the rows. The kernel computes the tile's transpose, the gathered axis first, because Hopper's matrix
-instruction has no fewer than 64 rows and as few as 16 columns.
+Either axis of W may be the gathered one (`takes_rows`); the lists of block columns serve where its rows are. The kernel
+computes the tile's transpose, the gathered axis first: Hopper's matrix instruction has no fewer than 64 rows and as few
+as 16 columns.
 
 Grids have room for every block: a program whose part of the list is empty computes nothing, and each writes the zeros
 of the blocks missing from its part of the dense row, so that every element of dW has one writer.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._block_grad_tiles import BlockGradTiles, block_grad_tiles
+from ._block_grad_tiles import BlockGradTiles, block_grad_tiles, takes_rows
 from ._tiles import input_precision, is_aligned, limits_of, split_columns
 from ._triton import INTERPRETED, tl, triton
 from .block_topology import grid_of, sections
@@ -141,6 +141,7 @@ def _block_grad_kernel(  # type: ignore[no-untyped-def]
     if begin + i_part * TILE_K // SIDE_K >= end:
         return
     entry, o_k, in_k = _gathered(start, blocks, i_block, i_part, K, SIDE_K, ALIGNED, TILE_K)
+    place_k, in_k = _places(positions, entry, o_k, in_k, total, stride_gk, PACKED, SIDE_N, SIDE_K)
 
     steps = tl.cdiv(tl.cdiv(M, TILE_M), SPLITS)
     i_m = i_split * steps * TILE_M
@@ -169,7 +170,6 @@ def _block_grad_kernel(  # type: ignore[no-untyped-def]
             on_pruned = tl.load(alpha).to(tl.float32)
         multiplier = tl.where(is_kept, 1.0, on_pruned)
 
-    place_k, in_k = _places(positions, entry, o_k, in_k, total, stride_gk, PACKED, SIDE_N, SIDE_K)
     first_n = i_block * SIDE_N if PACKED else 0
     WIDTH: tl.constexpr = TILE_N // SUBTILES
     columns = split_columns(g, SUBTILES)
@@ -260,8 +260,7 @@ def launch_block_grad(
     (m, n), k, packed = grad_y.shape, x.shape[1], capacity is not None
     grid = grid_of("block_grad_weight", (n, k), block)
     lists = sections(index, *grid)
-    # The longer side is a tile's own; where neither is, the gathered one is that along which dW is contiguous.
-    by_rows = block[0] > block[1] or (block[0] == block[1] and not transposed)
+    by_rows = takes_rows((n, k), block, transposed)
     left, right = (grad_y, x) if by_rows else (x, grad_y)
     start, blocks = (lists.row_start, lists.row_block) if by_rows else (lists.column_start, lists.column_block)
     positions = None if by_rows or not packed else lists.column_position

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from ._tiles import HOPPER_SHARED, MAX_SPLITS, Limits, power_of_two, stages_that_fit
 
-__all__ = ["BlockGradTiles", "block_grad_tiles"]
+__all__ = ["BlockGradTiles", "block_grad_tiles", "takes_rows"]
 
 # Share of the programs that find blocks to compute, for choices made before anybody knows: sparse training runs at
 # about this density, and a wrong guess costs idle programs or a little traffic of parts.
 DENSITY = 1 / 8
+# The longest own side of a tile.
+OWN_LIMIT = 128
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,19 @@ class BlockGradTiles:
     subtiles: int = 1
     num_warps: int = 4
     num_stages: int = 3
+
+
+def takes_rows(shape: tuple[int, int], block: tuple[int, int], transposed: bool) -> bool:
+    """Whether a tile's own axis is that of W's rows `[N, K]`, its columns gathered, or the other way round.
+
+    The longer side of a block, as far as a tile goes, fills a tile best. Of equal ones the longer axis of W: what all
+    programs gather from is then the smaller operand, which is read again and again and stays in the L2. Of equal axes
+    the one across which dW is stored.
+    """
+    (n, k), (r, c) = shape, (min(side, OWN_LIMIT) for side in block)
+    if r != c:
+        return r > c
+    return n > k if n != k else not transposed
 
 
 def block_grad_tiles(
@@ -64,7 +79,7 @@ def block_grad_tiles(
     fp32 = operand_bytes == 4
     exact = fp32 and precision == "ieee"
     # No matrix instruction multiplies in full float32 on NVIDIA; larger tiles only spill.
-    tile_n = power_of_two(side, 16, 64 if exact else 128)
+    tile_n = power_of_two(side, 16, 64 if exact else OWN_LIMIT)
     tile_k = 64 if exact else 128
     rows = blocks * -(-side // tile_n)
     if limits.shared_bytes >= HOPPER_SHARED and aligned and not fp32 and not (summed and tile_n == 128):

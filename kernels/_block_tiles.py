@@ -88,7 +88,7 @@ def block_tiles(
         tile_m = power_of_two(m, 64, widest if aligned and not ieee else 64)
         while tile_m > 64 and -(-m // tile_m) * columns < limits.multiprocessors:
             tile_m //= 2
-    num_warps = 8 if tile_m * tile_n >= 128 * 128 and not ieee else 4
+    num_warps = 8 if tile_m * tile_n >= (64 * 64 if ieee else 128 * 128) else 4
     descriptors = hopper and aligned and weight_bytes == x_bytes == 2
     stage = tile_m * tile_k * x_bytes + tile_n * tile_k * weight_bytes
     reserved = 0 if weight_bytes == x_bytes else tile_n * tile_k * x_bytes

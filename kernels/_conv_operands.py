@@ -116,7 +116,8 @@ def check_conv_view(
     """Refuse a view that does not fit its weight, or an index whose blocks straddle kernel positions or groups."""
     if kind == "step":
         raise ValueError(
-            f'{function}: expected kind "soft", "hard" or "mask", got "step"; use masked_weight and the vendor\'s'
+            f'{function}: expected kind "soft", "hard" or "mask", got "step"; use backend="triton", which has the view '
+            f"beside the product"
         )
     if (index is None) != (block is None):
         given = "an index" if block is None else "a block"
@@ -129,7 +130,7 @@ def check_conv_view(
     if threshold is not None and threshold.dim() != 1:
         raise ValueError(
             f"{function}: expected threshold of shape [1] or [{weight.shape[0]}], got {list(threshold.shape)}; "
-            f"give the view of threshold_cast to the vendor's convolution"
+            f'use backend="triton", which has the view beside the product'
         )
     if weight.shape[0] % geometry.groups or weight.shape[1] % geometry.taps:
         raise ValueError(

@@ -189,8 +189,10 @@ def conv_tiles(
     stage = tile_n * tile_k * (weight_bytes + mask_bytes) + tile_m * tile_k * x_bytes
     programs = -(-m // tile_m) * -(-n // tile_n) * groups
     splits, steps = 1, -(-taps * k // tile_k)
-    # A program with fewer than four tiles to reduce spends its time filling its pipeline.
-    while splits < MAX_SPLITS and 2 * splits * programs <= limits.multiprocessors and steps >= 8 * splits:
+    # Two programs of four warps share a multiprocessor. One with fewer than four tiles to reduce spends its time filling
+    # its pipeline.
+    room = limits.multiprocessors * (8 // num_warps)
+    while splits < MAX_SPLITS and 2 * splits * programs <= room and steps >= 8 * splits:
         splits *= 2
     return ConvTiles(tile_m, tile_n, tile_k, flat, splits, num_warps, stages_that_fit(stage, 0, limits))
 
@@ -244,8 +246,7 @@ def conv_grad_tiles(
     num_warps = 8 if tile_n * tile_k >= 128 * 128 else 4
     columns = -(-taps * k // tile_k) if flat else taps * -(-k // tile_k)
     programs = groups * -(-n // tile_n) * columns
-    # Two programs of four warps share a multiprocessor. Of indexed blocks, how many there are is known on the device
-    # alone: parts for when about half are.
+    # Of indexed blocks, how many there are is known on the device alone: parts for when about half are.
     wanted = limits.multiprocessors * (8 // num_warps) * (1 if block is None else 2) // programs
     splits = max(1, min(wanted, -(-m // tile_m) // LEAST_TILES))
     stage = tile_m * (tile_n + tile_k) * operand_bytes

@@ -1,4 +1,4 @@
-"""The op behind a sparse convolution whose view is inside its products: Y = conv(X, S(W)) + b, with the multiplier on dW.
+"""The op of a sparse convolution with its view inside: Y = conv(X, S(W)) + b, with the multiplier on dW.
 
     forward    Y  = conv(X, S(W)) + b                [B, F, OH, OW]    conv_gemm.py
     backward   dX = conv_transposed(dY, S(W))        [B, C, H, W]      conv_gemm.py
@@ -58,6 +58,7 @@ def _forward_op(
     alpha: Tensor | None,
     index: Tensor | None,
     input_index: Tensor | None,
+    grad_index: Tensor | None,
     kernel: list[int],
     stride: list[int],
     padding: list[int],
@@ -68,9 +69,11 @@ def _forward_op(
     backend: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    # grad_mask, alpha and input_index are the backward's; they pass here because autograd saves op inputs only.
+    # grad_mask, alpha and two of the indices are the backward's; they pass here because autograd saves op inputs only.
     geometry = Geometry.of(kernel, stride, padding, dilation, groups)
-    view: dict[str, Any] = {"kind": kind, "threshold": threshold, "mask": mask, "out_dtype": out_dtype}
+    view: dict[str, Any] = {"kind": kind, "threshold": threshold, "out_dtype": out_dtype}
+    # Listed blocks are kept whole: the index says all that the mask does.
+    view["mask"] = mask if index is None else None
     if backend == "fused" and geometry.is_product and index is None:
         y = fused_linear(_rows(x), weight, bias, **view, backend="triton")
         return y.view(x.shape[0], x.shape[2], x.shape[3], weight.shape[0]).permute(0, 3, 1, 2)
@@ -90,6 +93,7 @@ def _(
     alpha: Tensor | None,
     index: Tensor | None,
     input_index: Tensor | None,
+    grad_index: Tensor | None,
     kernel: list[int],
     stride: list[int],
     padding: list[int],
@@ -119,6 +123,7 @@ def _backward_op(
     alpha: Tensor | None,
     index: Tensor | None,
     input_index: Tensor | None,
+    grad_index: Tensor | None,
     kernel: list[int],
     stride: list[int],
     padding: list[int],
@@ -132,24 +137,32 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = Geometry.of(kernel, stride, padding, dilation, groups)
     product = backend == "fused" and geometry.is_product and index is None
-    view: dict[str, Any] = {"kind": kind, "threshold": threshold, "mask": mask, "backend": _engine(backend)}
-    image = (x.shape[2], x.shape[3])
+    view: dict[str, Any] = {"kind": kind, "threshold": threshold, "backend": _engine(backend)}
+    image, block_ = (x.shape[2], x.shape[3]), _block(block)
     if not need_x:
         grad_x = x.new_empty(0)
     elif product:
-        rows = fused_grad_input(_rows(grad_y), weight, **view, out_dtype=x.dtype)
+        rows = fused_grad_input(_rows(grad_y), weight, **view, mask=mask, out_dtype=x.dtype)
         grad_x = rows.view(x.shape[0], *image, x.shape[1]).permute(0, 3, 1, 2)
     else:
         grad_x = conv_grad_input(
-            grad_y, weight, image, geometry=geometry, **view, index=input_index, block=_block(block), out_dtype=x.dtype
-        )
+            grad_y, weight, image, geometry=geometry, **view, mask=mask if index is None else None, index=input_index,
+            block=block_, out_dtype=x.dtype,
+        )  # fmt: skip
     if not need_weight:
         return grad_x, weight.new_empty(0), weight.new_empty(0)
     view |= {"grad_mask": grad_mask, "alpha": alpha}
     if product and -(-weight.shape[0] // 128) * -(-weight.shape[1] // 128) >= limits_of(x.device).multiprocessors:
-        return grad_x, *fused_grad_weight(_rows(grad_y), _rows(x), weight, **view)
+        return grad_x, *fused_grad_weight(_rows(grad_y), _rows(x), weight, **view, mask=mask)
+    listed = grad_index
+    if listed is None and (kind != "mask" or mask is None or alpha is None):
+        # Nothing is due outside the forward's blocks; where it is, the mask tells them apart.
+        listed, mask = index, mask if index is None else None
     # Of a 1 x 1 convolution too: that kernel alone cuts the pixels into parts.
-    return grad_x, *conv_grad_weight(grad_y, x, weight, geometry=geometry, **view, index=index, block=_block(block))
+    grads = conv_grad_weight(
+        grad_y, x, weight, geometry=geometry, **view, mask=mask, index=listed, block=None if listed is None else block_
+    )
+    return grad_x, *grads
 
 
 @_backward_op.register_fake
@@ -163,6 +176,7 @@ def _(
     alpha: Tensor | None,
     index: Tensor | None,
     input_index: Tensor | None,
+    grad_index: Tensor | None,
     kernel: list[int],
     stride: list[int],
     padding: list[int],
@@ -183,8 +197,8 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, threshold, mask, grad_mask, alpha, index, input_index, *how, _ = inputs
-    ctx.save_for_backward(x, weight, threshold, mask, grad_mask, alpha, index, input_index)
+    x, weight, bias, threshold, mask, grad_mask, alpha, index, input_index, grad_index, *how, _ = inputs
+    ctx.save_for_backward(x, weight, threshold, mask, grad_mask, alpha, index, input_index, grad_index)
     ctx.how = how
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -200,7 +214,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         grad_y.sum((0, 2, 3)).to(ctx.bias_dtype) if need_bias else None,
         # DDP waits for every parameter: a threshold gets a gradient, zeros included, never None.
         grad_threshold if need_threshold else None,
-        *[None] * 14,
+        *[None] * 15,
     )
 
 
@@ -224,6 +238,7 @@ def masked_conv2d(
     alpha: Tensor | None = None,
     index: Tensor | None = None,
     input_index: Tensor | None = None,
+    grad_index: Tensor | None = None,
     block: Block | None = None,
     backend: str = "torch",
     out_dtype: torch.dtype | None = None,
@@ -239,13 +254,16 @@ def masked_conv2d(
         kind: "soft" (sign(W) relu(|W| - sigma(s))), "hard" (W above the cut-off t), or "mask".
         threshold: "soft": the logits s; "hard": the cut-offs t; `[1]` or `[F]`, float32 (float64 beside a float64
             weight).
-        mask: "mask": bool, shape of `weight`, True = kept; with an index also None = all of the listed blocks.
+        mask: "mask": bool, shape of `weight`, True = kept. With an index it is True on the listed blocks and False
+            elsewhere, which is trusted; dW alone reads it, and only where pruned weights get gradients.
         grad_mask: bool, shape of `weight`, or None = everywhere: the set B outside which pruned weights get no
             gradient. Kept weights always get theirs.
         alpha: float32 scalar tensor, or None = 0: the gradient's multiplier on pruned weights.
-        index: `block_topology.py`'s of the blocks that are kept; S(W) and dW are zero elsewhere. None = all.
+        index: `block_topology.py`'s of the blocks that are kept; S(W) is zero elsewhere. None = all.
         input_index: that of `_conv_operands.input_flags` of the same flags; needed where x has a gradient.
-        block: (r, c) of both: output by input channels, multiples of 16 that divide those of a group.
+        grad_index: that of the blocks whose weights get a gradient, at least the kept ones. None = the kept ones; all
+            where there are `mask` and `alpha`.
+        block: (r, c) of all three: output by input channels, multiples of 16 that divide those of a group.
         backend: "torch" (any device) or "fused" (a GPU, or Triton's interpreter; head of this file).
         out_dtype: dtype of the products and of Y; the weight's by default.
 
@@ -267,17 +285,21 @@ def masked_conv2d(
     masks = {"mask": mask, "grad_mask": grad_mask}
     check_conv_view(function, weight, threshold, masks, index, block, geometry, kind, _engine(backend))
     check_estimator(function, kind, grad_mask, alpha)
-    if (input_index is None) != (index is None) and (index is None or x.requires_grad):
+    if (index is None and (input_index, grad_index) != (None, None)) or (
+        index is not None and input_index is None and x.requires_grad and torch.is_grad_enabled()
+    ):
         raise ValueError(
             f"{function}: expected index and input_index together, got only one; build both of the same flags"
         )
+    if grad_index is not None and kind == "mask" and mask is None:
+        raise ValueError(f"{function}: expected a mask beside grad_index, got None; pass the mask of the index")
     if x.dtype != out_dtype:
         raise ValueError(
             f"{function}: expected x in {out_dtype} (the weight's dtype outside autocast), got {x.dtype}; "
             f"cast x or run under torch.autocast"
         )
     y: Tensor = _forward_op(
-        x, weight, bias, threshold, mask, grad_mask, alpha, index, input_index,
+        x, weight, bias, threshold, mask, grad_mask, alpha, index, input_index, grad_index,
         list(kernel), list(stride), list(padding), list(dilation), groups, list(block or ()), kind, backend, out_dtype,
     )  # fmt: skip
     return y

@@ -26,7 +26,7 @@ from .kernels.block_topology import block_flags, build_indices, index_size
 if TYPE_CHECKING:
     from .layers import SparseLayer
 
-__all__ = ["BlockIndices", "MaskVersions", "fresh_index", "is_indexed", "mask_versions"]
+__all__ = ["BlockIndices", "MaskVersions", "fresh_index", "index_of", "is_indexed", "mask_versions"]
 
 MaskVersions = tuple[tuple[Tensor | None, int], ...]
 
@@ -68,7 +68,7 @@ class BlockIndices:
         flags: dict[torch.device, list[Tensor]] = {}
         indices: dict[torch.device, list[Tensor]] = {}
         for number, layer in enumerate(self.layers):
-            if layer.kind != "mask" or is_indexed(layer):
+            if layer.kind != "mask" or layer.compacted or is_indexed(layer):
                 continue
             self._decide(number)
             if layer.backend != "block":
@@ -86,7 +86,11 @@ class BlockIndices:
                 layer.block_flags = kept
             else:
                 layer.block_flags.copy_(kept)
-            for flag, index in ((kept, layer.block_index), (wanted, layer.grad_index)):
+            turned = layer.input_flags(kept)
+            if turned is not None and (layer.input_index is None or layer.input_index.device != kept.device):
+                layer.input_index = _empty_index(turned)
+            listed = ((kept, layer.block_index), (wanted, layer.grad_index), (turned, layer.input_index))
+            for flag, index in listed:
                 if flag is not None and index is not None:
                     flags.setdefault(flag.device, []).append(flag)
                     indices.setdefault(flag.device, []).append(index)
@@ -96,7 +100,7 @@ class BlockIndices:
 
     def _decide(self, number: int) -> None:
         layer = self.layers[number]
-        if layer.backend_choice != "auto" or layer.block is None or not layer.weight.is_cuda:
+        if layer.backend_choice != "auto" or layer.block is None or not (layer.plans_blocks and layer.weight.is_cuda):
             return
         if layer.backend not in ("triton", "block") or layer.block[0] % 16 or layer.block[1] % 16:
             return
@@ -130,6 +134,12 @@ def fresh_index(layer: SparseLayer) -> tuple[Tensor, Tensor | None, Tensor]:
     """(index, grad_index, kept flags) of the masks as they stand, in new tensors."""
     kept, wanted = _flags(layer)
     flags = [kept] if wanted is None else [kept, wanted]
-    indices = [_empty_index(kept) for _ in flags]
-    build_indices(flags, indices, backend="triton")
+    indices = index_of(*flags)
     return indices[0], indices[1] if len(indices) > 1 else None, kept
+
+
+def index_of(*flags: Tensor) -> list[Tensor]:
+    """An index of each of these flags, newly allocated."""
+    indices = [_empty_index(flag) for flag in flags]
+    build_indices(flags, indices, backend="triton")
+    return indices

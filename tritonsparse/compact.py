@@ -17,7 +17,7 @@ When the topology stays is the method's to say (`Method.frozen_topology`); the S
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -63,6 +63,11 @@ class CompactLayer(SparseLayer):
         dense = self.stored(unpack_blocks(values, self.index, self.matrix_shape))
         return dense if dense.stride() == self.wide_stride else dense.contiguous()
 
+    def view_tensor(self, name: str) -> Tensor | None:
+        if name != "mask":
+            return super().view_tensor(name)
+        return self.unpacked(torch.ones_like(self.weight, dtype=torch.bool))
+
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
         return self.unpacked(self.weight)
@@ -75,25 +80,29 @@ class CompactLayer(SparseLayer):
         backend = product_backend(self.backend_choice, self.weight)
         return block_product(x, self.weight, self.bias, self.index, self.matrix_shape, backend)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.effective_weight()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
         super()._apply(fn, recurse)
         self.index = self.index.to(self.weight.device)
         return self
 
 
-class CompactLinear(CompactLayer, SparseLinear):
+class CompactLinear(CompactLayer, SparseLinear):  # type: ignore[misc]  # as SparseLinear
     """`SparseLinear` on packed blocks."""
 
     wide_class = SparseLinear
 
 
-class CompactConv1D(CompactLayer, SparseConv1D):
+class CompactConv1D(CompactLayer, SparseConv1D):  # type: ignore[misc]  # as SparseConv1D
     """`SparseConv1D` on packed blocks of its weight as [N, K]."""
 
     wide_class = SparseConv1D
 
 
-class CompactConv2d(CompactLayer, SparseConv2d):
+class CompactConv2d(CompactLayer, SparseConv2d):  # type: ignore[misc]  # as SparseConv2d
     """`SparseConv2d` that stores packed blocks; its forward unpacks them for the vendor's convolution."""
 
     wide_class = SparseConv2d
@@ -124,6 +133,7 @@ class Compaction:
     def __init__(self, layers: Mapping[str, SparseLayer], method: Method, clock: Clock, pattern: Pattern) -> None:
         self.layers, self.method, self.clock, self.pattern = layers, method, clock, pattern
         self._optimizer: Optimizer | None = None
+        self._handles: list[Any] = []
 
     def start(self, optimizer: Optimizer | None, *, cached: bool) -> None:
         """Pack now and after every step, where the method allows; raises as `Sparsifier.compact` says."""
@@ -158,6 +168,11 @@ class Compaction:
                     f"'{self.pattern}' on {name}; use backend='auto' or 'torch', or such blocks"
                 )
         self._pack(optimizer)
+        if self._optimizer is None:
+            self._handles = [
+                optimizer.register_state_dict_post_hook(self._as_dense),
+                optimizer.register_load_state_dict_pre_hook(self._refuse_load),
+            ]
         self._optimizer = optimizer
 
     def stop(self) -> None:
@@ -165,6 +180,9 @@ class Compaction:
         if self._optimizer is not None:
             self._unpack(self._optimizer)
             self._optimizer = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def before_hook(self) -> None:
         """A step is taken and `after_step` comes: what it will change, or the coming step needs, is dense again."""
@@ -176,13 +194,33 @@ class Compaction:
         if self._optimizer is not None:
             self._pack(self._optimizer)
 
-    def require_expanded(self, function: str) -> None:
-        """Refuse what reads or writes checkpoints while weights are packed."""
+    def refuse_load(self) -> None:
+        """Refuse to put the tensors of a checkpoint where packed ones are."""
         if any(layer.compacted for layer in self.layers.values()):
             raise RuntimeError(
-                f"{function}: expected weights in dense storage, got packed blocks; call expand() before and compact() "
-                f"after"
+                "load_state_dict: expected weights in dense storage, got packed blocks; call expand() before and "
+                "compact() after"
             )
+
+    def _refuse_load(self, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+        self.refuse_load()
+
+    @torch.no_grad()
+    def _as_dense(self, optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state dict as it would be in dense storage; its own state stays as it is."""
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        keys = [key for group in saved["param_groups"] for key in group["params"]]
+        packed = {id(layer.weight): layer for layer in self.layers.values() if isinstance(layer, CompactLayer)}
+        state = dict(saved["state"])
+        for parameter, key in zip(held, keys, strict=True):
+            if (layer := packed.get(id(parameter))) is not None and key in state:
+                state[key] = {
+                    name: layer.unpacked(value)
+                    if isinstance(value, Tensor) and value.shape == parameter.shape
+                    else value
+                    for name, value in state[key].items()
+                }
+        return {**saved, "state": state}
 
     @torch.no_grad()
     def _pack(self, optimizer: Optimizer) -> None:
@@ -241,6 +279,9 @@ def _compact(layer: SparseLayer, block: tuple[int, int], optimizer: Optimizer) -
     map_state("compact", optimizer, layer.weight, packed)
     _refill(layer.weight, packed)
     layer.mask = None
+    # The index of the dense storage, which also holds on to the mask that it was made of.
+    layer.block_index = layer.grad_index = layer.block_flags = None
+    layer.index_versions = ()
     vars(layer).update(wide)
     _reclass(layer, _COMPACT[type(layer)])
 

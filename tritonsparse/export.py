@@ -75,7 +75,8 @@ def _write_sidecar(sparsifier: Sparsifier, path: Path) -> None:
     for name, layer in sparsifier.layers.items():
         if layer.threshold is not None:
             tensors[f"threshold.{name}"] = layer.threshold.detach().cpu().clone()
-        if not torch.equal(layer.effective_weight(), layer.weight):
+        # Packed blocks are all that there is.
+        if not layer.compacted and not torch.equal(layer.effective_weight(), layer.weight):
             tensors[f"master.{name}"] = layer.weight.detach().cpu().contiguous().clone()
     save_file(tensors, path, metadata={"tritonsparse": json.dumps(packed)})
 

@@ -92,7 +92,7 @@ def finalize_blocks(
         BLOCK_CLASSES[type(module)].pack(module, matrix, flags, (pattern.rows, pattern.columns))
 
 
-def refuse_dense_save(model: nn.Module) -> None:
+def refuse_dense_save(model: Any) -> None:
     """Make `model.save_pretrained` an error: `from_pretrained` draws weights at random that it does not find."""
     if hasattr(model, "save_pretrained"):
         model.save_pretrained = _unreadable
@@ -131,7 +131,7 @@ def save_bsr(model: nn.Module, directory: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
         save_model(model, str(Path(temporary) / BLOCKS), metadata={_METADATA: json.dumps(head)})
         for part in ("config", "generation_config"):
-            config = getattr(model, part, None)
+            config: Any = getattr(model, part, None)
             if hasattr(config, "save_pretrained"):
                 config.save_pretrained(temporary)
         directory.mkdir(exist_ok=True)

@@ -42,7 +42,7 @@ BACKENDS = ("auto", "torch", "triton", "fused", "block")
 
 VIEW_TENSORS = ("mask", "grad_mask", "alpha")
 _CACHE = ("w_hat", "w_hat_versions", "defer")
-_BLOCKS = ("block_index", "grad_index", "block_flags", "index_versions")
+_BLOCKS = ("block_index", "grad_index", "input_index", "block_flags", "index_versions")
 _ACTIVATION = (
     *("activation_density", "activation_scope", "activation_slack"),
     *("activation_cutoff", "remembers_cutoff", "last_cutoff", "overflows", "last_overflow", "row_masks"),
@@ -60,6 +60,8 @@ class SparseLayer(nn.Module):
     caches_view: bool = False
     # Whether `weight` holds the kept blocks only (compact.py).
     compacted: ClassVar[bool] = False
+    # Whether `auto` may skip blocks by what was measured of matrix products.
+    plans_blocks: ClassVar[bool] = True
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -78,6 +80,7 @@ class SparseLayer(nn.Module):
     block: tuple[int, int] | None
     block_index: Tensor | None
     grad_index: Tensor | None
+    input_index: Tensor | None
     block_flags: Tensor | None
     index_versions: MaskVersions
     activation_density: float | None
@@ -99,7 +102,7 @@ class SparseLayer(nn.Module):
         layer.mask = layer.grad_mask = layer.alpha = layer.exponent = None
         layer.w_hat, layer.w_hat_versions, layer.defer = None, (), False
         layer.block, layer.index_versions = block, ()
-        layer.block_index = layer.grad_index = layer.block_flags = None
+        layer.block_index = layer.grad_index = layer.input_index = layer.block_flags = None
         layer.activation_density, layer.activation_scope, layer.activation_slack = None, "batch", 1.25
         layer.activation_cutoff, layer.remembers_cutoff, layer.last_cutoff = None, False, None
         layer.overflows, layer.last_overflow, layer.row_masks = 0, None, []
@@ -129,6 +132,10 @@ class SparseLayer(nn.Module):
         n = self.oriented(self.weight).shape[0]
         return torch.full((1, n) if self.transposed else (n,), value, device=self.weight.device)
 
+    def input_flags(self, flags: Tensor) -> Tensor | None:
+        """Flags of blocks in the order of the input's gradient, where that needs an index of its own."""
+        return None
+
     @property
     def unit_shape(self) -> tuple[int, int]:
         """(outputs, inputs) that blocks and groups of m must divide."""
@@ -139,6 +146,11 @@ class SparseLayer(nn.Module):
     def dense_shape(self) -> torch.Size:
         """Shape of the weight in dense storage, whatever it is stored as."""
         return self.weight.shape
+
+    def view_tensor(self, name: str) -> Tensor | None:
+        """One of `VIEW_TENSORS` as it is in dense storage."""
+        tensor: Tensor | None = getattr(self, name)
+        return tensor
 
     def dense_weight(self) -> Tensor:
         """What the view is taken of: `weight` itself, or its power where an exponent is set; differentiable."""
@@ -254,7 +266,7 @@ class SparseLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no Sparsifier that would keep its buffer true, or finish its gradients.
         cached = {"w_hat": None, "w_hat_versions": (), "defer": False, "last_cutoff": None, "last_overflow": None}
-        indices = {"block_index": None, "grad_index": None, "block_flags": None, "index_versions": ()}
+        indices = {**dict.fromkeys(_BLOCKS), "index_versions": ()}
         return vars(self) | cached | indices
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
@@ -271,7 +283,7 @@ class SparseLayer(nn.Module):
             self.activation_cutoff = self.activation_cutoff.to(device)
         # Written at another place, or of other values: the Sparsifier allocates and writes it anew.
         self.w_hat, self.w_hat_versions = None, ()
-        self.block_index = self.grad_index = self.block_flags = None
+        self.block_index = self.grad_index = self.input_index = self.block_flags = None
         self.index_versions = ()
         self._choose_backend()
         return self

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .flops_conventions import Convention, Costs, convention_named
@@ -25,7 +25,7 @@ from .methods import Densities, Method
 from .pattern import Block, Channel, Pattern, Unstructured
 from .selection import Skip
 
-__all__ = ["LayerRow", "Report", "as_rows", "block_sparsity", "cut_off", "make_report"]
+__all__ = ["LayerRow", "Report", "as_rows", "block_sparsity", "cut_off", "make_report", "summary_line"]
 
 DEFAULT_BLOCK = Block(64, 64)
 
@@ -254,6 +254,32 @@ def _count(number: float) -> str:
         if number >= size:
             return f"{number / size:.2f}{letter}"
     return f"{number:.0f}"
+
+
+def summary_line(
+    model: nn.Module,
+    method: Method,
+    layers: Mapping[str, SparseLayer],
+    skipped: Iterable[Skip],
+    tables: Mapping[str, Tensor],
+    table_sparsity: float,
+) -> str:
+    """What was converted, and what was not and why, in one line; `tables` are the sparse embeddings."""
+    weights = sum(layer.dense_shape.numel() for layer in layers.values())
+    unstored = weights - sum(layer.weight.numel() for layer in layers.values())
+    total = sum(parameter.numel() for parameter in model.parameters()) + unstored
+    reasons: dict[str, int] = {}
+    for skip in skipped:
+        reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
+    embeddings = ""
+    if tables:
+        count = sum(table.numel() for table in tables.values())
+        embeddings = f"; {count:,} weights of embeddings at {table_sparsity:.0%} in sparse phases"
+    named = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+    return (
+        f"tritonsparse: {method.name} on {_layers(len(layers))}, {weights:,} weights ({weights / total:.1%} of the "
+        f"model); skipped: {named}{embeddings}"
+    )
 
 
 def as_rows(report: Report) -> list[dict[str, Any]]:

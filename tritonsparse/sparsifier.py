@@ -27,7 +27,7 @@ from .methods import Method
 from .optimizer_state import gradient_scale, is_real_step, unwrap
 from .param_groups import check_thresholds, param_groups
 from .pattern import Pattern
-from .report import Report, make_report
+from .report import Report, make_report, summary_line
 from .selection import Skip
 from .view_cache import ViewCache
 
@@ -145,7 +145,8 @@ class Sparsifier:
         From now on, until `expand()`: packed after every step after which the method says so (AC/DC in sparse phases,
         RigL and its kin between updates, GMP after its last, a static mask always), dense again for the steps that need
         it. A layer's `weight` is the same Parameter, then with data `[nnz, r, c]`, and so are its gradient and state.
-        Training is that of the dense storage. Checkpoints are of dense storage: `expand()` before saving or loading.
+        Training is that of the dense storage, and so are checkpoints: what is saved meanwhile, of the model, of the
+        optimizer or of this object, has dense tensors. To load one, `expand()` first.
 
         Raises:
             RuntimeError: no optimizer is attached, a process group is initialised (DDP), or pruned weights are not 0.
@@ -159,6 +160,7 @@ class Sparsifier:
         """Undo `compact()`: dense storage with zeros outside the masks, until it is called again."""
         self._require_live("expand")
         self._compaction.stop()
+        self._indices.write()
 
     def refresh(self) -> None:
         """Rewrite the indices of blocks and the cached views (`attach(cache_dtype=...)`) after weights changed in a way
@@ -240,27 +242,13 @@ class Sparsifier:
 
     def summary(self) -> str:
         """One line: what was converted, what was not."""
-        weights = sum(layer.dense_shape.numel() for layer in self.layers.values())
-        unstored = weights - sum(layer.weight.numel() for layer in self.layers.values())
-        total = sum(parameter.numel() for parameter in self.model.parameters()) + unstored
-        reasons: dict[str, int] = {}
-        for skip in self.skipped:
-            reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
-        embeddings = ""
-        if self.embeddings is not None:
-            count = sum(table.numel() for table in self.embeddings.tables.values())
-            embeddings = f"; {count:,} weights of embeddings at {self.embeddings.sparsity:.0%} in sparse phases"
-        skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
-        return (
-            f"tritonsparse: {self.method.name} on {len(self.layers)} layer{'s' * (len(self.layers) != 1)}, "
-            f"{weights:,} weights "
-            f"({weights / total:.1%} of the model); skipped: {skipped}{embeddings}"
-        )
+        tables = {} if self.embeddings is None else self.embeddings.tables
+        sparsity = 0.0 if self.embeddings is None else self.embeddings.sparsity
+        return summary_line(self.model, self.method, self.layers, self.skipped, tables, sparsity)
 
     def state_dict(self) -> dict[str, Any]:
         """All that training needs beside the model's and the optimizer's state: plain tensors and numbers."""
         self._require_live("state_dict")
-        self._compaction.require_expanded("state_dict")
         return state.pack(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -270,7 +258,6 @@ class Sparsifier:
             ValueError: it is of another method or another model; nothing has been changed then.
         """
         self._require_live("load_state_dict")
-        self._compaction.require_expanded("load_state_dict")
         state.unpack(self, saved)
         self.refresh()
 
@@ -337,7 +324,6 @@ class Sparsifier:
             TypeError: the model has no `save_pretrained`.
         """
         self._require_live("save_pretrained")
-        self._compaction.require_expanded("save_pretrained")
         export.save_pretrained(self, Path(directory))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -40,7 +40,7 @@ def pack(sparsifier: Sparsifier) -> dict[str, Any]:
     tensors = {}
     for name, layer in sparsifier.layers.items():
         for key in VIEW_TENSORS:
-            if (tensor := getattr(layer, key)) is not None:
+            if (tensor := layer.view_tensor(key)) is not None:
                 tensors[f"{name}.{key}"] = _plain(tensor)
     method_state: dict[str, float | int] = {}
     for key, value in sparsifier.method.state_dict().items():
@@ -74,6 +74,7 @@ def pack(sparsifier: Sparsifier) -> dict[str, Any]:
 @torch.no_grad()
 def unpack(sparsifier: Sparsifier, saved: Mapping[str, Any]) -> None:
     """Restore what `pack` returned; everything is checked before anything changes."""
+    sparsifier._compaction.refuse_load()
     _check(sparsifier, saved)
     tensors: Mapping[str, Tensor] = saved["tensors"]
     if sparsifier.embeddings is not None:

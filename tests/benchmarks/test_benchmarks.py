@@ -33,7 +33,10 @@ def program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["threshold", "masked_gemm", "whole_model", "packed", "train_step"])
+@pytest.mark.parametrize(
+    "name",
+    ["threshold", "masked_gemm", "conv", "whole_model", "packed", "train_step", "block_step", "block_inference"],
+)
 def test_smoke_prints_machine_table_and_json_and_writes_the_same(name: str, tmp_path: Path) -> None:
     run = program(f"bench_{name}", "--smoke", "--out", str(tmp_path))
     assert run.returncode == 0, run.stdout + run.stderr
@@ -122,7 +125,7 @@ def test_image_commands_are_ones_the_program_takes() -> None:
     from tritonsparse.train.program import make_method
 
     runs = [entry for entry in gpu_queue.entries(None, None, Path("/images")) if entry.file == "fashion_mnist"]
-    assert len(runs) == 12 and {entry.missing for entry in runs} == {""}
+    assert len(runs) == 15 and {entry.missing for entry in runs} == {""}
     for entry in runs:
         args = arguments.parse(parser("image_classification", None), entry.command[3:])
         assert (args.method, str(args.seed)) == tuple(str(entry.key).split("/"))

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, ResNetConfig
 
 from tritonsparse.eval import cli, doctor, layer_bench
+from tritonsparse.kernels import block_plan
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ def test_doctor_predicts_every_layer_of_a_model_for_a_gpu_that_is_not_there(
     assert {row.backend for row in doctor.outlook(doctor.configured(llama), 16, "NVIDIA H200")[0]} == {"fused"}
 
 
+def test_doctor_says_of_blocks_what_was_measured(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (n, k) = doctor.configured(llama), (4096, 4096)
+    fields = ("device", "n", "k", "rows", "columns", "dtype", "max_density")
+    entry = dict(zip(fields, ("nvidia-h200", n, k, 64, 64, "bfloat16", 0.5), strict=True))
+    monkeypatch.setattr(block_plan, "read_block_table", lambda: (entry,))
+    layers, _ = doctor.outlook(model, 8192, "NVIDIA H200", pattern="block:64", density=0.5)
+    square = [row for row in layers if row.shape == (n, k)]
+    assert {row.backend for row in square} == {"block"} and {row.sparse_ms for row in square} == {None}
+    others = [row for row in layers if row.shape != (n, k)]
+    assert others and all(row.backend == "triton" and "not measured" in row.why for row in others)
+    denser, _ = doctor.outlook(model, 8192, "NVIDIA H200", pattern="block:64", density=0.6)
+    assert {row.backend for row in denser} == {"triton"}
+
+
 def test_doctor_predicts_nothing_where_rates_are_unknown_and_takes_convolutions(tmp_path: Path) -> None:
     ResNetConfig(architectures=["ResNetForImageClassification"]).save_pretrained(tmp_path)
     layers, _ = doctor.outlook(doctor.configured(str(tmp_path)), 64, "Some GPU", pattern="block:16")
@@ -63,8 +78,10 @@ def test_doctor_refuses_in_one_sentence(llama: str, tmp_path: Path, capsys: pyte
     assert cli.main(["doctor", "--model_name_or_path", str(tmp_path / "nothing")]) == 1
     assert cli.main(["doctor", "--model_name_or_path", llama, "--tokens", "0"]) == 1
     assert cli.main(["doctor", "--model_name_or_path", llama, "--pattern", "stripes"]) == 1
+    assert cli.main(["doctor", "--model_name_or_path", llama, "--density", "0"]) == 1
     errors = capsys.readouterr().err
     assert "expected at least 1 token, got 0" in errors and "'stripes'" in errors
+    assert "expected a density in (0, 1], got 0" in errors
 
 
 def test_bench_times_a_layer_beside_the_dense_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritonsparse.kernels._tiles import Limits
@@ -20,7 +20,7 @@ Close = Callable[[str, torch.Tensor, torch.Tensor, float], None]
 
 # Against the reference in float64 on the same operands: float16 rounds the result once, and dV nothing.
 BOUND = {torch.float32: 2e-6, torch.float16: 5e-4}
-shapes = st.tuples(st.sampled_from([(16, 16), (16, 32), (32, 16), (48, 32)]), st.integers(1, 4), st.integers(1, 5))
+shapes = st.tuples(st.sampled_from([(16, 16), (16, 32), (32, 16), (48, 32)]), st.integers(1, 3), st.integers(1, 3))
 
 
 def operands(
@@ -33,9 +33,8 @@ def operands(
     return build_index_reference(flags), values
 
 
-@given(
-    shapes, st.sampled_from([1, 16, 17, 40]), st.integers(0, 1), st.sampled_from(list(BOUND)), st.booleans(), st.data()
-)
+@settings(max_examples=12)
+@given(shapes, st.sampled_from([1, 16, 17]), st.integers(0, 1), st.sampled_from(list(BOUND)), st.booleans(), st.data())
 def test_output_and_gradients_are_those_of_the_reference(
     assert_close: Close,
     shape: tuple[tuple[int, int], int, int],
@@ -63,15 +62,16 @@ def test_output_and_gradients_are_those_of_the_reference(
         assert_close(name, ours, theirs.to(dtype), BOUND[dtype])
 
 
-@given(st.sampled_from([1, 5, 16]), st.sampled_from([32, 132]), st.integers(0, 2**31))
-def test_a_few_rows_shared_out_over_a_large_device(assert_close: Close, m: int, processors: int, seed: int) -> None:
+@settings(max_examples=4)
+@given(st.sampled_from([1, 5, 16]), st.integers(0, 2**31))
+def test_a_few_rows_shared_out_over_a_large_device(assert_close: Close, m: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
-    block, rows, columns = (32, 16), 2, 40
+    block, rows, columns = (32, 16), 2, 20
     index, values = operands(block, rows, columns, 0, random)
-    shape = (64, 640)
-    tiles = few_rows_tiles(shape, block, Limits(65_536, processors))
-    assert tiles.splits > 1
-    x, bias = torch.randn(m, 640, generator=random), torch.randn(64, generator=random)
+    shape = (64, 320)
+    tiles = few_rows_tiles(shape, block, Limits(65_536, 132))
+    assert tiles.splits == 4
+    x, bias = torch.randn(m, 320, generator=random), torch.randn(64, generator=random)
     common = {"block": block, "shape": shape, "packed": True}
     y = block_linear(x, values, bias, index, **common, backend="triton", tiles=tiles)
     expected = block_linear(x.double(), values.double(), bias.double(), index, **common)

@@ -29,9 +29,16 @@ from triton.compiler import ASTSource
 from tritonsparse.kernels import (
     _block_grad_kernel,
     _block_grad_tiles,
+    _block_index_kernels,
+    _block_tiles,
+    _conv_grad_kernel,
+    _conv_product,
+    _conv_tiles,
     _order_keys,
     _tiles,
     activation,
+    block_gemm,
+    block_packed,
     mask_bits,
     masked_gemm,
     masked_grad,
@@ -89,7 +96,8 @@ class Case:
         name: what tells it apart, for messages.
         kernel: the `@triton.jit` function.
         arguments: every parameter in order. A string is the type of a run-time argument that is a multiple of
-            16, as every pointer from torch's allocator is; one ending in "?" need not be. Anything else is
+            16, as every pointer from torch's allocator is; one ending in "?" need not be, and a descriptor's ends so.
+            Anything else is
             the value of a compile-time argument: Triton makes one of None and of the integer 1.
         num_warps: as the launcher passes it.
         max_registers: per thread, the most that leaves the intended number of programs on one multiprocessor
@@ -100,6 +108,7 @@ class Case:
         matrix: whether products must run on the target's matrix instructions.
         left_in_registers: whether these must take their left operand from registers (sm_90, which has the choice).
         buffers: the fewest copies of each tile that a pipelined loop must hold in shared memory.
+        descriptors: whether tiles must be fetched by the copy engine of Hopper and later.
         targets: those to compile for.
     """
 
@@ -113,6 +122,7 @@ class Case:
     matrix: bool = False
     left_in_registers: bool = False
     buffers: int = 0
+    descriptors: bool = False
     targets: tuple[str, ...] = tuple(TARGETS)
 
 
@@ -123,7 +133,10 @@ def cases() -> Iterator[Case]:
     yield from packed_activation_cases()
     yield from topk_cases()
     yield from block_grad_cases()
+    yield from block_index_cases()
+    yield from block_gemm_cases()
     yield from n_of_m_cases()
+    yield from conv_cases()
 
 
 def threshold_cases() -> Iterator[Case]:
@@ -396,44 +409,51 @@ def topk_cases() -> Iterator[Case]:
 
 
 def block_grad_cases() -> Iterator[Case]:
-    """The gradient of kept blocks, of a 4096 x 14336 weight unless said otherwise, by 8192 rows."""
+    """The gradient of kept blocks by 8192 rows: either axis of W gathered, dense and packed, split, any strides."""
     kernel, sums = _block_grad_kernel._block_grad_kernel, _block_grad_kernel._sum_parts_kernel
-    for n, block, x, packed, weight, contiguous, precision, targets in (
-        (4096, (64, 64), "bf16", False, None, True, "ieee", EVERYWHERE),
-        (4096, (128, 128), "bf16", False, None, True, "ieee", ("sm_90", "sm_100")),
-        (4096, (128, 128), "bf16", False, "fp32", True, "ieee", EVERYWHERE),
-        (4096, (32, 32), "bf16", True, "bf16", True, "ieee", HOPPER),
-        (4096, (16, 16), "bf16", False, "fp32", True, "ieee", ("sm_90", "gfx942")),
-        (512, (128, 64), "bf16", False, "fp32", True, "ieee", HOPPER),
-        (4096, (48, 48), "bf16", False, None, False, "ieee", HOPPER),
-        (4096, (64, 64), "fp32", False, None, True, "tf32", HOPPER),
-        (4096, (64, 64), "fp32", False, None, True, "ieee", HOPPER),
+    square, odd = (64, 64), (48, 48)
+    for (n, k), block, x, packed, weight, precision, targets in (
+        ((4096, 14336), square, "bf16", False, None, "ieee", EVERYWHERE),
+        ((14336, 4096), square, "bf16", False, None, "ieee", HOPPER),
+        ((4096, 14336), (128, 128), "bf16", False, None, "ieee", ("sm_90", "sm_100")),
+        ((14336, 4096), (128, 128), "bf16", False, "fp32", "ieee", EVERYWHERE),
+        ((4096, 14336), (32, 32), "bf16", True, "bf16", "ieee", HOPPER),
+        ((4096, 4096), (16, 16), "bf16", False, "fp32", "ieee", ("sm_90", "gfx942")),
+        ((1024, 4096), (128, 64), "bf16", False, "fp32", "ieee", HOPPER),
+        ((4100, 14340), odd, "bf16", False, None, "ieee", HOPPER),
+        ((4096, 14336), square, "fp32", False, None, "tf32", HOPPER),
+        ((4096, 14336), square, "fp32", False, None, "ieee", HOPPER),
     ):
-        rows, k = -(-n // block[0]), 14336 if contiguous else 14340
+        aligned = n % 16 == k % 16 == 0
+        by_rows = _block_grad_tiles.takes_rows((n, k), block, False)
+        (own, other), (side_n, side_k) = ((n, k), block) if by_rows else ((k, n), block[::-1])
         for target in targets:
             tiles = _block_grad_tiles.block_grad_tiles(
-                8192, rows, block[0], -(-k // block[1]) * block[1], operand_bytes=WIDTH[x], summed=weight is not None,
-                precision=precision, aligned=contiguous, limits=LIMITS[target],
+                8192, -(-own // side_n), side_n, -(-other // side_k) * side_k, operand_bytes=WIDTH[x],
+                summed=weight is not None, precision=precision, aligned=aligned, limits=LIMITS[target],
             )  # fmt: skip
-            split, size, one = tiles.splits > 1, *(("i32", 1) if contiguous else ("i32?", "i32?"))
+            matrix = x == "bf16" or precision == "tf32"
+            split, size, one = tiles.splits > 1, *(("i32", 1) if aligned else ("i32?", "i32?"))
+            stored, flags = ("i32", 1) if aligned else ("i32?", 1), ("i32?", 1)
+            if not by_rows:
+                stored, flags = stored[::-1], flags[::-1]
             values: dict[str, Any] = {
                 **{"grad_weight": "*fp32", "parts": "*fp32" if split else None, "inner": weight and "*fp32"},
-                **{"left": f"*{x}", "right": f"*{x}", "start": "*i32?", "blocks": "*i32?", "positions": None},
-                **{"kept": "*i1", "alpha": "*fp32", "weight": weight and f"*{weight}", "M": "i32?", "N": "i32"},
-                **{"K": size, "BLOCKS": "i32?", "total": size, "stride_lm": "i32", "stride_ln": one},
-                **{"stride_rm": size, "stride_rk": one, "stride_gn": size, "stride_gk": 1, "stride_fn": "i32?"},
-                **{"stride_fk": 1, "stride_wn": size, "stride_wk": one, "PACKED": packed, "ALIGNED": contiguous},
+                **{"left": f"*{x}", "right": f"*{x}", "start": "*i32?", "blocks": "*i32?"},
+                **{"positions": "*i32?" if packed and not by_rows else None, "kept": "*i1", "alpha": "*fp32"},
+                **{"weight": weight and f"*{weight}", "M": "i32?", "N": size, "K": size, "BLOCKS": "i32?"},
+                **{"total": size, "stride_lm": size, "stride_ln": one, "stride_rm": size, "stride_rk": one},
+                **{"stride_gn": stored[0], "stride_gk": stored[1], "stride_fn": flags[0], "stride_fk": flags[1]},
+                **{"stride_wn": stored[0], "stride_wk": stored[1], "PACKED": packed, "ALIGNED": aligned},
                 **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SPLITS": tiles.splits},
-                **{"SUBTILES": tiles.subtiles, "SIDE_N": block[0], "SIDE_K": block[1]},
-                **{"UNIT": min(block[1] & -block[1], tiles.k), "LIST_TILE": _block_grad_kernel.LIST_TILE},
+                **{"SUBTILES": tiles.subtiles, "SIDE_N": side_n, "SIDE_K": side_k},
+                **{"UNIT": min(side_k & -side_k, tiles.k), "LIST_TILE": _block_grad_kernel.LIST_TILE},
                 **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
             }
             name = (
                 f"_block_grad_kernel ({n} x {k} in blocks of {block[0]} x {block[1]}, x {x} {precision}"
-                f"{f', weight {weight}' if weight else ''}{', packed' if packed else ''}"
-                f"{'' if contiguous else ', any strides'})"
+                f"{f', weight {weight}' if weight else ''}{', packed' if packed else ''})"
             )
-            matrix = x == "bf16" or precision == "tf32"
             yield Case(
                 name,
                 kernel,
@@ -442,7 +462,8 @@ def block_grad_cases() -> Iterator[Case]:
                 255,
                 num_stages=tiles.num_stages,
                 matrix=matrix,
-                buffers=3 if target == "sm_90" and contiguous else 0,
+                # As many as the launcher asks for; one is in registers where the product has no matrix instruction.
+                buffers=tiles.num_stages - (not matrix) if target == "sm_90" and aligned else 0,
                 targets=(target,),
             )
             if split:
@@ -476,6 +497,187 @@ def n_of_m_cases() -> Iterator[Case]:
             # Groups of four bfloat16 are 8 bytes: a thread's load is no wider.
             WIDTH[dtype] * n_of_m.TILE if contiguous and dtype == "fp32" else None,
         )
+
+
+def block_index_cases() -> Iterator[Case]:
+    """The index of all layers' kept blocks, from their flags."""
+    values: dict[str, Any] = {
+        **{"sums": "*i32", "before": "*i32", "table": "*i64", "layer_of": "*i32", "first": "*i64"},
+        **{"WIDTH": _block_index_kernels.WIDTH, "TILE": _block_index_kernels.TILE},
+        **{"SCAN_TILE": _block_index_kernels.SCAN_TILE},
+    }
+    for kernel in (
+        _block_index_kernels.count_kernel,
+        _block_index_kernels.scan_kernel,
+        _block_index_kernels.write_kernel,
+    ):
+        arguments = {name: values[name] for name in kernel.arg_names}
+        # Three programs of 128 threads on one multiprocessor.
+        yield Case(f"_block_index_kernels.{kernel.__name__}", kernel, arguments, _block_index_kernels.NUM_WARPS, 168)
+
+
+def block_gemm_cases() -> Iterator[Case]:
+    """The block-sparse products in the configurations that their launcher computes for 4096 x 4096 weights."""
+    for rows, block, weight, x, layout, contiguous, precision, targets in (
+        (8192, (128, 128), "bf16", "bf16", "rows", True, "ieee", EVERYWHERE),
+        (8192, (64, 64), "bf16", "bf16", "columns", True, "ieee", HOPPER),
+        (8192, (64, 64), "bf16", "bf16", "packed columns", True, "ieee", ("sm_80", "sm_90")),
+        (8192, (32, 32), "bf16", "bf16", "packed rows", True, "ieee", HOPPER),
+        (8192, (48, 96), "bf16", "bf16", "rows", True, "ieee", HOPPER),
+        (16, (64, 64), "bf16", "bf16", "rows", True, "ieee", HOPPER),
+        (1, (32, 32), "bf16", "bf16", "packed rows", True, "ieee", EVERYWHERE),
+        (1, (64, 64), "fp32", "bf16", "packed rows", True, "ieee", HOPPER),
+        (1, (16, 128), "fp32", "fp32", "packed rows", True, "ieee", HOPPER),
+        (8192, (128, 128), "fp32", "bf16", "columns", True, "ieee", ("sm_90", "gfx942")),
+        (8192, (128, 128), "bf16", "bf16", "rows", False, "ieee", HOPPER),
+        (8192, (64, 64), "fp32", "fp32", "rows", True, "tf32", HOPPER),
+        (8192, (64, 64), "fp32", "fp32", "columns", True, "ieee", HOPPER),
+    ):
+        for target in targets:
+            along_columns, packed = layout.endswith("columns"), layout.startswith("packed")
+            sides = block[::-1] if along_columns else block
+            tiles = _block_tiles.block_tiles(
+                rows, 4096, 4096, block=sides, weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], precision=precision,
+                aligned=contiguous, limits=LIMITS[target],
+            )  # fmt: skip
+            if packed and rows <= block_packed.FEW:
+                tiles = block_packed.few_rows_tiles((4096, 4096), block, LIMITS[target])
+            kernel = block_gemm._block_gemm_kernel
+            size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
+            read = {"x": (x, (tiles.m, tiles.k)), "weight": (weight, (tiles.n, tiles.k))}
+            if along_columns:
+                read["weight"] = (weight, (tiles.k, tiles.n))
+            strides = (one, size) if along_columns else (size, one)
+            values: dict[str, Any] = {
+                **{"y": "*fp32" if tiles.splits > 1 else f"*{x}", "bias": f"*{x}", "index": "*i32", "M": "i32?"},
+                **{
+                    name: f"tensordesc<{dtype}[{shape[0]}, {shape[1]}]>?" if tiles.descriptors else f"*{dtype}"
+                    for name, (dtype, shape) in read.items()
+                },
+                **{"N": size, "K": size, "ROWS": "i32?", "COLUMNS": "i32?", "stride_xm": size, "stride_xk": one},
+                **dict(zip(("stride_wn", "stride_wk"), strides, strict=True)),
+                **{"ALONG_COLUMNS": along_columns, "PACKED": packed, "DESCRIPTORS": tiles.descriptors},
+                **{"N_FIRST": not along_columns, "EVEN_N": contiguous, "EVEN_K": contiguous},
+                **{"ACTIVATION": Constant("gelu"), "INPUT_PRECISION": Constant(precision), "UPCAST": False},
+                **{"SIDE_N": sides[0], "SIDE_K": sides[1], "SPLITS": tiles.splits, "SUBTILES": tiles.subtiles},
+                **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": tiles.group},
+            }
+            wide = target == "sm_90" and contiguous and tiles.m >= 64
+            yield Case(
+                f"{kernel.__name__} ({rows} rows, {layout} of blocks of {block[0]} x {block[1]}, weight {weight}, "
+                f"x {x} {precision}{'' if contiguous else ', any strides'})",
+                kernel,
+                {name: values[name] for name in kernel.arg_names},
+                tiles.num_warps,
+                255,
+                num_stages=tiles.num_stages,
+                # Hopper's takes 64 rows and more; fewer go to that of its forerunners.
+                matrix=(x == "bf16" or precision == "tf32") and (target != "sm_90" or tiles.m >= 64),
+                # As many as stages: the index is carried. A weight that is converted takes one for the result.
+                buffers=tiles.num_stages - (weight != x) if wide and x == "bf16" else 0,
+                descriptors=tiles.descriptors and target == "sm_90",
+                targets=(target,),
+            )
+
+
+def conv_cases() -> Iterator[Case]:
+    """Convolutions of ResNet-50 in the configurations that their launchers compute; `whole` is an index alone."""
+    amd = ("sm_90", "gfx942")
+    for m, n, k, taps, kind, weight, exchanged, block, divisor, targets in (
+        (100_352, 64, 64, 9, "soft", "fp32", False, None, 1, HOPPER),
+        (25_088, 128, 128, 9, "soft", "fp32", False, None, 1, EVERYWHERE),
+        (25_088, 128, 128, 9, "soft per row", "fp32", True, None, 1, HOPPER),
+        (1_568, 512, 512, 9, "mask", "fp32", False, None, 1, HOPPER),
+        (25_088, 128, 128, 9, "whole", "fp32", False, (64, 64), 1, amd),
+        (25_088, 128, 128, 9, "whole", "bf16", True, (128, 128), 2, HOPPER),
+        (401_408, 64, 3, 49, "soft", "fp32", False, None, 1, HOPPER),
+    ):
+        for target in targets:
+            tiles = _conv_tiles.conv_tiles(
+                m, n, k, taps, groups=1, weight_bytes=WIDTH[weight], x_bytes=2, mask_bytes=int(kind == "mask"),
+                precision="ieee", limits=LIMITS[target], block=block,
+            )  # fmt: skip
+            kernel = _conv_product._conv_gemm_kernel
+            yield Case(
+                f"{kernel.__name__} ({m} positions, {n} from {k} at {taps}, {kind}, blocks {block}, weight {weight}"
+                f"{', exchanged' if exchanged else ''}{', strided' if divisor > 1 else ''})",
+                kernel,
+                conv_arguments(kernel, tiles, kind, weight, exchanged, block, divisor),
+                tiles.num_warps,
+                # A thread of AMD's has 512.
+                512 if target == "gfx942" else 255,
+                num_stages=tiles.num_stages,
+                matrix=True,
+                left_in_registers=weight == "fp32" and target == "sm_90",
+                buffers=3 if target == "sm_90" and k % 16 == 0 else 0,
+                targets=(target,),
+            )
+    for m, n, k, taps, kind, weight, block, targets in (
+        (100_352, 64, 64, 9, "soft", "fp32", None, HOPPER),
+        (25_088, 128, 128, 9, "soft", "fp32", None, EVERYWHERE),
+        (1_568, 1_024, 1_024, 9, "mask", "fp32", None, HOPPER),
+        (25_088, 128, 128, 9, "whole", "fp32", (64, 64), HOPPER),
+        (401_408, 64, 3, 49, "soft", "fp32", None, HOPPER),
+    ):
+        for target in targets:
+            sums = _conv_tiles.conv_grad_tiles(
+                m, n, k, taps, groups=1, operand_bytes=2, precision="ieee", limits=LIMITS[target], block=block
+            )
+            kernel = _conv_grad_kernel._conv_grad_kernel
+            yield Case(
+                f"{kernel.__name__} ({n} x {taps} * {k} over {m}, {kind}, blocks {block})",
+                kernel,
+                conv_arguments(kernel, sums, kind, weight, False, block, 1),
+                sums.num_warps,
+                255,
+                num_stages=sums.num_stages,
+                matrix=True,
+                buffers=3 if target == "sm_90" and k % 16 == 0 else 0,
+                targets=(target,),
+            )
+    finish = _conv_grad_kernel._finish_splits_kernel
+    rows, columns = _conv_grad_kernel.SUM_ROWS, _conv_grad_kernel.SUM_COLUMNS
+    last = _conv_tiles.ConvGradTiles(64, rows, columns, splits=14)
+    for block in (None, (64, 64)):
+        arguments = conv_arguments(finish, last, "soft", "fp32", False, block, 1)
+        yield Case(f"{finish.__name__} (blocks {block})", finish, arguments, 4, 64, targets=HOPPER)
+
+
+def conv_arguments(
+    kernel: Any,
+    tiles: _conv_tiles.ConvTiles | _conv_tiles.ConvGradTiles,
+    kind: str,
+    weight: str,
+    exchanged: bool,
+    block: tuple[int, int] | None,
+    divisor: int,
+) -> dict[str, Any]:
+    """Of either kernel, on contiguous bf16 images whose channels are a multiple of 16."""
+    soft, masked, split = kind.startswith("soft"), kind == "mask", tiles.splits > 1
+    strides = (1, "i32") if exchanged else ("i32", 1)
+    # A flat tile is of few channels, whose rows begin anywhere.
+    size = "i32?" if tiles.flat else "i32"
+    values: dict[str, Any] = {
+        **dict.fromkeys(("x", "grad_y", "bias"), "*bf16"),
+        **{"y": "*fp32" if split else "*bf16", "parts": "*fp32" if split else None},
+        **{"weight": f"*{weight}", "grad_weight": f"*{weight}", "alpha": "*fp32"},
+        **{"threshold": "*fp32" if soft else None, "row_sums": "*fp32" if soft else None},
+        **{"mask": "*i1" if masked else None, "grad_mask": "*i1" if masked else None},
+        **dict.fromkeys(("row_start", "row_block", "row_order"), "*i32?" if block else None),
+        **dict.fromkeys(("y_height", "y_width", "x_height", "x_width", "taps", "taps_w", "M"), "i32?"),
+        **dict.fromkeys(("offset_h", "step_h", "offset_w", "step_w", "tap_step_h"), "i32?"),
+        **dict.fromkeys(("groups", "mul_h", "mul_w", "tap_step_w"), 1),
+        **{"N": "i32", "K": size, "tap": "i32", "part_size": "i32", "splits": "i32?" if split else 1},
+        **{f"stride_{name}": size for name in ("xb", "xh", "xw", "wt", "mt")},
+        **{f"stride_{name}": "i32" for name in ("yb", "yh", "yw", "wg", "mg", "bn", "t")},
+        **{"stride_bk": 1, "SOFT": soft, "THRESHOLD_ALONG_K": exchanged and kind == "soft per row"},
+        **dict(zip(("stride_wn", "stride_wk", "stride_mn", "stride_mk"), strides * 2, strict=True)),
+        **{"DIVISOR_H": divisor, "DIVISOR_W": divisor, "INPUT_PRECISION": Constant("ieee"), "UPCAST": False},
+        **{"BLOCK_N": block and block[0], "BLOCK_K": block and block[1], "FLAT": tiles.flat, "SPLITS": tiles.splits},
+        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": _tiles.GROUP},
+        **{"SUBTILES": getattr(tiles, "subtiles", 1)},
+    }
+    return {name: values[name] for name in kernel.arg_names}
 
 
 def compile_case(case: Case, name: str) -> dict[str, Any]:
@@ -518,6 +720,7 @@ def compile_case(case: Case, name: str) -> dict[str, Any]:
         "wide_load_bytes": wide * case.num_warps * target.warp_size,
         "matrix_instructions": len(MATRIX_INSTRUCTION[name].findall(code)),
         "from_registers": len(LEFT_IN_REGISTERS.findall(code)),
+        "descriptor_loads": len(re.findall(r"cp\.async\.bulk\.tensor[\w.:]*shared::", code)),
         "buffers": min(map(int, PIPELINED.findall(compiled.asm["ttgir"])), default=0),
     }
 
@@ -551,6 +754,7 @@ def main() -> None:
     for case in cases():
         asked = {"max_registers": case.max_registers, "asked_wide_load_bytes": case.wide_load_bytes}
         asked |= {"asked_matrix": case.matrix, "asked_from_registers": case.left_in_registers}
+        asked |= {"asked_descriptors": case.descriptors}
         for name in case.targets:
             row = {"case": case.name, "target": name, **compile_case(case, name), "asked_buffers": case.buffers}
             print(json.dumps(row | asked))

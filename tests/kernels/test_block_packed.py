@@ -163,5 +163,5 @@ def test_what_does_not_fit_is_refused_with_the_remedy(change: dict[str, Any], wo
 
 
 def test_a_block_that_does_not_divide_the_matrix_is_refused() -> None:
-    with pytest.raises(ValueError, match="divides into blocks of 3x4.*pad it with zeros"):
+    with pytest.raises(ValueError, match=r"divides into blocks of 3x4.*pad it with zeros"):
         pack_blocks(torch.ones(7, 8), build_index_reference(torch.ones(3, 2, dtype=torch.bool)), (3, 4), 6)

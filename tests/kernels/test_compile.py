@@ -100,5 +100,11 @@ def test_pipelined_loops_hold_the_buffers_they_mean_to(rows: list[dict[str, Any]
     assert {label(row): row["buffers"] for row in rows if row["buffers"] < row["asked_buffers"]} == {}
 
 
+def test_tiles_behind_descriptors_are_fetched_by_the_copy_engine(rows: list[dict[str, Any]]) -> None:
+    asked = [row for row in rows if row["asked_descriptors"]]
+    assert asked
+    assert [label(row) for row in asked if not row["descriptor_loads"]] == []
+
+
 def test_every_target_is_compiled_for(rows: list[dict[str, Any]]) -> None:
     assert {row["target"] for row in rows} == set(SHARED_LIMIT)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tritonsparse.kernels import plan
+from tritonsparse.kernels import block_plan, plan
 from tritonsparse.kernels.plan import FIELDS, choose, device_key, read_table
 
 ROOT = Path(__file__).parents[2]
@@ -115,10 +115,37 @@ def test_the_table_is_made_of_cases_whose_two_providers_were_right(tmp_path: Pat
     ]
     (folder / "bench.json").write_text(json.dumps({"rows": rows}))
     table = tmp_path / "plan_table.json"
-    old = {"fields": {}, "entries": [entry(7, 1, 1), entry(7, 1, 1, device="nvidia-a100")]}
+    old = {"fields": {}, "entries": [entry(7, 1, 1), entry(7, 1, 1, device="nvidia-a100")], "blocks": []}
     table.write_text(json.dumps(old))
     make_plan_table.main([str(folder / "bench.json"), "--table", str(table)])
     written = json.loads(table.read_text())
     assert written["entries"] == [entry(7, 1, 1, device="nvidia-a100"), entry(512, 0.5, 0.25)]
     choice = plan.choose("forward", 512, 4096, 1024, BF16, "soft", H200, table=tuple(written["entries"]))
     assert choice.fused and choice.source == "measured"
+
+
+def block_row(m: int, density: float, speedup: float | None, **changed: Any) -> dict[str, Any]:
+    facts = {"op": "step", "provider": "ours", "verdict": "right", "n": 4096, "k": 1024, "block": 64}
+    return {**facts, "m": m, "dtype": "bfloat16", "density": density, "speedup": speedup, **changed}
+
+
+def test_a_layer_skips_blocks_at_densities_that_were_faster_at_every_number_of_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "nvidia-h200"
+    folder.mkdir()
+    rows = [
+        *(block_row(1024, density, speedup) for density, speedup in ((0.1, 3.0), (0.5, 1.2), (0.7, 1.01), (1.0, 0.9))),
+        # Slower at .5, so that 1.1 at .7 counts for nothing.
+        *(block_row(8192, density, speedup) for density, speedup in ((0.1, 4.0), (0.5, 0.99), (0.7, 1.1))),
+        *(block_row(1024, 0.1, 0.5, n=1024), block_row(1024, 0.1, 9.0, n=512, op="forward")),
+        *(block_row(1024, 0.1, None, n=256, verdict="WRONG"), block_row(1024, 0.1, 9.0, n=128, provider="stk")),
+    ]
+    (folder / "kernels.json").write_text(json.dumps({"block": {"rows": rows, "queue": {}}, "other": {"queue": {}}}))
+    table = tmp_path / "plan_table.json"
+    table.write_text(json.dumps({"fields": {}, "entries": [entry(7, 1, 1)], "blocks": []}))
+    make_plan_table.main([str(folder / "kernels.json"), "--table", str(table)])
+    written = json.loads(table.read_text())
+    assert written["entries"] == [entry(7, 1, 1)]
+    blocks = tuple(written["blocks"])
+    assert [(each["n"], each["max_density"]) for each in blocks] == [(1024, 0.0), (4096, 0.1)]
+    assert block_plan.break_even(4096, 1024, (64, 64), BF16, H200, table=blocks) == 0.1
+    assert not block_plan.block_choice(1024, 1024, (64, 64), 0.01, BF16, H200, table=blocks)[0]

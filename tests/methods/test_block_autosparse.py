@@ -111,7 +111,21 @@ def test_b_is_what_is_kept_and_the_largest_of_the_rest() -> None:
     layer.weight.grad = None
     layer(torch.ones(1, 6)).sum().backward()
     assert layer.weight.grad[0].tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
-    assert sparsifier.method.densities(view, 1 / 3).grad_weight == pytest.approx(2 / 3)
+    assert sparsifier.method.densities(view, 1 / 3).grad_weight == pytest.approx(0.67)
+
+
+def test_pruned_blocks_may_get_their_gradients_in_every_rth_step_alone() -> None:
+    _, optimizer, sparsifier = start(constant(alpha=0.5, reach_by=0.0, refresh_every=3), steps=8)
+    view, seen = sparsifier.layers[""], []
+    for _ in range(6):
+        view.weight.grad = torch.ones(1, 6)
+        optimizer.step()
+        seen.append(float(view.alpha))
+        # A third of the steps computes all of dW, the others a third of it.
+        assert sparsifier.method.densities(view, 1 / 3).grad_weight == pytest.approx(1 / 3 + (2 / 3) / 3)
+    assert seen == [0.0, 0.0, 1.5, 0.0, 0.0, 1.5]
+    with pytest.raises(ValueError, match="refresh_every of at least 1, got 0"):
+        AutoSparse(refresh_every=0)
 
 
 class Planted:
@@ -205,7 +219,9 @@ def test_no_layer_falls_below_the_floor_and_it_is_logged_once(caplog: pytest.Log
 
 
 def test_saved_and_loaded_it_goes_on_as_if_never_stopped() -> None:
-    unbroken, first, second = (Planted(AutoSparse(sparsity=0.7, backward_density=0.8), 60) for _ in range(3))
+    unbroken, first, second = (
+        Planted(AutoSparse(sparsity=0.7, backward_density=0.8, refresh_every=2), 60) for _ in range(3)
+    )
     unbroken.train(60)
     first.train(25)
     second.model.load_state_dict(first.model.state_dict())

@@ -75,6 +75,14 @@ def test_without_warm_up_it_is_torch_s_own(milestones: list[int], gamma: float, 
     assert ours == pytest.approx(rising * theirs.get_last_lr()[0], rel=1e-9)
 
 
+def test_milestones_beyond_the_run_are_said_and_not_reached(caplog: pytest.LogCaptureFixture) -> None:
+    assert rates(6, 2, lr_milestones=[2, 30]) == pytest.approx([0.4] * 4 + [0.04] * 2)
+    assert "does not reach all of them" in caplog.text
+    caplog.clear()
+    rates(6, 2, lr_milestones=[2])
+    assert not caplog.text
+
+
 def test_a_saved_schedule_goes_on_where_it_was() -> None:
     sgd = optimizer()
     scheduler = make_scheduler(arguments(), sgd, 4, 12)
@@ -106,7 +114,6 @@ def test_the_other_schedules_are_transformers_own() -> None:
         ({"lr_milestones": [2, 1]}, "rising"),
         ({"lr_milestones": [0, 1]}, "above 0"),
         ({"lr_milestones": ["1"]}, "in epochs"),
-        ({"lr_milestones": [1, 3]}, "within the run of 3 epochs"),
         ({"lr_gamma": 1.0}, r"--lr_gamma in \(0, 1\)"),
         ({"lr_gamma": 0.0}, r"--lr_gamma in \(0, 1\)"),
         ({"lr_scheduler_type": "cosine"}, "--lr_scheduler_type multistep, got them with 'cosine'"),

@@ -199,6 +199,7 @@ class AutoSparse(STR):
         translation.
     zero_alpha_epoch: alpha = 0 from this epoch on; None = never.
     backward_density: |B| / n, the share of the largest weights that dW is computed for; None = all.
+    refresh_every: steps r between gradients of pruned weights, r alpha times theirs; in between dW is what is kept.
     auto_tune: tune alpha against a dense run; None = follow the schedule.
     """
 
@@ -208,8 +209,10 @@ class AutoSparse(STR):
     alpha_schedule: str = "sigmoid_cosine"
     zero_alpha_epoch: int | None = None
     backward_density: float | None = None
+    refresh_every: int = 1
     auto_tune: AutoTune | None = None
     _tuned: float = field(default=math.nan, init=False, repr=False, compare=False)
+    _annealed: float = field(default=0.0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -225,6 +228,10 @@ class AutoSparse(STR):
         if self.backward_density is not None and not 0.0 < self.backward_density <= 1.0:
             raise ValueError(
                 f"autosparse: expected backward_density in (0, 1], got {self.backward_density}; None means all"
+            )
+        if self.refresh_every < 1:
+            raise ValueError(
+                f"autosparse: expected refresh_every of at least 1, got {self.refresh_every}; 1 means every step"
             )
         if self.auto_tune is not None:
             self._tuned = self.auto_tune.alpha_init
@@ -269,7 +276,10 @@ class AutoSparse(STR):
 
     @torch.no_grad()
     def _write_view(self, layers: Layers, clock: Clock) -> None:
-        alpha = self.current_alpha(clock)
+        alpha = self._annealed = self.current_alpha(clock)
+        if self.refresh_every > 1:
+            # As much in the mean, in one step of r.
+            alpha = 0.0 if clock.step % self.refresh_every else alpha * self.refresh_every
         for layer in layers.values():
             if layer.alpha is None:
                 continue
@@ -285,15 +295,18 @@ class AutoSparse(STR):
         return topk_mask(magnitude, kept_count(magnitude.numel(), round(1.0 - density, 12)))
 
     def densities(self, layer: SparseLayer, kept: float) -> Densities:
-        if layer.alpha is None or float(layer.alpha) == 0.0:
+        if layer.alpha is None or (float(layer.alpha) if self.refresh_every == 1 else self._annealed) == 0.0:
             return Densities(kept, kept, kept)
-        superset = 1.0 if layer.grad_mask is None else float(layer.grad_mask.float().mean())
-        return Densities(kept, kept, max(superset, kept))
+        reached = max(kept, 1.0 if self.backward_density is None else self.backward_density)
+        return Densities(kept, kept, kept + (reached - kept) / self.refresh_every)
 
     def state_dict(self) -> MethodState:
-        return super().state_dict() | ({} if self.auto_tune is None else {"tuned_alpha": self._tuned})
+        tuned = {} if self.auto_tune is None else {"tuned_alpha": self._tuned}
+        return super().state_dict() | tuned | ({} if self.refresh_every == 1 else {"annealed_alpha": self._annealed})
 
     def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
         super().load_state_dict(state)
         if self.auto_tune is not None:
             self._tuned = float(state["tuned_alpha"])
+        if self.refresh_every > 1:
+            self._annealed = float(state["annealed_alpha"])

@@ -1,0 +1,152 @@
+"""A linear layer through the GPU's 2:4 sparse products beside the dense one: a training step of it, and inference.
+
+    python benchmarks/bench_semi_structured.py [--out DIR]      on a GPU
+    python benchmarks/bench_semi_structured.py --smoke          two tiny cases, on any machine
+
+    provider   dense       F.linear on the dense weight, in the dtype of the product
+               masked      masked_linear: What by a kernel, dense products
+               2:4         semi_structured_linear: What and its compression anew in every forward
+               2:4 kept    the same, What and its packed form given: one compression for many micro-batches
+
+    op         forward     the output, nothing to be differentiated (inference)
+               step        forward and backward
+               pack        the compression alone (provider 2:4)
+
+The masters are float32. An output, or for a step the weight's gradient, is compared with the masked product in float64
+(dense: with the dense one). Random data: zeros draw less power and would run faster.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tritonsparse.kernels import _triton
+from tritonsparse.kernels.masked_matmul import masked_linear
+from tritonsparse.kernels.n_of_m import n_of_m_mask
+from tritonsparse.kernels.semi_structured import (
+    pack_semi_structured,
+    semi_structured_linear,
+    semi_structured_reason,
+)
+
+sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
+from harness import Row, announce, gated, measure, parser_of, publish, refuse_without_gpu, relative_error
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer's weight `[n, k]`, the tokens of a step and the dtype of the products."""
+
+    layer: str
+    n: int
+    k: int
+    tokens: int
+    dtype: torch.dtype = torch.bfloat16
+
+
+CASES = (
+    Case("transformer-big ffn", 4096, 1024, 16384),
+    Case("llama-7b attention", 4096, 4096, 8192),
+    Case("llama-7b mlp in", 11008, 4096, 8192),
+    Case("llama-7b mlp out", 4096, 11008, 8192),
+    Case("square", 8192, 8192, 8192),
+    Case("llama-7b mlp in, decoding", 11008, 4096, 16),
+)
+# No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
+SMOKE_CASES = (Case("smoke", 64, 32, 17, torch.float16), Case("smoke", 32, 96, 8, torch.float32))
+
+COLUMNS = {
+    "layer": "", "tokens": "", "n": "", "k": "", "op": "", "provider": "",
+    "median_ms": ".4f", "p20_ms": ".4f", "p80_ms": ".4f", "of_dense": ".3f", "error": ".1e",
+}  # fmt: skip
+
+
+def bench(case: Case) -> list[Row]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    elementwise = "triton" if device == "cuda" or _triton.INTERPRETED else "torch"
+    random = torch.Generator(device).manual_seed(0)
+    x = torch.randn(case.tokens, case.k, generator=random, device=device).to(case.dtype).requires_grad_()
+    master = torch.randn(case.n, case.k, generator=random, device=device).mul_(0.02).requires_grad_()
+    grad = torch.randn(case.tokens, case.n, generator=random, device=device).to(case.dtype)
+    mask = n_of_m_mask(master, 2, 4, magnitude=True, backend=elementwise)
+    dense = master.detach().to(case.dtype).requires_grad_()
+    w_hat = (master.detach() * mask).to(case.dtype)
+    view: dict[str, Any] = {"mask": mask, "alpha": torch.zeros((), device=device)}
+    reason = semi_structured_reason(x, master, mask)
+    forwards: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
+        "dense": (lambda: F.linear(x, dense), dense),
+        "masked": (
+            lambda: masked_linear(x, master, kind="mask", **(view | {"backend": elementwise, "out_dtype": case.dtype})),
+            master,
+        ),
+    }
+    packed = pack_semi_structured(w_hat) if reason is None else None
+    # A smoke test without a GPU runs the reference in their place; a GPU that cannot is not timed at something else.
+    if reason is None or device == "cpu":
+        view["backend"] = "semi_structured" if reason is None else "torch"
+        forwards["2:4"] = (lambda: semi_structured_linear(x, master, **view), master)
+        forwards["2:4 kept"] = (lambda: semi_structured_linear(x, master, w_hat=w_hat, packed=packed, **view), master)
+    exact_x, exact_grad = x.detach().double(), grad.double()
+    exact_w = {"dense": dense.detach().double(), "sparse": w_hat.double()}
+    # What rounding to the dtype of the product makes of a sum of so many terms.
+    bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[case.dtype]
+    rows: list[Row] = []
+    times: dict[tuple[str, str], float] = {}
+    for name, (forward, parameter) in forwards.items():
+
+        def infer(forward: Callable[[], Tensor] = forward) -> Tensor:
+            with torch.no_grad():
+                return forward()
+
+        def step(forward: Callable[[], Tensor] = forward, parameter: Tensor = parameter) -> Tensor:
+            parameter.grad = x.grad = None
+            forward().backward(grad)
+            assert parameter.grad is not None
+            return parameter.grad
+
+        exact_dw = exact_grad.t() @ exact_x
+        expected = {
+            "forward": exact_x @ exact_w["dense" if name == "dense" else "sparse"].t(),
+            "step": exact_dw if name == "dense" else exact_dw * mask,
+        }
+        for op, call in (("forward", infer), ("step", step)):
+            error = relative_error(call(), expected[op])
+            facts: Row = {
+                "layer": case.layer, "tokens": case.tokens, "n": case.n, "k": case.k, "op": op, "provider": name,
+                "reason": reason,
+            }  # fmt: skip
+            row = gated(facts, error, bound, partial(measure, [call]))
+            if row["median_ms"]:
+                times[op, name] = row["median_ms"]
+                if (op, "dense") in times:
+                    row["of_dense"] = times[op, "dense"] / row["median_ms"]
+            rows.append(row)
+    if packed is not None:
+        facts = {"layer": case.layer, "tokens": case.tokens, "n": case.n, "k": case.k, "op": "pack", "provider": "2:4"}
+        rows.append(gated(facts, 0.0, 0.0, partial(measure, [lambda: pack_semi_structured(w_hat)])))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser_of(__doc__).parse_args(argv)
+    if not args.smoke:
+        refuse_without_gpu("bench_semi_structured")
+    announce()
+    rows: list[Row] = []
+    for case in SMOKE_CASES if args.smoke else CASES:
+        rows += bench(case)
+    publish("semi_structured", rows, COLUMNS, args.out, smoke=args.smoke)
+    return int(any(row["verdict"] == "WRONG" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

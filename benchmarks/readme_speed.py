@@ -1,0 +1,149 @@
+"""Writes the figures of README.md's section "When is it faster?" from the GPU's result files, and from nothing else.
+
+    python benchmarks/readme_speed.py [--check]
+
+Read are `benchmarks/results/<device>/kernels.json` and `train_step.json`, as the GPU queue writes them: the records
+`block` (bench_block.py), `block_step` (bench_block_step.py) and the file of bench_train_step.py. A case that was not
+timed, because it was wrong or did not run, is named as such. Without a file the text says that there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- speed: written by benchmarks/readme_speed.py -->", "<!-- end of speed -->"
+NOTHING = (
+    "No GPU has run these benchmarks yet, so no figure stands here and `auto` skips no blocks. "
+    "`make gpu BUDGET=500`, then `python benchmarks/make_plan_table.py` and `python benchmarks/readme_speed.py`, "
+    "fill in both."
+)
+
+Row = Mapping[str, Any]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _number(row: Row, key: str, spec: str) -> str:
+    """A figure; of a case that has none, why: "WRONG" or "failed"."""
+    value = row.get(key)
+    if value is not None:
+        return format(value, spec)
+    return "-" if row.get("verdict", "right") == "right" else str(row["verdict"])
+
+
+def _step_of_blocks(record: Mapping[str, Any]) -> list[str]:
+    """Whole training steps beside the dense one of the same run."""
+    rows = [
+        [
+            row["variant"], f"{row['sparsity']:.0%}", _number(row, "median_ms", ".1f"),
+            _number(row, "ratio", ".2f"), _number(row, "ceiling", ".2f"), _number(row, "extra_b", "+.2f"),
+        ]
+        for row in record["rows"] if row["variant"] != "dense"
+    ]  # fmt: skip
+    head = ("variant", "sparsity", "ms", "times dense", "ceiling", "bytes a weight beyond dense")
+    text = (
+        f"A training step of a decoder of 1.1 B weights, blocks of {record['block']}, {record['tokens']:,} tokens, "
+        f"bf16, compiled, beside the dense model's in the same run (`bench_block_step.py`, which says what the ceiling is):"
+    )
+    return [text, "", *_table(head, rows)]
+
+
+def _layers_of_blocks(record: Mapping[str, Any]) -> list[str]:
+    """Forward, dX and dW of layers, index included, over the dense products of the same run."""
+    steps = [row for row in record["rows"] if row["op"] == "step" and row["provider"] == "ours"]
+    densities = sorted({round(row["density"], 2) for row in steps}, reverse=True)
+    cases: dict[tuple[Any, ...], dict[float, Row]] = {}
+    for row in steps:
+        case = (row["layer"], row["n"], row["k"], row["m"], row["block"])
+        cases.setdefault(case, {})[round(row["density"], 2)] = row
+    rows = []
+    for (layer, n, k, m, block), found in cases.items():
+        equal = next(iter(found.values())).get("break_even")
+        cells = [_number(found[each], "speedup", ".2f") if each in found else "-" for each in densities]
+        rows.append([layer, f"{n}x{k}", f"{m:,}", str(block), *cells, "never" if equal is None else f"{1 - equal:.0%}"])
+    head = ("layer", "weight", "tokens", "block", *(f"{1 - each:.0%} sparse" for each in densities), "break-even")
+    text = (
+        "Forward, dX and dW of one layer, the rewriting of its index included: times as fast as the vendor's dense "
+        "products on random weights, and the sparsity from which that is more than 1 (`bench_block.py`):"
+    )
+    return [text, "", *_table(head, rows)]
+
+
+def _element_steps(document: Mapping[str, Any]) -> list[str]:
+    """What unstructured AutoSparse costs beside the dense step."""
+    rows = [
+        [row["variant"], row["mode"], _number(row, "median_ms", ".1f"), _number(row, "ratio", ".3f"),
+         _number(row, "extra_b", "+.2f")]
+        for row in document["rows"]
+    ]  # fmt: skip
+    head = ("variant", "mode", "ms", "times dense", "bytes a weight beyond dense")
+    text = (
+        f"Unstructured AutoSparse, {document['preset']}: it cannot be faster than dense, 1 would be free "
+        f"(`bench_train_step.py`):"
+    )
+    return [text, "", *_table(head, rows)]
+
+
+def section(results: Path) -> str:
+    """The text between the marks."""
+    parts: list[str] = []
+    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        records = _read(folder / "kernels.json")
+        paragraphs = [
+            make(record)
+            for make, record in (
+                (_step_of_blocks, records.get("block_step")),
+                (_layers_of_blocks, records.get("block")),
+                (_element_steps, _read(folder / "train_step.json")),
+            )
+            if record and record.get("rows")
+        ]
+        if paragraphs:
+            parts += [f"**{folder.name}**", ""]
+            for lines in paragraphs:
+                parts += [*lines, ""]
+    return "\n".join(parts).strip() or NOTHING
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return document
+
+
+def updated(readme: str, results: Path) -> str:
+    """`readme` with what stands between its two marks replaced.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    head, begin, rest = readme.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"readme_speed: expected the marks {BEGIN} and {END} in README.md, got none; put them back")
+    return f"{head}{BEGIN}\n\n{section(results)}\n\n{END}{tail}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, compare")
+    args = parser.parse_args(argv)
+    path = ROOT / "README.md"
+    readme = path.read_text(encoding="utf-8")
+    new = updated(readme, ROOT / "benchmarks" / "results")
+    if args.check:
+        return int(new != readme)
+    path.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

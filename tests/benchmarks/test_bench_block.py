@@ -1,0 +1,56 @@
+"""The benchmark of block-sparse products: its break-even by hand, and what others cannot do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import bench_block
+
+
+def of_times(times: dict[float, float]) -> list[bench_block.Row]:
+    """Rows of "ours" beside a dense product that takes 1."""
+    return [{"density": density, "speedup": 1 / time} for density, time in times.items()]
+
+
+def test_break_even_is_where_a_line_between_measured_times_meets_the_dense_one() -> None:
+    # From 1.2 at 1 to 0.7 at 0.5: two fifths of the way down.
+    assert bench_block.break_even(of_times({1.0: 1.2, 0.5: 0.7, 0.1: 0.2})) == pytest.approx(0.8)
+    assert bench_block.break_even(of_times({1.0: 1.0, 0.5: 0.7})) == 1.0
+    assert bench_block.break_even(of_times({1.0: 3.0, 0.5: 2.0})) is None
+    # A density whose result was wrong has no time.
+    rows = [{"density": 1.0}, *of_times({0.5: 1.5, 0.1: 0.5})]
+    assert bench_block.break_even(rows) == pytest.approx(0.3)
+
+
+def test_another_library_that_fails_is_a_row_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> bench_block.Provider:
+        raise RuntimeError("no such operator")
+
+    made = bench_block._providers(16, 0.5, tune=False)
+    monkeypatch.setattr(bench_block, "_providers", lambda *_: made | {"torch bsr": absent})
+    rows = bench_block.bench(bench_block.SMOKE_CASES[0], 7, 16, 0.5, "step", None, tune=False)
+    assert [row["verdict"] for row in rows] == ["right"] * 3 + ["failed"]
+    assert "no such operator" in rows[3]["failure"] and "median_ms" not in rows[3]
+    assert rows[2]["of_ideal"] == pytest.approx(rows[2]["speedup"] * 0.5)
+
+
+def test_smoke_covers_every_op_and_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_block.main(["--smoke", "--out", str(tmp_path)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {row["op"] for row in document["rows"]} == {*bench_block.OPS, "index"}
+    assert {row["verdict"] for row in document["rows"]} == {"right"}
+    (written,) = tmp_path.glob("*/block.json")
+    assert json.loads(written.read_text()) == document
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_it_refuses() -> None:
+    with pytest.raises(SystemExit):
+        bench_block.main([])
