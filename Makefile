@@ -46,6 +46,9 @@ bench-smoke: $(VENV)/installed
 	$(BIN)/python benchmarks/bench_threshold.py --smoke
 	$(BIN)/python benchmarks/bench_masked_gemm.py --smoke
 	$(BIN)/python benchmarks/bench_conv.py --smoke
+	$(BIN)/python benchmarks/bench_block.py --smoke
+	$(BIN)/python benchmarks/bench_block_inference.py --smoke
+	$(BIN)/python benchmarks/bench_semi_structured.py --smoke
 	$(BIN)/python benchmarks/bench_whole_model.py --smoke
 	$(BIN)/python benchmarks/bench_packed.py --smoke
 	$(BIN)/python benchmarks/bench_train_step.py --smoke

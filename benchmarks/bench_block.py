@@ -1,7 +1,7 @@
 """The products of a linear layer whose weight is sparse in blocks: forward, dX, dW, and all three as a step.
 
-    python benchmarks/bench_block.py [--out DIR] [--tune]     on a GPU
-    python benchmarks/bench_block.py --smoke                  two tiny cases, on any machine
+    python benchmarks/bench_block.py [--out DIR] [--tune] [--tiles]     on a GPU
+    python benchmarks/bench_block.py --smoke                            two tiny cases, on any machine
 
     provider       forward [M, K] -> [M, N]     grad_input                 grad_weight
     dense random   the vendor on a random weight, and the same for every density
@@ -12,8 +12,9 @@
 
 A step is all three, and "ours" rebuilds its index in it, as a topology that moves demands; the others' formats are made
 beforehand, outside the time. torch's operators run with the parameters they ship with; `--tune` adds a line with what
-`tune_bsr_dense_addmm` finds (minutes). stk is timed where it is installed. Zeros in an operand make a dense product
-faster (less power), so both dense lines are printed.
+`tune_bsr_dense_addmm` finds (minutes). stk is timed where it is installed. `--tiles` adds lines of forward and dX with
+other configurations than ours computes, by which the rules of `kernels/_block_tiles.py` are judged. Zeros in an operand
+make a dense product faster (less power), so both dense lines are printed.
 
 `tflop_per_s` counts kept blocks only; `speedup` is over "dense random"; `of_ideal` is the speed-up times the density: 1
 means that all of the skipped work was saved; `break_even` is the density at which ours takes as long as dense, between
@@ -26,7 +27,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -37,12 +38,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
+from tritonsparse.kernels._block_tiles import block_tiles
+from tritonsparse.kernels._tiles import input_precision, is_aligned, limits_of
 from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
 from tritonsparse.kernels.block_grad import block_grad_weight
 from tritonsparse.kernels.block_topology import IndexTable, index_size
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (
+    SAMPLES,
     Row,
     announce,
     gated,
@@ -58,6 +62,8 @@ BF16, FP32 = torch.bfloat16, torch.float32
 DEVIATION = 0.02
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
 BLOCKS = (128, 64, 32)
+# On a CPU times mean nothing: enough for the program to have run.
+TIMED = partial(measure, graph=True, samples=SAMPLES if torch.cuda.is_available() else 3)
 OPS = ("forward", "grad_input", "grad_weight", "step")
 
 
@@ -172,6 +178,35 @@ def _ours(o: Operands, op: str) -> Provider:
     return _step(parts, op, o.table.build)
 
 
+def _variants(block: int) -> dict[str, dict[str, Any]]:
+    """Other configurations of the products, by name: what they change in the computed one."""
+    variants: dict[str, dict[str, Any]] = {
+        "pointers": {"descriptors": False},
+        "a program an item": {"persistent": 0},
+        "two programs": {"m": 128, "num_warps": 8 if block == 128 else 4, "num_stages": 3, "persistent": 2},
+        "group 1": {"group": 1},
+    }
+    if block == 64:
+        # A descriptor's box has at most 256 rows.
+        variants["512 rows"] = {"m": 512, "num_stages": 3, "descriptors": False}
+    return variants
+
+
+def _varied(o: Operands, op: str, changes: dict[str, Any]) -> Provider:
+    (n, k), m = o.weight.shape, o.x.shape[0]
+    sizes, rows = ((n, k), o.x) if op == "forward" else ((k, n), o.grad_y)
+    tiles = block_tiles(
+        m, *sizes, block=o.block, weight_bytes=o.weight.element_size(), x_bytes=rows.element_size(),
+        precision=input_precision(rows.dtype), aligned=is_aligned(rows, o.weight), limits=limits_of(rows.device),
+    )  # fmt: skip
+    given: dict[str, Any] = {"block": o.block, "backend": _backend(), "tiles": replace(tiles, **changes)}
+    parts = {
+        "forward": lambda: block_linear(o.x, o.weight, None, o.index, **given),
+        "grad_input": lambda: block_grad_input(o.grad_y, o.weight, o.index, **given),
+    }
+    return _step(parts, op)
+
+
 def _torch_bsr(o: Operands, op: str, tune: bool) -> Provider:
     from torch.sparse._triton_ops import bsr_dense_addmm, sampled_addmm
     from torch.sparse._triton_ops_meta import tune_bsr_dense_addmm
@@ -202,12 +237,17 @@ def _stk(o: Operands, op: str) -> Provider:
     return _step(parts, op)
 
 
-def _providers(block: int, density: float, tune: bool) -> dict[str, Callable[[Operands, str], Provider]]:
+def _providers(
+    block: int, density: float, op: str, tune: bool, tiles: bool
+) -> dict[str, Callable[[Operands, str], Provider]]:
     made: dict[str, Callable[[Operands, str], Provider]] = {
         "dense random": lambda o, op: _dense(o, o.weight, op),
         "dense masked": lambda o, op: _dense(o, o.masked, op),
         "ours": _ours,
     }
+    if tiles and op in ("forward", "grad_input"):
+        for name, changes in _variants(block).items():
+            made[f"ours, {name}"] = partial(_varied, changes=changes)
     if torch.cuda.is_available() and density < 1:
         made["torch bsr"] = partial(_torch_bsr, tune=False)
         if tune:
@@ -242,7 +282,16 @@ def _error(provider: Provider, o: Operands, op: str, name: str) -> float:
     return max(relative_error(_as_dense(a), e) for a, e in zip(provider(), exact, strict=True))
 
 
-def bench(case: Case, m: int, block: int, density: float, op: str, dense_ms: float | None, tune: bool) -> list[Row]:
+def bench(
+    case: Case,
+    m: int,
+    block: int,
+    density: float,
+    op: str,
+    dense_ms: float | None = None,
+    tune: bool = False,
+    tiles: bool = False,
+) -> list[Row]:
     """One row a provider; "dense random" first, unless its time is known."""
     nbytes = case.n * case.k * case.dtype.itemsize + m * (case.n + case.k) * case.dtype.itemsize
     operands = [Operands.draw(case, m, block, density, seed) for seed in range(min(8, input_sets(nbytes)))]
@@ -251,7 +300,7 @@ def bench(case: Case, m: int, block: int, density: float, op: str, dense_ms: flo
         "layer": case.layer, "op": op, "m": m, "n": case.n, "k": case.k,
         "dtype": str(case.dtype).removeprefix("torch."), "block": block, "density": kept,
     }  # fmt: skip
-    providers = _providers(block, density, tune)
+    providers = _providers(block, density, op, tune, tiles)
     one = operands[0]
     allowed = max(_error(_dense(one, weight, op), one, op, name) for name, weight in
                   (("dense masked", one.masked), ("dense random", one.weight)))  # fmt: skip
@@ -264,7 +313,7 @@ def bench(case: Case, m: int, block: int, density: float, op: str, dense_ms: flo
         try:
             calls = [make(given, op) for given in operands]
             error = _error(calls[0], operands[0], op, name)
-            row = gated(row, error, bound, partial(measure, calls, graph=True))
+            row = gated(row, error, bound, partial(TIMED, calls))
         except Exception as failure:
             # What somebody else's operator does not do is a result; what ours does not do is a failure.
             if name == "ours" or name.startswith("dense"):
@@ -307,7 +356,7 @@ def bench_index(block: int, shapes: Sequence[tuple[int, int]]) -> Row:
     flags = [torch.rand(grid, device=device) < 0.1 for grid in grids]
     indices = [torch.empty(index_size(*grid), dtype=torch.int32, device=device) for grid in grids]
     table = IndexTable(flags, indices, _backend())
-    timing = measure([table.build], graph=True)
+    timing = TIMED([table.build])
     return {
         "layer": f"{len(shapes)} layers", "op": "index", "block": block, "density": 0.1, "provider": "ours",
         "verdict": "right", "median_ms": timing.median, "p20_ms": timing.p20, "p80_ms": timing.p80,
@@ -317,6 +366,7 @@ def bench_index(block: int, shapes: Sequence[tuple[int, int]]) -> Row:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--tune", action="store_true", help="also time torch's operators as tuned for each shape")
+    parser.add_argument("--tiles", action="store_true", help="also time other configurations than those computed")
     args = parser.parse_args(argv)
     if not args.smoke:
         refuse_without_gpu("bench_block")
@@ -330,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for block in blocks:
                     ours: list[Row] = []
                     for density in densities:
-                        made = bench(case, m, block, density, op, dense_ms, args.tune)
+                        made = bench(case, m, block, density, op, dense_ms, args.tune, args.tiles)
                         if made[0]["provider"] == "dense random":
                             dense_ms = made[0]["median_ms"]
                         ours += [row for row in made if row["provider"] == "ours"]

@@ -100,6 +100,10 @@ def bench(case: Case) -> list[Row]:
     # What rounding to the dtype of the product makes of a sum of so many terms.
     bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[case.dtype]
     rows: list[Row] = []
+    shape: Row = {
+        "layer": case.layer, "tokens": case.tokens, "n": case.n, "k": case.k,
+        "dtype": str(case.dtype).removeprefix("torch."),
+    }  # fmt: skip
     times: dict[tuple[str, str], float] = {}
     for name, (forward, parameter) in forwards.items():
 
@@ -120,10 +124,7 @@ def bench(case: Case) -> list[Row]:
         }
         for op, call in (("forward", infer), ("step", step)):
             error = relative_error(call(), expected[op])
-            facts: Row = {
-                "layer": case.layer, "tokens": case.tokens, "n": case.n, "k": case.k, "op": op, "provider": name,
-                "reason": reason,
-            }  # fmt: skip
+            facts = {**shape, "op": op, "provider": name, "reason": reason}
             row = gated(facts, error, bound, partial(measure, [call]))
             if row["median_ms"]:
                 times[op, name] = row["median_ms"]
@@ -131,7 +132,7 @@ def bench(case: Case) -> list[Row]:
                     row["of_dense"] = times[op, "dense"] / row["median_ms"]
             rows.append(row)
     if packed is not None:
-        facts = {"layer": case.layer, "tokens": case.tokens, "n": case.n, "k": case.k, "op": "pack", "provider": "2:4"}
+        facts = {**shape, "op": "pack", "provider": "2:4"}
         rows.append(gated(facts, 0.0, 0.0, partial(measure, [lambda: pack_semi_structured(w_hat)])))
     return rows
 

@@ -111,6 +111,9 @@ def entries(data: Path | None, text: Path | None = None, images: Path | None = N
               ("benchmarks/bench_threshold.py", "benchmarks/harness.py", *KERNELS),
               120, 60, "kernels", "threshold", alone=True),
         Entry("train step", _bench("train_step"), _last_line, step, 150, 90, "train_step"),
+        Entry("block", _bench("block"), _last_line,
+              ("benchmarks/bench_block.py", "benchmarks/harness.py", *KERNELS),
+              240, 150, "kernels", "block", alone=True),
         Entry("block step", _bench("block_step"), _last_line,
               ("benchmarks/bench_block_step.py", "benchmarks/harness.py", *LAYERS),
               240, 150, "kernels", "block_step", alone=True),
@@ -123,13 +126,16 @@ def entries(data: Path | None, text: Path | None = None, images: Path | None = N
         Entry("masked gemm", _bench("masked_gemm"), _last_line,
               ("benchmarks/bench_masked_gemm.py", "benchmarks/harness.py", *KERNELS),
               240, 120, "kernels", "masked_gemm", alone=True),
+        Entry("2:4", _bench("semi_structured"), _last_line,
+              ("benchmarks/bench_semi_structured.py", "benchmarks/harness.py", *KERNELS),
+              60, 40, "kernels", "semi_structured", alone=True),
+        Entry("packed activations", _bench("packed"), _last_line,
+              ("benchmarks/bench_packed.py", "benchmarks/harness.py", *KERNELS),
+              60, 40, "kernels", "packed", alone=True),
         *(Entry(f"conv, {model}, {batch}", _bench("conv", f"--model={model}", f"--batch={batch}"), _last_line,
                 ("benchmarks/bench_conv.py", "benchmarks/harness.py", *KERNELS),
                 300, 180, "kernels", f"conv_{model}_{batch}", alone=True)
           for model in ("resnet-50", "mobilenet-v1") for batch in (32, 256)),
-        Entry("packed activations", _bench("packed"), _last_line,
-              ("benchmarks/bench_packed.py", "benchmarks/harness.py", *KERNELS),
-              60, 40, "kernels", "packed", alone=True),
         *(_multi30k(method, seed, data) for seed in SEEDS for method in ("dense", "str", "autosparse")),
         *(_multi30k(method, seed, data) for seed in SEEDS for method in AT_70),
         *(_multi30k_70(method, seed, data, pattern) for seed in SEEDS
@@ -198,6 +204,9 @@ def _wikitext2(method: str, seed: int, text: Path | None) -> Entry:
 def _fashion(method: str, seed: int, images: Path | None) -> Entry:
     """One run of the recipe, with its own AutoSparse or another method."""
     fields = () if method == "autosparse" else (f"--method_args={json.dumps(FASHION[method])}",)
+    if method == "swat":
+        # SWAT-U: the first convolution, 72 weights here, stays dense.
+        fields = (*fields, "--exclude", "conv")
     command = (
         PYTHON, "-m", "tritonsparse.train.image_classification", "--recipe=fashion-mnist-small", f"--method={method}",
         "--data_dir={data}", *fields, f"--seed={seed}", "--mixed_precision=bf16", "--output_dir={work}/run",

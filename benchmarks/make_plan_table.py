@@ -15,7 +15,8 @@ A result file lies in the folder of its device and holds `rows`; read of each ro
 An entry is made of the two rows of a case, from the same file. Of the rows of `bench_block.py` those are read that have
 op "step", provider "ours" and verdict "right": their layer, `block`, `dtype`, `density` and `speedup` over dense. A
 layer's entry is the largest density up to which every one measured was faster than dense, at every number of tokens; 0
-where none was. Entries of devices for which no file is given stay.
+where none was. Of the rows of `bench_semi_structured.py` the steps by "2:4" and "dense" are compared: a layer is faster
+that was so at every number of tokens. Entries of devices for which no file is given stay.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from harness import ROOT, write_json
 
 TABLE = ROOT / "kernels" / "plan_table.json"
 LAYER = ("n", "k", "rows", "columns", "dtype")
+SEMI_STRUCTURED = ("n", "k", "dtype")
 CASE = ("op", "m", "n", "k", "dtype", "kind")
 PROVIDERS = ("beside", "inside")
 
@@ -66,6 +68,22 @@ def blocks_of(device: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, 
     ]
 
 
+def semi_structured_of(device: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for every layer whose step was timed through 2:4 products and dense ones."""
+    times: dict[tuple[Any, ...], dict[int, dict[str, float]]] = {}
+    for row in rows:
+        if row.get("op") == "step" and row.get("provider") in ("2:4", "dense") and row.get("verdict") == "right":
+            layer = tuple(row[name] for name in SEMI_STRUCTURED)
+            times.setdefault(layer, {}).setdefault(row["tokens"], {})[row["provider"]] = row["median_ms"]
+    entries = []
+    for layer, by_tokens in times.items():
+        pairs = [found for found in by_tokens.values() if len(found) == 2]
+        if pairs:
+            faster = all(found["2:4"] < found["dense"] for found in pairs)
+            entries.append({"device": device, **dict(zip(SEMI_STRUCTURED, layer, strict=True)), "faster": faster})
+    return entries
+
+
 def _largest(speedups: Mapping[float, float]) -> float:
     """The largest density up to which all are faster than dense; 0 where not even the smallest is."""
     largest = 0.0
@@ -83,21 +101,24 @@ def rows_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for record in document.values() if isinstance(record, dict) for row in record.get("rows", ())]
 
 
-def updated(
-    table: Mapping[str, Any],
-    entries: Mapping[str, list[dict[str, Any]]],
-    blocks: Mapping[str, list[dict[str, Any]]],
-) -> dict[str, Any]:
-    """The table with each given device's entries replaced; sorted, so that equal results write equal files."""
+PARTS = {
+    "entries": (entries_of, CASE),
+    "blocks": (blocks_of, LAYER),
+    "semi_structured": (semi_structured_of, SEMI_STRUCTURED),
+}
 
-    def merged(part: str, given: Mapping[str, list[dict[str, Any]]], order: tuple[str, ...]) -> list[dict[str, Any]]:
-        new = [entry for device in given for entry in given[device]]
-        # A file of one benchmark says nothing of the other's.
+
+def updated(table: Mapping[str, Any], results: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The table with the entries of each given device replaced by what its rows say; sorted, so that equal results
+    write equal files."""
+    parts = {}
+    for part, (make, order) in PARTS.items():
+        new = [entry for device, rows in results.items() for entry in make(device, rows)]
+        # A file of one benchmark says nothing of another's.
         replaced = {entry["device"] for entry in new}
-        kept = [entry for entry in table[part] if entry["device"] not in replaced]
-        return sorted(kept + new, key=lambda entry: tuple(entry[name] for name in ("device", *order)))
-
-    return {**table, "entries": merged("entries", entries, CASE), "blocks": merged("blocks", blocks, LAYER)}
+        entries = [entry for entry in table[part] if entry["device"] not in replaced] + new
+        parts[part] = sorted(entries, key=lambda entry: tuple(entry[name] for name in ("device", *order)))
+    return {**table, **parts}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -105,17 +126,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="result files, each in the folder of its device")
     parser.add_argument("--table", type=Path, default=TABLE, help="file to update, %(default)s by default")
     given = parser.parse_args(arguments)
-    entries: dict[str, list[dict[str, Any]]] = {}
-    blocks: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[Mapping[str, Any]]] = {}
     for path in given.files:
         device = path.resolve().parent.name
-        rows = rows_of(json.loads(path.read_text(encoding="utf-8")))
-        entries.setdefault(device, []).extend(entries_of(device, rows))
-        blocks.setdefault(device, []).extend(blocks_of(device, rows))
-    table = updated(json.loads(given.table.read_text(encoding="utf-8")), entries, blocks)
+        results.setdefault(device, []).extend(rows_of(json.loads(path.read_text(encoding="utf-8"))))
+    table = updated(json.loads(given.table.read_text(encoding="utf-8")), results)
     write_json(given.table, table)
-    new = sum(map(len, (*entries.values(), *blocks.values())))
-    print(f"{given.table}: {len(table['entries']) + len(table['blocks'])} entries, {new} of them new")
+    print(f"{given.table}: {sum(len(table[part]) for part in PARTS)} entries")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,13 @@ def _measured(run: dict[str, Any]) -> str:
         return f"{where}, {run['num_beams']} beams, {run['bleu_signature']}"
     if "perplexity" in run:
         return where
-    return f"{where} split, {run['arguments']['preset']}, augmentation {run['arguments']['augmentation']}"
+    given = run["arguments"]
+    return f"{where} split, {given['preset']}, {_images(given)}, augmentation {given['augmentation']!r}"
+
+
+def _images(arguments: dict[str, Any]) -> str:
+    most = arguments["max_train_samples"]
+    return "all training images" if most is None else f"{most:,} training images"
 
 
 def _twins(found: dict[str, Any]) -> str:
@@ -130,8 +136,8 @@ def _memorization_table(title: str, document: dict[str, Any]) -> str:
     given, environment = document["arguments"], document["environment"]
     lines += [
         "",
-        f"{given['corrupted_samples']} training images with a wrong label; {given['num_train_epochs']} epochs of "
-        f"{given['preset']}, {given['method']}; augmentation is {given['augmentation']!r}; one seed; "
+        f"{_images(given)}, {given['corrupted_samples']} of them with a wrong label; {given['num_train_epochs']} "
+        f"epochs of {given['preset']}, {given['method']}; augmentation is {given['augmentation']!r}; one seed; "
         f"`accelerate launch -m tritonsparse.train.memorization` with the arguments in `memorization.json`; torch "
         f"{environment['torch']}, commit `{environment['commit']}`.",
     ]

@@ -51,7 +51,7 @@ def _step_of_blocks(record: Mapping[str, Any]) -> list[str]:
     head = ("variant", "sparsity", "ms", "times dense", "ceiling", "bytes a weight beyond dense")
     text = (
         f"A training step of a decoder of 1.1 B weights, blocks of {record['block']}, {record['tokens']:,} tokens, "
-        f"bf16, compiled, beside the dense model's in the same run (`bench_block_step.py`, which says what the ceiling is):"
+        f"bf16, compiled, beside the dense model's in one run (`bench_block_step.py`, which says what the ceiling is):"
     )
     return [text, "", *_table(head, rows)]
 

@@ -24,6 +24,11 @@ __all__ = ["launch_conv_grad"]
 
 # Sides of a tile of the second kernel, at most.
 SUM_ROWS, SUM_COLUMNS = 16, 64
+# Sizes of images and the walk: kernels made for their divisors would be many, and no faster.
+UNSPECIALIZED = (
+    *("M", "y_height", "y_width", "x_height", "x_width", "offset_h", "step_h", "offset_w", "step_w"),
+    *("taps", "taps_w", "splits"),
+)
 
 
 @triton.jit
@@ -52,25 +57,28 @@ def _place(  # type: ignore[no-untyped-def]
         PER_K: tl.constexpr = BLOCK_K // TILE_K
         i_part, i_block = tile % (PER_N * PER_K), tile // (PER_N * PER_K)
         rows = groups * N // BLOCK_N
-        row = tl.load(row_order + i_block % rows).to(tl.int64)
+        row = tl.load(row_order + i_block % rows)
         start = tl.load(row_start + row)
         slot = i_block // rows
         listed = slot < tl.load(row_start + row + 1) - start
-        column = tl.load(row_block + start + slot, mask=listed, other=0).to(tl.int64)
+        column = tl.load(row_block + start + slot, mask=listed, other=0)
+        i_t = (column // (K // BLOCK_K)).to(tl.int64)
+        row, column = row.to(tl.int64), column.to(tl.int64)
         n_first = row * BLOCK_N + i_part % PER_N * TILE_N
         n_end = tl.where(listed, n_first + TILE_N, 0)
         k_first = column * BLOCK_K + i_part // PER_N * TILE_K
-        i_t = column // (K // BLOCK_K)
         i_column = column * PER_K + i_part // PER_N
         k_end = k_first + TILE_K
     else:
         tiles_n = tl.cdiv(N, TILE_N)
         tiles_k = tl.cdiv(taps * K, TILE_K) if FLAT else tl.cdiv(K, TILE_K)
         i_n, i_column = grouped_tile(tile, tiles_n * groups, tiles_k if FLAT else taps * tiles_k, GROUP)
-        group = i_n // tiles_n
+        # Divisions in 32 bits: after one in 64, ptxas 12 takes every register there is.
+        i_n, narrow = i_n.to(tl.int32), i_column.to(tl.int32)
+        group = (i_n // tiles_n).to(tl.int64)
         n_first, n_end = group * N + i_n % tiles_n * TILE_N, group * N + N
-        i_t = i_column * 0 if FLAT else i_column // tiles_k
-        k_first = i_column * TILE_K if FLAT else i_t * K + i_column % tiles_k * TILE_K
+        i_t = i_column * 0 if FLAT else (narrow // tiles_k).to(tl.int64)
+        k_first = i_column * TILE_K if FLAT else i_t * K + narrow % tiles_k * TILE_K
         k_end = tl.cast(taps, tl.int64) * K if FLAT else i_t * K + K
     return n_first, n_end, k_first, k_end, i_t, i_column
 
@@ -147,7 +155,7 @@ def _finish(  # type: ignore[no-untyped-def]
         tl.store(row_sums + i_column * rows + o_n, tl.where(slope == 0, 0.0, -slope * total), mask=in_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _conv_grad_kernel(  # type: ignore[no-untyped-def]
     grad_weight,
     row_sums,
@@ -212,18 +220,17 @@ def _conv_grad_kernel(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     if n_end == 0:
         return
-    group = n_first // N
+    group = (n_first.to(tl.int32) // N).to(tl.int64)
     o_n = n_first + tl.arange(0, TILE_N)
     in_n = o_n < n_end
     o_k = k_first + tl.arange(0, TILE_K)
     in_k = o_k < k_end
     if FLAT:
-        o_t = (o_k // K).to(tl.int32)
-        o_c = o_k % K
+        o_t, o_c = o_k.to(tl.int32) // K, o_k.to(tl.int32) % K
         d_h, d_w = (o_t // taps_w * step_h)[None, :], (o_t % taps_w * step_w)[None, :]
     else:
         o_c = o_k - i_t * K
-        d_h, d_w = (i_t // taps_w).to(tl.int32) * step_h, (i_t % taps_w).to(tl.int32) * step_w
+        d_h, d_w = i_t.to(tl.int32) // taps_w * step_h, i_t.to(tl.int32) % taps_w * step_w
     p_y = grad_y + o_n
     p_x = x + (group * K + o_c)
 
@@ -259,7 +266,7 @@ def _conv_grad_kernel(  # type: ignore[no-untyped-def]
         tl.store(p_parts, g, mask=in_n[:, None] & in_k[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("taps", "splits"))
 def _finish_splits_kernel(  # type: ignore[no-untyped-def]
     grad_weight,
     row_sums,

@@ -22,7 +22,22 @@ from .threshold import sigmoid, strides
 __all__ = ["launch_conv"]
 
 
+# Sizes of images and the walk: kernels made for their divisors would be many, and no faster.
+UNSPECIALIZED = (
+    *("M", "y_height", "y_width", "x_height", "x_width", "offset_h", "step_h", "offset_w", "step_w"),
+    *("taps", "taps_w", "tap", "tap_step_h", "tap_step_w"),
+)
+
+
 @triton.jit
+def _in_image(pixel, size, DIVISOR: tl.constexpr):  # type: ignore[no-untyped-def]
+    inside = (pixel >= 0) & (pixel < size * DIVISOR)
+    if DIVISOR > 1:
+        inside = inside & (pixel % DIVISOR == 0)
+    return inside
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
     y,
     x,
@@ -82,6 +97,8 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
     GROUP: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SMALL: tl.constexpr,
 ):
     INDEXED: tl.constexpr = row_start is not None
     program = tl.program_id(0).to(tl.int64)
@@ -90,11 +107,12 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
     i_m, i_n = grouped_tile(program // SPLITS, tl.cdiv(M, TILE_M), tiles_n * groups, GROUP)
     if INDEXED:
         # The longest rows of blocks first: what ends last is short.
-        row = tl.load(row_order + i_n // (BLOCK_N // TILE_N)).to(tl.int64)
+        row = tl.load(row_order + i_n // (BLOCK_N // TILE_N))
         start = tl.load(row_start + row)
         steps = (tl.load(row_start + row + 1) - start) * (BLOCK_K // TILE_K)
-        i_n = row * BLOCK_N + i_n % (BLOCK_N // TILE_N) * TILE_N
-        group, i_n = i_n // N, i_n % N
+        # In 32 bits: after a division in 64, ptxas 12 takes every register there is.
+        group = (row // (N // BLOCK_N)).to(tl.int64)
+        i_n = row % (N // BLOCK_N) * BLOCK_N + i_n % (BLOCK_N // TILE_N) * TILE_N
     else:
         steps = tl.cdiv(taps * K, TILE_K) if FLAT else taps * tl.cdiv(K, TILE_K)
         group, i_n = i_n // tiles_n, i_n % tiles_n * TILE_N
@@ -106,18 +124,29 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
     in_n = o_n < N
     o_m = i_m * TILE_M + tl.arange(0, TILE_M)
     in_m = o_m < M
-    o_b = o_m // (y_height * y_width)
+    # Offsets of 32 bits, where all elements are within their reach, take half the registers.
+    o_b = (o_m // (y_height * y_width)).to(OFFSET)
     o_p = (o_m % (y_height * y_width)).to(tl.int32)
     o_h, o_w = o_p // y_width, o_p % y_width
     # The pixel of each position at kernel position 0, before the divisor.
     h_first, w_first = o_h * mul_h + offset_h, o_w * mul_w + offset_w
-    o_x = o_b * stride_xb + group * K
+    o_x = o_b * stride_xb
     if DIVISOR_H * DIVISOR_W == 1:
-        o_x += h_first.to(tl.int64) * stride_xh + w_first.to(tl.int64) * stride_xw
-    p_x = x + o_x
-    p_w = weight + group * stride_wg + o_n * stride_wn
+        o_x += h_first.to(OFFSET) * stride_xh + w_first.to(OFFSET) * stride_xw
+    if SMALL:
+        # Whether each kernel position lies in the image, in bits: one register a row, where its pixel would take two.
+        bits = tl.zeros((TILE_M,), dtype=tl.int32)
+        for i_bit in range(taps // taps_w):
+            bits |= _in_image(h_first + i_bit * step_h, x_height, DIVISOR_H).to(tl.int32) << i_bit
+        for i_bit in range(taps_w):
+            bits |= _in_image(w_first + i_bit * step_w, x_width, DIVISOR_W).to(tl.int32) << (i_bit + 16)
+        bits = tl.where(in_m, bits, 0)
+    p_x = x + group * K
+    p_w = weight + group * stride_wg
+    o_w_n = o_n.to(OFFSET) * stride_wn
     if mask is not None:
-        p_mask = mask + group * stride_mg + o_n * stride_mn
+        p_mask = mask + group * stride_mg
+        o_mask_n = o_n.to(OFFSET) * stride_mn
     elif threshold is not None and not THRESHOLD_ALONG_K:
         t = tl.load(threshold + (group * N + o_n) * stride_t, mask=in_n, other=0.0)[:, None]
         if SOFT:
@@ -145,26 +174,34 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
             o_k = i_k + tl.arange(0, TILE_K)
             in_k = o_k < K
         t_h, t_w = i_t // taps_w, i_t % taps_w
-        o_t = tl.cast(tap + t_h * tap_step_h + t_w * tap_step_w, tl.int64)
+        o_t = tl.cast(tap + t_h * tap_step_h + t_w * tap_step_w, OFFSET)
         d_h, d_w = t_h * step_h, t_w * step_w
         if FLAT:
-            o_t, d_h, d_w = o_t[None, :], d_h[:, None], d_w[:, None]
-        x_h, x_w = h_first[None, :] + d_h, w_first[None, :] + d_w
-        in_x = in_m[None, :] & (x_h >= 0) & (x_w >= 0)
-        if DIVISOR_H * DIVISOR_W == 1:
-            moved = tl.cast(d_h, tl.int64) * stride_xh + tl.cast(d_w, tl.int64) * stride_xw
+            o_t, t_h, t_w, d_h, d_w = o_t[None, :], t_h[:, None], t_w[:, None], d_h[:, None], d_w[:, None]
+        if SMALL:
+            in_x = ((bits[None, :] >> t_h) & (bits[None, :] >> (t_w + 16)) & 1) != 0
         else:
-            in_x = in_x & (x_h % DIVISOR_H == 0) & (x_w % DIVISOR_W == 0)
-            x_h, x_w = x_h // DIVISOR_H, x_w // DIVISOR_W
-            moved = x_h.to(tl.int64) * stride_xh + x_w.to(tl.int64) * stride_xw
-        in_x = in_x & (x_h < x_height) & (x_w < x_width) & in_k[:, None]
-        x_tile = tl.load(p_x[None, :] + moved + o_k[:, None], mask=in_x, other=0.0)
+            in_x = in_m[None, :] & _in_image(h_first[None, :] + d_h, x_height, DIVISOR_H)
+            in_x = in_x & _in_image(w_first[None, :] + d_w, x_width, DIVISOR_W)
+        if DIVISOR_H * DIVISOR_W == 1:
+            moved = tl.cast(d_h, OFFSET) * stride_xh + tl.cast(d_w, OFFSET) * stride_xw
+        else:
+            moved = ((h_first[None, :] + d_h) // DIVISOR_H).to(OFFSET) * stride_xh
+            moved += ((w_first[None, :] + d_w) // DIVISOR_W).to(OFFSET) * stride_xw
+        if not INDEXED:
+            in_x = in_x & in_k[:, None]
+        x_tile = tl.load(p_x + (o_x[None, :] + moved + o_k[:, None]), mask=in_x, other=0.0)
 
-        in_w = in_n[:, None] & in_k[None, :]
-        o_c = o_k.to(tl.int64)[None, :]
-        w = tl.load(p_w[:, None] + o_t * stride_wt + o_c * stride_wk, mask=in_w, other=0.0)
+        o_c = o_k.to(OFFSET)[None, :]
+        o_weight = o_w_n[:, None] + (o_t * stride_wt + o_c * stride_wk)
+        if INDEXED:
+            # Blocks are whole.
+            w = tl.load(p_w + o_weight)
+        else:
+            w = tl.load(p_w + o_weight, mask=in_n[:, None] & in_k[None, :], other=0.0)
         if mask is not None:
-            kept = tl.load(p_mask[:, None] + o_t * stride_mt + o_c * stride_mk, mask=in_w, other=0) != 0
+            o_kept = o_mask_n[:, None] + (o_t * stride_mt + o_c * stride_mk)
+            kept = tl.load(p_mask + o_kept, mask=in_n[:, None] & in_k[None, :], other=0) != 0
             w = tl.where(kept, w, 0.0)
         elif threshold is not None:
             w = w.to(tl.float32)
@@ -184,9 +221,9 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
     if bias is not None and SPLITS == 1:
         product += tl.load(bias + group * N + o_n, mask=in_n, other=0.0).to(tl.float32)[:, None]
     # A split product leaves its parts [SPLITS, B, H, W, C] in fp32 for _sum_splits_kernel.
-    o_y = o_b * stride_yb + o_h.to(tl.int64) * stride_yh + o_w.to(tl.int64) * stride_yw
-    p_y = y + i_split * tl.cast(part_size, tl.int64) + group * N + o_y[None, :] + o_n[:, None]
-    tl.store(p_y, product, mask=in_m[None, :] & in_n[:, None])
+    o_y = o_b * stride_yb + o_h.to(OFFSET) * stride_yh + o_w.to(OFFSET) * stride_yw
+    p_y = y + (i_split * tl.cast(part_size, tl.int64) + group * N)
+    tl.store(p_y + (o_y[None, :] + o_n.to(OFFSET)[:, None]), product, mask=in_m[None, :] & in_n[:, None])
 
 
 def launch_conv(
@@ -212,7 +249,7 @@ def launch_conv(
     stride_wg, stride_wt, stride_mg, stride_mt = (
         rows * stride_wn, channels * stride_wk, rows * stride_mn, channels * stride_mk
     )  # fmt: skip
-    listed = (None, None, None)
+    listed: tuple[Tensor | None, ...] = (None, None, None)
     if index is not None and block is not None:
         sides = input_blocks(weight, block, geometry) if exchanged else blocks_of(weight, block)
         parts_of_index = sections(index, *sides)
@@ -234,6 +271,11 @@ def launch_conv(
         )  # fmt: skip
     # One threshold for the matrix is read at stride 0, along whichever axis.
     per_row = threshold is not None and threshold.numel() > 1
+    # Half of what 32 bits reach: what lies beyond an edge is computed, too, before it is masked.
+    reach = max(
+        sum(size * step for size, step in zip(each.shape, each.stride(), strict=True)) for each in (x, y, weight)
+    )
+    offset = tl.int32 if reach < 2**30 else tl.int64
     into = y
     if tiles.splits > 1:
         parts = y.new_empty((tiles.splits, batch, height, width, y.shape[1]), dtype=torch.float32)
@@ -260,6 +302,7 @@ def launch_conv(
                     DIVISOR_H=down.divisor, DIVISOR_W=along.divisor, INPUT_PRECISION=precision, UPCAST=INTERPRETED,
                     BLOCK_N=None if block is None else block[0], BLOCK_K=None if block is None else block[1],
                     FLAT=tiles.flat, SPLITS=tiles.splits, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k, GROUP=GROUP,
+                    OFFSET=offset, SMALL=max(geometry.kernel) <= 16,
                     num_warps=tiles.num_warps, num_stages=tiles.num_stages,
                 )  # fmt: skip
         if tiles.splits > 1:

@@ -189,8 +189,8 @@ def conv_tiles(
     stage = tile_n * tile_k * (weight_bytes + mask_bytes) + tile_m * tile_k * x_bytes
     programs = -(-m // tile_m) * -(-n // tile_n) * groups
     splits, steps = 1, -(-taps * k // tile_k)
-    # Two programs of four warps share a multiprocessor. One with fewer than four tiles to reduce spends its time filling
-    # its pipeline.
+    # Two programs of four warps share a multiprocessor. One with fewer than four tiles to reduce spends its time
+    # filling its pipeline.
     room = limits.multiprocessors * (8 // num_warps)
     while splits < MAX_SPLITS and 2 * splits * programs <= room and steps >= 8 * splits:
         splits *= 2

@@ -1,9 +1,10 @@
-"""Below which density a layer's products are faster when they skip blocks (`block_matmul.py`), from measurement alone.
+"""Where structured zeros make a layer's products faster than dense, from measurement alone.
 
 `plan_table.json` holds under "blocks" what `benchmarks/make_plan_table.py` found in results of `bench_block.py`: for a
 layer, a block and a device the largest density at which forward, dX and dW together, the rewriting of the index
-included, took less time than the vendor's dense products did in the same run. What was not measured is not claimed to
-be faster than dense: without an entry there is no break-even.
+included, took less time than the vendor's dense products did in the same run. Under "semi_structured" it holds, in the
+same way, whether a layer's 2:4 forward (`semi_structured.py`), compression included, was faster at every number of
+tokens measured. What was not measured is not claimed to be faster than dense: without an entry there is no break-even.
 """
 
 # N, K rows and columns of the weight as a matrix, outputs by inputs
@@ -19,24 +20,35 @@ import torch
 
 from .plan import device_key
 
-__all__ = ["block_choice", "break_even", "read_block_table"]
+__all__ = ["block_choice", "break_even", "read_block_table", "read_semi_structured_table", "semi_structured_choice"]
 
 FIELDS = ("device", "n", "k", "rows", "columns", "dtype", "max_density")
+SEMI_STRUCTURED_FIELDS = ("device", "n", "k", "dtype", "faster")
 
 
 @functools.cache
 def read_block_table() -> tuple[dict[str, Any], ...]:
-    """The measurements this package came with, checked.
+    """The measurements of blocks that this package came with, checked.
 
     Raises:
         ValueError: an entry lacks a field; the file was not made by `benchmarks/make_plan_table.py`.
     """
+    return _read("read_block_table", "blocks", FIELDS)
+
+
+@functools.cache
+def read_semi_structured_table() -> tuple[dict[str, Any], ...]:
+    """The measurements of 2:4 products that this package came with; raises as `read_block_table`."""
+    return _read("read_semi_structured_table", "semi_structured", SEMI_STRUCTURED_FIELDS)
+
+
+def _read(function: str, part: str, fields: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     text = resources.files(__package__).joinpath("plan_table.json").read_text(encoding="utf-8")
-    entries = tuple(json.loads(text)["blocks"])
+    entries = tuple(json.loads(text)[part])
     for entry in entries:
-        if set(entry) != set(FIELDS):
+        if set(entry) != set(fields):
             raise ValueError(
-                f"read_block_table: expected entries of plan_table.json to have the fields {', '.join(FIELDS)}, got "
+                f"{function}: expected entries of plan_table.json to have the fields {', '.join(fields)}, got "
                 f"{', '.join(entry)}; make the file with benchmarks/make_plan_table.py"
             )
     return entries
@@ -97,3 +109,16 @@ def block_choice(
     if density <= largest:
         return True, f"auto: {size} measured faster than dense up to density {largest:g}, and {density:.2g} is kept"
     return False, f"auto: {size} measured faster than dense up to density {largest:g} only, and {density:.2g} is kept"
+
+
+def semi_structured_choice(
+    n: int, k: int, dtype: torch.dtype, device_name: str, *, table: tuple[dict[str, Any], ...] | None = None
+) -> tuple[bool, str]:
+    """Whether `auto` multiplies a 2:4 weight [n, k] through the GPU's sparse product, and why, in a sentence."""
+    key = {"device": device_key(device_name), "n": n, "k": k, "dtype": str(dtype).removeprefix("torch.")}
+    for entry in read_semi_structured_table() if table is None else table:
+        if all(entry[name] == value for name, value in key.items()):
+            found = "faster than dense" if entry["faster"] else "no faster than dense"
+            return bool(entry["faster"]), f"auto: the 2:4 forward of [{n}, {k}] was measured {found}"
+    asked = "backend='semi_structured' asks for it"
+    return False, f"auto: the 2:4 forward of [{n}, {k}] not measured on {device_key(device_name)}; {asked}"

@@ -11,7 +11,7 @@ here, so training through this op equals training through the dense products up 
 
 What to expect: twice the tensor cores' arithmetic is at most 1.2 times a product's speed on an H100 (NVIDIA's figure at
 8192^3, CUDALibrarySamples issue 203), on one of three products, less the compression of What for every forward.
-`benchmarks/bench_semi_structured.py` measures it; nothing takes this op unless asked to.
+`benchmarks/bench_semi_structured.py` measures it; `auto` takes this op where that found it faster (block_plan.py).
 """
 
 # M rows of x (tokens)   N output features   K input features
@@ -29,13 +29,20 @@ from ._operands import check_estimator, check_operands, expect
 from .masked_matmul import masked_linear
 from .threshold import threshold_cast
 
-__all__ = ["pack_semi_structured", "semi_structured_linear", "semi_structured_reason"]
+__all__ = [
+    "hardware_reason",
+    "operand_reason",
+    "pack_semi_structured",
+    "semi_structured_linear",
+    "semi_structured_reason",
+]
 
 DTYPES = (torch.float16, torch.bfloat16)
 BACKENDS = ("torch", "semi_structured")
 
 
-def _hardware_reason(device: torch.device) -> str | None:
+def hardware_reason(device: torch.device) -> str | None:
+    """Why this device has no 2:4 products; None if it has."""
     if device.type != "cuda":
         return f"2:4 products need a GPU, and the operands are on {device}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -54,7 +61,8 @@ def _elementwise(tensor: Tensor) -> str:
     return "triton" if _triton.AVAILABLE and tensor.is_cuda else "torch"
 
 
-def _operand_reason(dtype: torch.dtype, n: int, k: int) -> str | None:
+def operand_reason(dtype: torch.dtype, n: int, k: int) -> str | None:
+    """Why a weight [N, K] has no 2:4 product in this dtype; None if it has."""
     if dtype not in DTYPES:
         return f"2:4 products are in float16 or bfloat16, and x is in {dtype}"
     asked = _shape_constraints(dtype)
@@ -87,7 +95,7 @@ def semi_structured_reason(
         '2:4 products need a GPU, and the operands are on cpu'
     """
     n, k = reversed(weight.shape) if transposed else weight.shape
-    reasons = [_operand_reason(x.dtype, n, k), _hardware_reason(x.device)]
+    reasons = [operand_reason(x.dtype, n, k), hardware_reason(x.device)]
     if mask is not None:
         along_rows = mask.t() if transposed else mask
         if k % 4 or bool((along_rows.reshape(n, k // 4, 4).sum(2) > 2).any()):
@@ -117,7 +125,7 @@ def pack_semi_structured(w_hat: Tensor, *, transposed: bool = False) -> Tensor:
 
 def _require(function: str, dtype: torch.dtype, weight: Tensor, transposed: bool) -> None:
     n, k = reversed(weight.shape) if transposed else weight.shape
-    for error, reason in ((ValueError, _operand_reason(dtype, n, k)), (RuntimeError, _hardware_reason(weight.device))):
+    for error, reason in ((ValueError, operand_reason(dtype, n, k)), (RuntimeError, hardware_reason(weight.device))):
         if reason is not None:
             raise error(f'{function}: expected operands that 2:4 products take, but {reason}; pass backend="torch"')
 

@@ -12,7 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
@@ -144,6 +150,17 @@ def test_autocast_multiplies_in_its_dtype() -> None:
     assert packed.half()[0](x.half()).dtype == torch.float16 and packed[0].index.dtype == torch.int32
 
 
+def test_a_packed_model_compiles_into_one_graph() -> None:
+    packed = sparse(mixed()).finalize(format="bsr")
+    x = torch.randn(5, 16)
+    compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+    y = compiled(x)
+    torch.testing.assert_close(y, packed(x))
+    grad_y = torch.randn_like(y)
+    (ours,), (theirs,) = (torch.autograd.grad(model(x), packed[0].values, grad_y) for model in (compiled, packed))
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_packed_layers_train_and_keep_their_topology() -> None:
     packed = sparse(mixed()).finalize(format="bsr")
     pruned = packed[0].to_dense() == 0
@@ -190,6 +207,17 @@ def test_generating_gives_the_tokens_of_the_dense_model(gpt2: Build) -> None:
     packed = sparsifier.finalize(format="bsr").eval()
     tokens = [model.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=1) for model in (dense, packed)]
     assert torch.equal(*tokens)
+
+
+def test_a_model_that_asks_its_layers_for_their_weights_runs() -> None:
+    # T5 looks at the dtype of `wo.weight` in every forward.
+    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    torch.manual_seed(0)
+    sparsifier = sparse(T5ForConditionalGeneration(config))
+    dense = copy.deepcopy(sparsifier).finalize().eval()
+    packed = sparsifier.finalize(format="bsr").eval()
+    inputs = {"input_ids": IDS, "decoder_input_ids": IDS}
+    torch.testing.assert_close(packed(**inputs).logits, dense(**inputs).logits)
 
 
 def test_the_file_holds_the_kept_blocks_and_no_dense_weight(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import tritonsparse as ts
-from tritonsparse.methods import GMP, AutoSparse
+from tritonsparse.methods import GMP, AutoSparse, RigL
 
 Build = Callable[..., Any]
 
@@ -24,16 +24,21 @@ DATA = [{"input_ids": (ids := torch.randint(2, 30, (6,))), "labels": ids} for _ 
 
 
 def trainer(
-    model: Any, method: Any, folder: Path, groups: Callable[[ts.Sparsifier], Any] | None = None
+    model: Any,
+    method: Any,
+    folder: Path,
+    groups: Callable[[ts.Sparsifier], Any] | None = None,
+    pattern: str = "unstructured",
+    compact: bool = False,
 ) -> tuple[Trainer, ts.Sparsifier]:
-    sparsifier = ts.sparsify(model, method, total_steps=8, steps_per_epoch=4)
+    sparsifier = ts.sparsify(model, method, pattern=pattern, total_steps=8, steps_per_epoch=4)
     chosen = groups(sparsifier) if groups else sparsifier.param_groups(weight_decay=0.01)
     arguments = TrainingArguments(
         str(folder), num_train_epochs=2, per_device_train_batch_size=2, logging_steps=1, save_steps=5,
         report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(chosen, lr=0.01)
-    callback = ts.SparsityCallback(sparsifier)
+    callback = ts.SparsityCallback(sparsifier, compact=compact)
     return Trainer(model, arguments, train_dataset=DATA, callbacks=[callback], optimizers=(optimizer, None)), sparsifier
 
 
@@ -53,6 +58,20 @@ def test_resumed_from_a_checkpoint_it_ends_where_the_unbroken_run_ends(
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
     left, right = second.state_dict()["tensors"], first.state_dict()["tensors"]
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in right)
+
+
+def test_packed_blocks_are_saved_as_dense_weights_and_resumed_from_them(gpt2: Build, tmp_path: Path) -> None:
+    runs = []
+    for seed, options in ((0, {}), (7, {"resume_from_checkpoint": str(tmp_path / "checkpoint-5")})):
+        method = RigL(sparsity=0.75, update_every=3)
+        run, sparsifier = trainer(gpt2(seed=seed), method, tmp_path, pattern="block:8", compact=True)
+        run.train(**options)
+        assert sparsifier.step == 8 and all(layer.compacted for layer in sparsifier.layers.values())
+        sparsifier.expand()
+        runs.append(run.model.state_dict())
+    assert [key for key in runs[0] if not torch.equal(runs[0][key], runs[1][key])] == []
+    stock = type(gpt2()).from_pretrained(tmp_path / "checkpoint-8").state_dict()
+    assert [key for key in runs[0] if not torch.equal(runs[0][key], stock[key])] == []
 
 
 def test_the_logs_carry_sparsity_alpha_and_threshold(gpt2: Build, tmp_path: Path) -> None:

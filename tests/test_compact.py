@@ -216,6 +216,35 @@ def test_packed_layers_report_copy_and_evaluate_as_dense_ones() -> None:
     assert torch.equal(stock(x), after[0]) and type(run.model[0]) is nn.Linear
 
 
+def test_the_back_end_is_that_of_the_packed_products_and_afterwards_what_it_was(monkeypatch: Any) -> None:
+    run = Run(METHODS["static"], OPTIMIZERS["sgd"])
+    layer = run.sparsifier.layers["0"]
+    layer.backend, layer.backend_reason = "fused", "decided in between"
+    # As on a GPU, where `auto` takes the kernels.
+    monkeypatch.setattr("tritonsparse.compact.product_backend", lambda choice, values: "triton")
+    run.sparsifier.compact()
+    assert layer.backend == "block"
+    report = run.sparsifier.report()
+    assert report.exploitable == pytest.approx(report.sparsity)
+    run.sparsifier.expand()
+    assert (layer.backend, layer.backend_reason) == ("fused", "decided in between")
+
+
+def test_a_compiled_model_follows_its_layers_into_packed_form_and_back() -> None:
+    run = Run(METHODS["static"], OPTIMIZERS["adamw"]).train(1)
+    compiled = torch.compile(run.model, backend="aot_eager")
+    x = torch.randn(4, 64)
+    outputs = [compiled(x)]
+    run.sparsifier.compact()
+    outputs.append(compiled(x))
+    outputs[1].sum().backward()
+    assert run.model[0].weight.grad.shape == run.model[0].weight.shape == (7, 16, 16)
+    run.sparsifier.expand()
+    outputs.append(compiled(x))
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0])
+
+
 def test_under_autocast_it_trains_to_the_rounding_of_the_low_precision() -> None:
     runs = []
     for packs in (False, True):

@@ -25,7 +25,7 @@ from tritonsparse.flops import (
 )
 from tritonsparse.layers import BACKENDS
 from tritonsparse.methods import GMP, STR, AutoSparse, Static
-from tritonsparse.report import _SKIPS_BLOCKS, block_sparsity, cut_off
+from tritonsparse.report import _SKIPS, block_sparsity, cut_off
 
 Build = Callable[..., Any]
 
@@ -236,7 +236,7 @@ def test_packed_activations_make_dw_cheaper_where_weights_are_dense() -> None:
 
 
 def test_the_report_knows_what_every_back_end_skips() -> None:
-    assert set(_SKIPS_BLOCKS) == set(BACKENDS) - {"auto"}
+    assert set(_SKIPS) == set(BACKENDS) - {"auto"}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "a method class": ({"method": GMP}, TypeError, ("method name or object", "try one of")),
     "an unknown pattern": ({"pattern": "blocks:32"}, ValueError, ("'block:R'", "'blocks:32'", "correct the pattern")),
     "a 4:2 pattern": ({"pattern": "4:2"}, ValueError, ("'N:M' with N < M", "'4:2'")),
-    "a pattern the method lacks": ({"pattern": "block:4"}, ValueError, ("'str'", "unstructured", "choose another")),
+    "a pattern the method lacks": ({"pattern": "2:4"}, ValueError, ("'str'", "unstructured", "choose another")),
     "an unknown back end": ({"backend": "cuda"}, ValueError, ("auto, torch, triton", "'cuda'")),
     "sparsity for none": ({"method": "dense", "sparsity": 0.8}, ValueError, ("no sparsity= for method 'dense'",)),
     "distribution for a learned one": ({"distribution": "erk"}, ValueError, ("no distribution=", "leave it out")),
@@ -132,3 +132,13 @@ def test_a_copy_of_the_model_is_independent_of_it(mlp: Build) -> None:
 def test_the_doctest_runs() -> None:
     results = doctest.testmod(importlib.import_module("tritonsparse.sparsify"))
     assert results.attempted > 0 and results.failed == 0
+
+
+def test_2_4_products_are_refused_by_name_where_there_are_none(mlp: Build) -> None:
+    model = mlp()
+    with pytest.raises(ValueError, match="sparsify: expected pattern '2:4' with backend='semi_structured', got 'unstr"):
+        ts.sparsify(model, "gmp", sparsity=0.5, total_steps=5, backend="semi_structured")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match=r"expected a GPU with 2:4 products.*operands are on cpu"):
+            ts.sparsify(model, "gmp", sparsity=0.5, total_steps=5, pattern="2:4", backend="semi_structured")
+    assert type(model[0]) is nn.Linear

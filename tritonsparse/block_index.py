@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .kernels.block_plan import block_choice
-from .kernels.block_topology import block_flags, build_indices, index_size
+from .kernels.block_topology import IndexTable, block_flags, build_indices, index_size
 
 if TYPE_CHECKING:
     from .layers import SparseLayer
@@ -61,42 +61,51 @@ class BlockIndices:
         self.layers = list(layers.values())
         # Changes seen since `auto` last decided, by place in `layers`.
         self._changes = [DECIDE_EVERY] * len(self.layers)
+        # Flags and the index made of them, by place in `layers`; all of them by device, with their addresses there.
+        self._pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._tables: dict[torch.device, IndexTable] = {}
 
     @torch.no_grad()
     def write(self) -> None:
         """Rewrite what no longer says where the masks are."""
-        flags: dict[torch.device, list[Tensor]] = {}
-        indices: dict[torch.device, list[Tensor]] = {}
+        changed = set()
         for number, layer in enumerate(self.layers):
             if layer.kind != "mask" or layer.compacted or is_indexed(layer):
                 continue
             self._decide(number)
-            if layer.backend != "block":
-                # Seen, so that the next change is told from none.
-                layer.index_versions = mask_versions(layer)
-                continue
-            kept, wanted = _flags(layer)
-            if layer.block_index is None or layer.block_index.device != kept.device:
-                layer.block_index = _empty_index(kept)
-            if wanted is None:
-                layer.grad_index = None
-            elif layer.grad_index is None or layer.grad_index.device != kept.device:
-                layer.grad_index = _empty_index(kept)
-            if layer.block_flags is None or layer.block_flags.device != kept.device:
-                layer.block_flags = kept
-            else:
-                layer.block_flags.copy_(kept)
-            turned = layer.input_flags(kept)
-            if turned is not None and (layer.input_index is None or layer.input_index.device != kept.device):
-                layer.input_index = _empty_index(turned)
-            listed = ((kept, layer.block_index), (wanted, layer.grad_index), (turned, layer.input_index))
-            for flag, index in listed:
-                if flag is not None and index is not None:
-                    flags.setdefault(flag.device, []).append(flag)
-                    indices.setdefault(flag.device, []).append(index)
+            # Also where another back end goes on without an index, so that the next change is told from none.
             layer.index_versions = mask_versions(layer)
-        for device, members in flags.items():
-            build_indices(members, indices[device], backend="triton")
+            if layer.backend == "block":
+                self._write_flags(number)
+                assert layer.block_index is not None  # _write_flags
+                changed.add(layer.block_index.device)
+        for device in changed:
+            pairs = [pair for pairs in self._pairs.values() for pair in pairs if pair[0].device == device]
+            table = self._tables.get(device)
+            if table is None or [id(index) for index in table.indices] != [id(index) for _, index in pairs]:
+                # Once a topology's tensors change, not when it does: this writes their addresses to the device.
+                table = IndexTable([flags for flags, _ in pairs], [index for _, index in pairs], "triton")
+                self._tables[device] = table
+            table.build()
+
+    def _write_flags(self, number: int) -> None:
+        """Write the flags of a layer's masks in place, and point the layer at the tensors of its indices."""
+        layer = self.layers[number]
+        kept, wanted = _flags(layer)
+        turned = layer.input_flags(kept)
+        fresh = [flags for flags in (kept, wanted, turned) if flags is not None]
+        old = self._pairs.get(number, ())
+        if layer.block_index is None or [(flags.shape, flags.device) for flags, _ in old] != [
+            (flags.shape, flags.device) for flags in fresh
+        ]:
+            self._pairs[number] = [(flags, _empty_index(flags)) for flags in fresh]
+        else:
+            for (flags, _), new in zip(old, fresh, strict=True):
+                flags.copy_(new)
+        pairs = iter(self._pairs[number])
+        layer.block_flags, layer.block_index = next(pairs)
+        layer.grad_index = None if wanted is None else next(pairs)[1]
+        layer.input_index = None if turned is None else next(pairs)[1]
 
     def _decide(self, number: int) -> None:
         layer = self.layers[number]

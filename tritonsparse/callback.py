@@ -29,11 +29,13 @@ class SparsityCallback(TrainerCallback):
     Args:
         sparsifier: as returned by `tritonsparse.sparsify`.
         resume_from: the checkpoint folder to resume from, where it is not `output_dir/checkpoint-<step>`.
+        compact: train on kept blocks alone while the topology stays (`Sparsifier.compact`).
     """
 
-    def __init__(self, sparsifier: Sparsifier, resume_from: str | Path | None = None) -> None:
+    def __init__(self, sparsifier: Sparsifier, resume_from: str | Path | None = None, compact: bool = False) -> None:
         self.sparsifier = sparsifier
         self.resume_from = resume_from
+        self.compact = compact
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -42,6 +44,8 @@ class SparsityCallback(TrainerCallback):
         if state.global_step > 0:
             folder = self.resume_from or _checkpoint(args, state)
             load_state(self.sparsifier, Path(folder))
+        if self.compact:
+            self.sparsifier.compact()
 
     def on_log(
         self,

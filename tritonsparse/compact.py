@@ -17,7 +17,7 @@ When the topology stays is the method's to say (`Method.frozen_topology`); the S
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.distributed as dist
@@ -48,10 +48,13 @@ class CompactLayer(SparseLayer):
 
     wide_class: type[SparseLayer]
     compacted: ClassVar[bool] = True
+    # Whether the forward multiplies by packed blocks, or by the weight that they stand for.
+    skips_blocks: ClassVar[bool] = True
 
     index: Tensor
     wide_shape: torch.Size
     wide_stride: tuple[int, ...]
+    wide_backend: tuple[str, str]
     matrix_shape: tuple[int, int]
 
     @property
@@ -77,7 +80,7 @@ class CompactLayer(SparseLayer):
         return int(torch.count_nonzero(self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = product_backend(self.backend_choice, self.weight)
+        backend = "triton" if self.backend == "block" else "torch"
         return block_product(x, self.weight, self.bias, self.index, self.matrix_shape, backend)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -88,6 +91,15 @@ class CompactLayer(SparseLayer):
         super()._apply(fn, recurse)
         self.index = self.index.to(self.weight.device)
         return self
+
+    def _choose_backend(self) -> None:
+        super()._choose_backend()
+        self.wide_backend = self.backend, self.backend_reason
+        if not self.skips_blocks:
+            if self.backend == "block":
+                self.backend, self.backend_reason = "triton", "a convolution unpacks its blocks"
+        elif product_backend(self.backend_choice, self.weight) == "triton":
+            self.backend, self.backend_reason = "block", "packed blocks"
 
 
 class CompactLinear(CompactLayer, SparseLinear):  # type: ignore[misc]  # as SparseLinear
@@ -106,6 +118,7 @@ class CompactConv2d(CompactLayer, SparseConv2d):  # type: ignore[misc]  # as Spa
     """`SparseConv2d` that stores packed blocks; its forward unpacks them for the vendor's convolution."""
 
     wide_class = SparseConv2d
+    skips_blocks = False
 
     def stored(self, matrix: Tensor) -> Tensor:
         out, inputs, height, width = self.wide_shape
@@ -283,7 +296,11 @@ def _compact(layer: SparseLayer, block: tuple[int, int], optimizer: Optimizer) -
     layer.block_index = layer.grad_index = layer.block_flags = None
     layer.index_versions = ()
     vars(layer).update(wide)
+    backend = layer.backend, layer.backend_reason
     _reclass(layer, _COMPACT[type(layer)])
+    layer._choose_backend()
+    # What `auto` has decided so far, not what it would begin with.
+    cast(CompactLayer, layer).wide_backend = backend
 
 
 def _expand(layer: CompactLayer, optimizer: Optimizer) -> None:
@@ -298,7 +315,8 @@ def _expand(layer: CompactLayer, optimizer: Optimizer) -> None:
     _refill(layer.weight, dense)
     _reclass(layer, layer.wide_class)
     layer.mask = mask
-    for name in ("index", "wide_shape", "wide_stride", "matrix_shape"):
+    layer.backend, layer.backend_reason = layer.wide_backend
+    for name in ("index", "wide_shape", "wide_stride", "wide_backend", "matrix_shape"):
         delattr(layer, name)
 
 

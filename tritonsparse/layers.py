@@ -11,6 +11,7 @@
     alpha       float32 scalar: the multiplier on the gradient of pruned weights; None = 0
     exponent    a of PowerPropagation: the view is of W |W|^(a-1); None = of W itself
     block       (rows, columns) of the blocks that the mask consists of; None = elements
+    n_of_m      (n, m) where the mask keeps n of every m along a row of W; None = it does not
     activation_density    the share of the input that dW is made of, saved packed (kernels/packed_linear.py); None = all
 
 Masks and alpha are plain tensor attributes, not buffers: DDP would broadcast buffers at every forward, and
@@ -31,14 +32,16 @@ from transformers.pytorch_utils import Conv1D
 from .block_index import MaskVersions, fresh_index, is_indexed
 from .kernels import _triton
 from .kernels.block_matmul import block_matmul
+from .kernels.block_plan import semi_structured_choice
 from .kernels.masked_matmul import masked_linear
 from .kernels.packed_linear import packed_linear
 from .kernels.power import power
+from .kernels.semi_structured import semi_structured_linear
 from .kernels.threshold import view_reference
 
 __all__ = ["BACKENDS", "VIEW_TENSORS", "SparseConv1D", "SparseLayer", "SparseLinear", "view_versions"]
 
-BACKENDS = ("auto", "torch", "triton", "fused", "block")
+BACKENDS = ("auto", "torch", "triton", "fused", "block", "semi_structured")
 
 VIEW_TENSORS = ("mask", "grad_mask", "alpha")
 _CACHE = ("w_hat", "w_hat_versions", "defer")
@@ -48,7 +51,7 @@ _ACTIVATION = (
     *("activation_cutoff", "remembers_cutoff", "last_cutoff", "overflows", "last_overflow", "row_masks"),
 )
 _BACKEND = ("backend_choice", "backend", "backend_reason")
-_ATTRIBUTES = ("kind", *VIEW_TENSORS, "exponent", "block", *_BACKEND, *_CACHE, *_BLOCKS, *_ACTIVATION)
+_ATTRIBUTES = ("kind", *VIEW_TENSORS, "exponent", "block", "n_of_m", *_BACKEND, *_CACHE, *_BLOCKS, *_ACTIVATION)
 
 
 class SparseLayer(nn.Module):
@@ -60,7 +63,7 @@ class SparseLayer(nn.Module):
     caches_view: bool = False
     # Whether `weight` holds the kept blocks only (compact.py).
     compacted: ClassVar[bool] = False
-    # Whether `auto` may skip blocks by what was measured of matrix products.
+    # Whether `auto` may go by what was measured of matrix products on structured weights.
     plans_blocks: ClassVar[bool] = True
 
     weight: nn.Parameter
@@ -78,6 +81,7 @@ class SparseLayer(nn.Module):
     w_hat_versions: tuple[int, ...]
     defer: bool
     block: tuple[int, int] | None
+    n_of_m: tuple[int, int] | None
     block_index: Tensor | None
     grad_index: Tensor | None
     input_index: Tensor | None
@@ -94,14 +98,20 @@ class SparseLayer(nn.Module):
     row_masks: list[Tensor]
 
     @classmethod
-    def adopt(cls, module: nn.Module, backend: str, block: tuple[int, int] | None = None) -> SparseLayer:
+    def adopt(
+        cls,
+        module: nn.Module,
+        backend: str,
+        block: tuple[int, int] | None = None,
+        n_of_m: tuple[int, int] | None = None,
+    ) -> SparseLayer:
         """Re-class `module` (of `stock_class`) in place with a dense view; nothing is allocated."""
         _reclass(module, cls)
         layer = cast(SparseLayer, module)
         layer.kind = "dense"
         layer.mask = layer.grad_mask = layer.alpha = layer.exponent = None
         layer.w_hat, layer.w_hat_versions, layer.defer = None, (), False
-        layer.block, layer.index_versions = block, ()
+        layer.block, layer.n_of_m, layer.index_versions = block, n_of_m, ()
         layer.block_index = layer.grad_index = layer.input_index = layer.block_flags = None
         layer.activation_density, layer.activation_scope, layer.activation_slack = None, "batch", 1.25
         layer.activation_cutoff, layer.remembers_cutoff, layer.last_cutoff = None, False, None
@@ -212,6 +222,20 @@ class SparseLayer(nn.Module):
             w_hat = None
         if self.backend == "block" and self.kind == "mask" and not packs:
             return self._skip_blocks(x, bias, w_hat, out_dtype)
+        if self.backend == "semi_structured" and self.kind == "mask" and not packs:
+            assert self.mask is not None  # kind "mask"
+            return semi_structured_linear(
+                x,
+                self.dense_weight(),
+                bias,
+                mask=self.mask,
+                grad_mask=self.grad_mask,
+                alpha=self.alpha,
+                w_hat=w_hat,
+                transposed=self.transposed,
+                backend="semi_structured",
+                defer=self.defer,
+            )
         view: dict[str, Any] = {
             "kind": self.kind,
             "threshold": self.threshold,
@@ -220,7 +244,7 @@ class SparseLayer(nn.Module):
             "alpha": self.alpha,
             "w_hat": w_hat,
             "transposed": self.transposed,
-            "backend": "triton" if self.backend == "block" else self.backend,
+            "backend": "triton" if self.backend in ("block", "semi_structured") else self.backend,
             "out_dtype": out_dtype,
         }
         if not packs:
@@ -295,6 +319,12 @@ class SparseLayer(nn.Module):
         elif self.weight.is_cuda and _triton.AVAILABLE:
             # 6 bytes a weight in one pass instead of the eager chain's 50: counted, not yet measured here.
             self.backend, self.backend_reason = "triton", "auto: fewer bytes than eager (analytic)"
+            if self.n_of_m == (2, 4) and self.plans_blocks:
+                n, k = self.oriented(self.weight).shape
+                dtype = torch.bfloat16 if self.weight.dtype == torch.float32 else self.weight.dtype
+                device_name = torch.cuda.get_device_name(self.weight.device)
+                faster, self.backend_reason = semi_structured_choice(n, k, dtype, device_name)
+                self.backend = "semi_structured" if faster else "triton"
         else:
             reason = "no GPU" if not self.weight.is_cuda else "Triton is not installed"
             self.backend, self.backend_reason = "torch", f"auto: {reason}"

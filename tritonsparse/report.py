@@ -4,7 +4,8 @@ Three shares of the same weights stand side by side, because each is at most the
 
     sparsity      weights that are zero
     in blocks     weights that lie in blocks of nothing but zeros
-    exploitable   weights that the layer's back end leaves out of its products, which alone saves time
+    exploitable   weights that the layer's back end leaves out of its products, which alone saves time; of the forward
+                  alone under "semi_structured"
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ __all__ = ["LayerRow", "Report", "as_rows", "block_sparsity", "cut_off", "make_r
 
 DEFAULT_BLOCK = Block(64, 64)
 
-# What each back end leaves out: all but one multiply by every element of S(W), zeros and all.
-_SKIPS_BLOCKS = {"torch": False, "triton": False, "fused": False, "block": True}
+# What each back end leaves out: most multiply by every element of S(W), zeros and all.
+_SKIPS = {"torch": None, "triton": None, "fused": None, "block": "blocks", "semi_structured": "elements"}
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _row(name: str, layer: SparseLayer, cost: Any, rule: Convention, block: tupl
         kept=kept,
         sparsity=1.0 - share,
         block_sparsity=in_blocks,
-        exploitable=in_blocks if _SKIPS_BLOCKS[layer.backend] else 0.0,
+        exploitable=_exploitable(layer, 1.0 - share, in_blocks),
         threshold=cut_off(layer),
         alpha=None if layer.alpha is None else float(layer.alpha),
         macs=dense,
@@ -203,6 +204,11 @@ def _row(name: str, layer: SparseLayer, cost: Any, rule: Convention, block: tupl
         backend=layer.backend,
         backend_reason=layer.backend_reason,
     )
+
+
+def _exploitable(layer: SparseLayer, sparsity: float, in_blocks: float) -> float:
+    skips = _SKIPS[layer.backend] if layer.kind != "dense" else None
+    return {"blocks": in_blocks, "elements": sparsity, None: 0.0}[skips]
 
 
 def cut_off(layer: SparseLayer) -> float | None:

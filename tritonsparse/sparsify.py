@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from . import pattern as patterns
 from .clock import Clock
 from .embeddings import EmbeddingMasks
 from .kernels import _triton
+from .kernels.semi_structured import hardware_reason, operand_reason
 from .layer_classes import SPARSE_CLASSES
 from .layers import BACKENDS, SparseLayer
 from .methods import METHODS, Method
-from .pattern import Block, Pattern
+from .pattern import NM, Block, Pattern
 from .selection import refuse_unfit, select
 from .sparsifier import Sparsifier
 
@@ -58,7 +61,8 @@ def sparsify(
         exclude: fnmatch patterns on module names that stay dense.
         distribution: "uniform" or "erk", for methods that take it.
         backend: "auto", "torch" (the reference, any device), or on a GPU "triton", "fused" (the view inside the
-            products) or "block" (products that skip pruned blocks, for patterns of blocks whose sides 16 divides).
+            products), "block" (products that skip pruned blocks, for patterns of blocks whose sides 16 divides) or
+            "semi_structured" (the GPU's sparse product in the forward, for pattern "2:4" in 16 bits).
         total_steps: optimizer steps planned; schedules that end need it.
         steps_per_epoch: optimizer steps in an epoch; schedules in epochs need it.
         embedding_sparsity: also keep this fraction of every embedding table at zero, tied output layers with it,
@@ -96,9 +100,11 @@ def sparsify(
     # The method may still refuse (a schedule without its length): it decides on the layers once re-classed, so a
     # refusal puts the stock classes back.
     embeddings = None if embedding_sparsity is None else EmbeddingMasks(model, embedding_sparsity)
+    _check_semi_structured(backend, modules)
     block = (chosen_pattern.rows, chosen_pattern.columns) if isinstance(chosen_pattern, Block) else None
+    n_of_m = (chosen_pattern.n, chosen_pattern.m) if isinstance(chosen_pattern, NM) else None
     layers: dict[str, SparseLayer] = {
-        name: SPARSE_CLASSES[type(module)].adopt(module, backend, block) for name, module in modules.items()
+        name: SPARSE_CLASSES[type(module)].adopt(module, backend, block, n_of_m) for name, module in modules.items()
     }
     try:
         chosen_method.setup(layers, clock, chosen_pattern, seed)
@@ -156,12 +162,42 @@ def _check_backend(backend: str, pattern: Pattern) -> None:
             f"sparsify: expected a pattern of blocks whose sides 16 divides with backend='block', got '{pattern}'; "
             f"choose 'block:64', or backend='auto'"
         )
+    if backend == "semi_structured":
+        if pattern != NM(2, 4):
+            raise ValueError(
+                f"sparsify: expected pattern '2:4' with backend='semi_structured', got '{pattern}'; choose it, or "
+                f"backend='auto'"
+            )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if (reason := hardware_reason(device)) is not None:
+            raise RuntimeError(
+                f"sparsify: expected a GPU with 2:4 products for backend='semi_structured', but {reason}; use "
+                f"backend='auto' or 'torch'"
+            )
     if backend in ("triton", "fused", "block") and not (
         _triton.AVAILABLE and (_triton.INTERPRETED or torch.cuda.is_available())
     ):
         raise RuntimeError(
             f"sparsify: expected a GPU and an installed Triton for backend={backend!r}, got none of the two or one of "
             f"them; use backend='auto' or 'torch'"
+        )
+
+
+def _check_semi_structured(backend: str, modules: Mapping[str, nn.Module]) -> None:
+    if backend != "semi_structured":
+        return
+    for name, module in modules.items():
+        weight = cast(Tensor, module.weight)
+        reason = "it is a convolution"
+        if weight.dim() == 2:
+            n, k = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
+            found = operand_reason(torch.bfloat16, n, k)
+            if found is None:
+                continue
+            reason = found
+        raise ValueError(
+            f"sparsify: expected layers that 2:4 products take with backend='semi_structured', got {name}: {reason}; "
+            f"exclude it"
         )
 
 

@@ -124,6 +124,9 @@ def choose_masks(
 
 
 def _n_of_m(score: Tensor, pattern: NM) -> Tensor:
+    if pattern.n == pattern.m:
+        # Where a ramp begins.
+        return torch.ones_like(score, dtype=torch.bool)
     on_gpu = _triton.AVAILABLE and score.is_cuda and score.dtype != torch.float64 and pattern.m <= MAX_M
     backend = "triton" if on_gpu else "torch"
     return n_of_m_mask(score, pattern.n, pattern.m, function="choose_masks", backend=backend)

@@ -32,8 +32,8 @@ class ViewCache:
     Args:
         model: reloading its state dict rewrites the buffers.
         layers: name -> sparse layer. Those take part that multiply by their weight as it is stored, contiguously and
-            without an exponent, and whose input is not packed, and with `defer` those that do not skip blocks; the others go
-            on as without.
+            without an exponent, and whose input is not packed, and with `defer` those that do not skip blocks; the
+            others go on as without.
         dtype: of Ŵ; None keeps no buffers.
         defer: leave dense gradients to `backward`.
     """

@@ -33,12 +33,20 @@ def test_another_library_that_fails_is_a_row_with_its_error(monkeypatch: pytest.
     def absent(*_: object) -> bench_block.Provider:
         raise RuntimeError("no such operator")
 
-    made = bench_block._providers(16, 0.5, tune=False)
+    made = bench_block._providers(16, 0.5, "step", tune=False, tiles=False)
     monkeypatch.setattr(bench_block, "_providers", lambda *_: made | {"torch bsr": absent})
-    rows = bench_block.bench(bench_block.SMOKE_CASES[0], 7, 16, 0.5, "step", None, tune=False)
+    rows = bench_block.bench(bench_block.SMOKE_CASES[0], 7, 16, 0.5, "step")
     assert [row["verdict"] for row in rows] == ["right"] * 3 + ["failed"]
     assert "no such operator" in rows[3]["failure"] and "median_ms" not in rows[3]
     assert rows[2]["of_ideal"] == pytest.approx(rows[2]["speedup"] * 0.5)
+
+
+def test_other_configurations_are_lines_of_their_own() -> None:
+    rows = bench_block.bench(bench_block.SMOKE_CASES[0], 7, 16, 0.5, "forward", tiles=True)
+    names = [row["provider"] for row in rows]
+    assert names[:4] == ["dense random", "dense masked", "ours", "ours, pointers"] and len(names) == 7
+    assert {row["verdict"] for row in rows} == {"right"}
+    assert bench_block._variants(64)["512 rows"]["m"] == 512
 
 
 def test_smoke_covers_every_op_and_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

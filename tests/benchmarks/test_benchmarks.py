@@ -35,7 +35,10 @@ def program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["threshold", "masked_gemm", "conv", "whole_model", "packed", "train_step", "block_step", "block_inference"],
+    [
+        *("threshold", "masked_gemm", "conv", "whole_model", "packed", "train_step"),
+        *("block", "block_step", "block_inference", "semi_structured"),
+    ],
 )
 def test_smoke_prints_machine_table_and_json_and_writes_the_same(name: str, tmp_path: Path) -> None:
     run = program(f"bench_{name}", "--smoke", "--out", str(tmp_path))

@@ -17,9 +17,10 @@ SHARED = {
     "train_flops_fraction": 0.5, "test_flops_fraction": 0.25, "training_seconds": 90.0, "evaluations": [{}, {}],
     "split": "test", "environment": {"cpu_threads": 1, "commit": "abc", "torch": "2.13.0"},
 }  # fmt: skip
+IMAGES = {"recipe": "r", "preset": "resnet20", "augmentation": "crop", "max_train_samples": 20000}
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "top1": (
-        {"top1": 0.8765, "arguments": {"recipe": "r", "preset": "resnet20", "augmentation": "crop"}},
+        {"top1": 0.8765, "arguments": IMAGES},
         "| 87.65% |",
     ),
     "perplexity": ({"perplexity": 123.456, "arguments": {"recipe": "r", "test_file": "t.gz"}}, "| 123.46 |"),
@@ -68,7 +69,7 @@ def test_pictures_and_twins_stand_under_their_corpus_s_table(tmp_path: Path) -> 
     assert "![images: cost](benchmarks/results/some-cpu/images/cost.png)" in images
     assert "top-1 88.00% beside 87.00%; they agree on 93.21% of 10,000 predictions" in images
     assert "AC/DC's dense twin beside the sparse model: they agree on 93.21%" in text and "![" not in text
-    assert "resnet20, augmentation crop" in images
+    assert "resnet20, 20,000 training images, augmentation 'crop'" in images
 
 
 def test_a_memorisation_experiment_is_shown_by_its_last_epochs(tmp_path: Path) -> None:
@@ -77,18 +78,12 @@ def test_a_memorisation_experiment_is_shown_by_its_last_epochs(tmp_path: Path) -
         {"top1": 0.1, "corrupted_as_true": 0.1, "corrupted_as_labelled": 0.1},
         {"top1": 0.875, "corrupted_as_true": 0.25, "corrupted_as_labelled": 0.625},
     ]
-    arguments = {
-        "preset": "p",
-        "method": "acdc",
-        "num_train_epochs": 2,
-        "corrupted_samples": 40,
-        "augmentation": "crop",
-    }
+    arguments = {**IMAGES, "method": "acdc", "num_train_epochs": 2, "corrupted_samples": 40, "max_train_samples": None}
     document = {"runs": {"without augmentation": {"dense": epochs}}, "arguments": arguments, **SHARED}
     write(results / "some-cpu" / "digits" / "memorization.json", document)
     text = readme_results.tables(results)
     assert "| dense | without augmentation | 87.5% | 25.0% | 62.5% |" in text and "10.0%" not in text
-    assert "(benchmarks/results/some-cpu/digits/memorization.png)" in text and "40 training images" in text
+    assert "(benchmarks/results/some-cpu/digits/memorization.png)" in text and "all training images, 40 of them" in text
 
 
 def test_inference_is_shown_with_its_ratio_and_wrong_outputs_without_time(tmp_path: Path) -> None:

@@ -88,10 +88,7 @@ def test_one_token_is_replayed_from_a_graph_and_compiles_whole() -> None:
     packed.bfloat16().requires_grad_(False)
     x = torch.randn(1, 256, device=DEVICE, dtype=torch.bfloat16)
     expected = packed(x)
-    assert (
-        torch.equal(torch.compile(packed, fullgraph=True)(x), expected)
-        or relative_error(torch.compile(packed, fullgraph=True)(x), expected) <= 1e-2
-    )
+    assert relative_error(torch.compile(packed, fullgraph=True)(x), expected) <= BOUND[torch.bfloat16]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -148,10 +145,11 @@ def test_compact_training_allocates_less() -> None:
         sparsifier.attach(optimizer)
         if packs:
             sparsifier.compact()
-        for _ in range(2):
+        for _ in range(3):
+            torch.cuda.reset_peak_memory_stats()
             model(torch.ones(16, 4096, device=DEVICE)).sum().backward()
             optimizer.step()
-            torch.cuda.reset_peak_memory_stats()
+            optimizer.zero_grad()
         peaks.append(torch.cuda.max_memory_allocated())
         del model, sparsifier, optimizer
     assert peaks[1] < 0.2 * peaks[0]

@@ -652,7 +652,11 @@ def conv_arguments(
     block: tuple[int, int] | None,
     divisor: int,
 ) -> dict[str, Any]:
-    """Of either kernel, on contiguous bf16 images whose channels are a multiple of 16."""
+    """Of either kernel, on contiguous bf16 images whose channels are a multiple of 16.
+
+    Those with a threshold a row have more than 2^31 elements, and a kernel of more than 16 positions along an axis.
+    """
+    huge = kind == "soft per row"
     soft, masked, split = kind.startswith("soft"), kind == "mask", tiles.splits > 1
     strides = (1, "i32") if exchanged else ("i32", 1)
     # A flat tile is of few channels, whose rows begin anywhere.
@@ -666,16 +670,17 @@ def conv_arguments(
         **dict.fromkeys(("row_start", "row_block", "row_order"), "*i32?" if block else None),
         **dict.fromkeys(("y_height", "y_width", "x_height", "x_width", "taps", "taps_w", "M"), "i32?"),
         **dict.fromkeys(("offset_h", "step_h", "offset_w", "step_w", "tap_step_h"), "i32?"),
-        **dict.fromkeys(("groups", "mul_h", "mul_w", "tap_step_w"), 1),
-        **{"N": "i32", "K": size, "tap": "i32", "part_size": "i32", "splits": "i32?" if split else 1},
+        **dict.fromkeys(("groups", "mul_h", "mul_w"), 1),
+        **dict.fromkeys(("tap", "tap_step_w", "splits"), "i32?"),
+        **{"N": "i32", "K": size, "part_size": "i32"},
         **{f"stride_{name}": size for name in ("xb", "xh", "xw", "wt", "mt")},
         **{f"stride_{name}": "i32" for name in ("yb", "yh", "yw", "wg", "mg", "bn", "t")},
-        **{"stride_bk": 1, "SOFT": soft, "THRESHOLD_ALONG_K": exchanged and kind == "soft per row"},
+        **{"stride_bk": 1, "SOFT": soft, "THRESHOLD_ALONG_K": exchanged and huge},
         **dict(zip(("stride_wn", "stride_wk", "stride_mn", "stride_mk"), strides * 2, strict=True)),
         **{"DIVISOR_H": divisor, "DIVISOR_W": divisor, "INPUT_PRECISION": Constant("ieee"), "UPCAST": False},
         **{"BLOCK_N": block and block[0], "BLOCK_K": block and block[1], "FLAT": tiles.flat, "SPLITS": tiles.splits},
         **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": _tiles.GROUP},
-        **{"SUBTILES": getattr(tiles, "subtiles", 1)},
+        **{"SUBTILES": getattr(tiles, "subtiles", 1), "OFFSET": tl.int64 if huge else tl.int32, "SMALL": not huge},
     }
     return {name: values[name] for name in kernel.arg_names}
 

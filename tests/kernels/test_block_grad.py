@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tritonsparse.kernels._block_grad_tiles import block_grad_tiles
+from tritonsparse.kernels._block_grad_tiles import block_grad_tiles, takes_rows
 from tritonsparse.kernels._tiles import Limits
 from tritonsparse.kernels.block_grad import block_grad_weight
 from tritonsparse.kernels.block_topology import build_index_reference
@@ -130,6 +130,13 @@ def test_a_configuration_fits_the_device_and_splits_only_what_is_small(
             assert tiles.n // tiles.subtiles >= 16 and tiles.subtiles <= 8
             assert all(size & (size - 1) == 0 for size in (tiles.m, tiles.n, tiles.k, tiles.splits))
             assert tiles.splits == 1 or 4096 * columns < 8 * 132 * tiles.n * tiles.k
+
+
+def test_a_tile_s_own_axis_is_the_longer_side_of_a_block_then_the_longer_axis_then_that_of_stored_rows() -> None:
+    assert takes_rows((64, 4096), (64, 16), False) and not takes_rows((4096, 64), (16, 64), False)
+    # A tile takes no more than 128 of a side.
+    assert takes_rows((4096, 1024), (128, 256), False) and not takes_rows((1024, 4096), (128, 256), False)
+    assert takes_rows((512, 512), (64, 64), False) and not takes_rows((512, 512), (64, 64), True)
 
 
 INDEX = build_index_reference(torch.ones(2, 3, dtype=torch.bool))

@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 
-from tritonsparse.kernels.block_plan import FIELDS, block_choice, break_even, read_block_table
+from tritonsparse.kernels.block_plan import (
+    FIELDS,
+    SEMI_STRUCTURED_FIELDS,
+    block_choice,
+    break_even,
+    read_block_table,
+    read_semi_structured_table,
+    semi_structured_choice,
+)
 
 ENTRY = dict(zip(FIELDS, ("nvidia-h200", 4096, 1024, 64, 64, "bfloat16", 0.6), strict=True))
 
@@ -37,3 +45,16 @@ def test_the_packaged_table_is_readable() -> None:
         block = (entry["rows"], entry["columns"])
         dtype = getattr(torch, entry["dtype"])
         assert break_even(entry["n"], entry["k"], block, dtype, entry["device"]) is not None
+
+
+def test_a_2_4_forward_is_taken_where_it_was_measured_faster() -> None:
+    entry = dict(zip(SEMI_STRUCTURED_FIELDS, ("nvidia-h200", 4096, 1024, "bfloat16", True), strict=True))
+    slower = {**entry, "k": 4096, "faster": False}
+    choices = {
+        k: semi_structured_choice(4096, k, torch.bfloat16, "NVIDIA H200", table=(entry, slower))
+        for k in (1024, 4096, 2048)
+    }
+    assert {k: taken for k, (taken, _) in choices.items()} == {1024: True, 4096: False, 2048: False}
+    assert "measured faster" in choices[1024][1] and "no faster" in choices[4096][1]
+    assert "not measured" in choices[2048][1]
+    assert all(set(each) == set(SEMI_STRUCTURED_FIELDS) for each in read_semi_structured_table())

@@ -115,7 +115,12 @@ def test_the_table_is_made_of_cases_whose_two_providers_were_right(tmp_path: Pat
     ]
     (folder / "bench.json").write_text(json.dumps({"rows": rows}))
     table = tmp_path / "plan_table.json"
-    old = {"fields": {}, "entries": [entry(7, 1, 1), entry(7, 1, 1, device="nvidia-a100")], "blocks": []}
+    old = {
+        "fields": {},
+        "entries": [entry(7, 1, 1), entry(7, 1, 1, device="nvidia-a100")],
+        "blocks": [],
+        "semi_structured": [],
+    }
     table.write_text(json.dumps(old))
     make_plan_table.main([str(folder / "bench.json"), "--table", str(table)])
     written = json.loads(table.read_text())
@@ -141,7 +146,7 @@ def test_a_layer_skips_blocks_at_densities_that_were_faster_at_every_number_of_t
     ]
     (folder / "kernels.json").write_text(json.dumps({"block": {"rows": rows, "queue": {}}, "other": {"queue": {}}}))
     table = tmp_path / "plan_table.json"
-    table.write_text(json.dumps({"fields": {}, "entries": [entry(7, 1, 1)], "blocks": []}))
+    table.write_text(json.dumps({"fields": {}, "entries": [entry(7, 1, 1)], "blocks": [], "semi_structured": []}))
     make_plan_table.main([str(folder / "kernels.json"), "--table", str(table)])
     written = json.loads(table.read_text())
     assert written["entries"] == [entry(7, 1, 1)]
@@ -149,3 +154,25 @@ def test_a_layer_skips_blocks_at_densities_that_were_faster_at_every_number_of_t
     assert [(each["n"], each["max_density"]) for each in blocks] == [(1024, 0.0), (4096, 0.1)]
     assert block_plan.break_even(4096, 1024, (64, 64), BF16, H200, table=blocks) == 0.1
     assert not block_plan.block_choice(1024, 1024, (64, 64), 0.01, BF16, H200, table=blocks)[0]
+
+
+def test_a_2_4_forward_is_faster_that_was_so_at_every_number_of_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "nvidia-h200"
+    folder.mkdir()
+
+    def timed(k: int, tokens: int, provider: str, median: float, op: str = "step") -> dict[str, Any]:
+        facts = {"n": 4096, "k": k, "dtype": "bfloat16", "op": op, "verdict": "right"}
+        return {**facts, "tokens": tokens, "provider": provider, "median_ms": median}
+
+    rows = [
+        *(timed(1024, 64, "dense", 1.0), timed(1024, 64, "2:4", 0.9)),
+        *(timed(1024, 8192, "dense", 1.0), timed(1024, 8192, "2:4", 1.1)),
+        *(timed(2048, 64, "dense", 1.0), timed(2048, 64, "2:4", 0.9), timed(2048, 8192, "2:4", 9.0)),
+        *(timed(512, 64, "dense", 1.0, "forward"), timed(512, 64, "2:4", 0.1, "forward")),
+    ]
+    (folder / "semi_structured.json").write_text(json.dumps({"rows": rows}))
+    table = tmp_path / "plan_table.json"
+    table.write_text(json.dumps({"fields": {}, "entries": [], "blocks": [], "semi_structured": []}))
+    make_plan_table.main([str(folder / "semi_structured.json"), "--table", str(table)])
+    found = json.loads(table.read_text())["semi_structured"]
+    assert [(entry["k"], entry["faster"]) for entry in found] == [(1024, False), (2048, True)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tritonsparse as ts
 from tritonsparse.clock import Clock
 from tritonsparse.methods import STR, AutoSparse
-from tritonsparse.methods.block_autosparse import gate_gradients, shares
+from tritonsparse.methods.block_autosparse import across_layers, block_scores
 from tritonsparse.pattern import Block
 from tritonsparse.schedules import cubic
 from tritonsparse.units import from_units, to_units
@@ -39,40 +39,40 @@ def scores(sparsifier: ts.Sparsifier) -> list[float]:
     return sparsifier.state_dict()["tensors"]["method:scores/"][0].tolist()
 
 
-def test_the_gradient_of_a_gate_by_hand() -> None:
+def test_the_score_of_a_block_by_hand() -> None:
     weight = torch.tensor([[1.0, 2.0, 0.0, 1.0], [3.0, 4.0, -1.0, 2.0]])
     gradient = torch.tensor([[1.0, -1.0, 5.0, 2.0], [0.5, 0.25, 1.0, 0.0]])
-    # 1 - 2 + 1.5 + 1;  0 + 2 - 1 + 0
-    assert gate_gradients(gradient, weight, Block(2, 2)).tolist() == [[1.5, 1.0]]
-    assert gate_gradients(gradient, weight, Block(1, 4)).tolist() == [[1.0], [1.5]]
+    # 1 + 2 + 1.5 + 1;  0 + 2 + 1 + 0
+    assert block_scores(gradient, weight, Block(2, 2)).tolist() == [[5.5, 3.0]]
+    assert block_scores(gradient, weight, Block(1, 4)).tolist() == [[5.0], [3.5]]
+    assert block_scores(gradient.half(), weight.half(), Block(2, 2)).dtype == torch.float32
 
 
-def test_the_gradient_of_a_gate_is_what_autograd_and_differences_say() -> None:
+def test_a_score_sums_what_autograd_and_differences_say_of_a_gate_a_weight() -> None:
     torch.manual_seed(0)
     pattern, x = Block(2, 3), torch.randn(5, 6, dtype=torch.float64)
     weight = torch.randn(4, 6, dtype=torch.float64)
 
     def loss(gates: Tensor) -> Tensor:
-        gated = gates.repeat_interleave(2, 0).repeat_interleave(3, 1) * weight
-        return (torch.tanh(x @ gated.t()) ** 3).sum()
+        return (torch.tanh(x @ (gates * weight).t()) ** 3).sum()
 
-    gates = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    # Open and closed blocks, and gates are differentiated in both.
+    blocks = torch.tensor([[True, False], [False, True]])
+    gates = from_units(blocks, pattern, (4, 6)).to(torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(loss, gates)
-    view = (from_units(gates.detach() > 0, pattern, (4, 6)) * weight).requires_grad_()
-    (torch.tanh(x @ view.t()) ** 3).sum().backward()
     (expected,) = torch.autograd.grad(loss(gates), gates)
+    view = (gates.detach() * weight).requires_grad_()
+    (torch.tanh(x @ view.t()) ** 3).sum().backward()
     assert view.grad is not None
-    assert torch.allclose(gate_gradients(view.grad, weight, pattern), expected, rtol=1e-12)
+    assert torch.allclose(block_scores(view.grad, weight, pattern), to_units(expected.abs(), pattern), rtol=1e-12)
 
 
-def test_shares_by_hand() -> None:
-    # Ranked 4, 2, 1, 1, 0: over 4, 6, 7, 8, 8.
-    found = shares(torch.tensor([[1.0, 4.0, 0.0], [2.0, 1.0, 0.0]]))
-    expected = [[1 / 7, 1.0, 0.0], [2 / 6, 1 / 8, 0.0]]
-    assert found.flatten().tolist() == pytest.approx([value for row in expected for value in row])
-    assert shares(torch.zeros(3)).tolist() == [0.0] * 3
-    # A layer's unit of loss does not matter.
-    assert torch.equal(shares(torch.tensor([3.0, 2.0, 1.0])), shares(torch.tensor([3.0, 2.0, 1.0]) * 2.0**40))
+def test_layers_are_compared_half_by_what_they_are_worth() -> None:
+    # Mean 4: over 2.   Sixteen times the worth counts four times.
+    score = torch.tensor([[1.0, 7.0], [8.0, 0.0]])
+    assert across_layers(score).tolist() == [[0.5, 3.5], [4.0, 0.0]]
+    assert torch.equal(across_layers(16.0 * score), 4.0 * across_layers(score))
+    assert across_layers(torch.zeros(2, 2)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("scale", [None, 8.0])
@@ -80,7 +80,7 @@ def test_scores_and_masks_by_hand(scale: float | None) -> None:
     layer, optimizer, sparsifier = start(constant(reach_by=0.0))
     view, method = sparsifier.layers[""], sparsifier.method
     layer.weight.grad = torch.tensor([[1.0, 0.0, 0.0, -2.0, 8.0, -8.0]]) * (scale or 1.0)
-    # <G, W> = 1, -2, 8; beta = .98
+    # sum |G W| = 1, 2, 8; beta = .98
     method.before_step(sparsifier.layers, sparsifier.clock, optimizer, None if scale is None else torch.tensor(scale))
     assert scores(sparsifier) == pytest.approx([0.02, 0.04, 0.16])
     sparsifier.clock.step += 1
@@ -96,8 +96,8 @@ def test_scores_and_masks_by_hand(scale: float | None) -> None:
     assert layer.weight.grad is not None
     assert layer.weight.grad[0].tolist() == [0.5, 1.0, 1.5, 2.0, 5.0, 6.0]
     method.before_step(sparsifier.layers, sparsifier.clock, optimizer, None)
-    # .5 - 2, 4.5 + 2, 2.5 - 3
-    expected = [0.98 * old + 0.02 * new for old, new in zip([0.02, 0.04, 0.16], [1.5, 6.5, 0.5], strict=True)]
+    # .5 + 2, 4.5 + 2, 2.5 + 3
+    expected = [0.98 * old + 0.02 * new for old, new in zip([0.02, 0.04, 0.16], [2.5, 6.5, 5.5], strict=True)]
     assert scores(sparsifier) == pytest.approx(expected)
 
 

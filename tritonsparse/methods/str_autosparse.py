@@ -31,6 +31,8 @@ Differs from the paper in:
 - the auto-tuned alpha may pass 1, as in Algorithm 1 and the listing, although eq. (1) has it in [0, 1].
 - `sparsity` moves all logits together towards a sparsity over the whole model; the papers have no such thing, and
   None, the default, is theirs.
+- blocks are ours: gates, their scores and one cut-off in place of thresholds.
+- `refresh_every` above 1 gives pruned weights r alpha times their gradient every r-th step; the papers have 1.
 - a layer never stays below `min_density` = 1 % of its weights; the papers' layers may empty and die. 0 is theirs.
 - STR's default s_0 is the -20 of AutoSparse's Transformer runs; STR's own -3200 goes with SGD on ImageNet.
 """
