@@ -1,7 +1,7 @@
 """The products of sparse convolutions, forward, dX and dW: every distinct layer of ResNet-50 and MobileNetV1.
 
-    python benchmarks/bench_conv.py [--model NAME] [--batch N] [--out DIR]      on a GPU
-    python benchmarks/bench_conv.py --smoke                                     tiny layers, on any machine
+    python benchmarks/bench_conv.py [--model NAME] [--batch N] [--op NAME] [--out DIR]      on a GPU
+    python benchmarks/bench_conv.py --smoke                                                 tiny layers, on any machine
 
     provider       forward                               grad_input                grad_weight
     dense random   the vendor on a random weight         the same                  the vendor
@@ -322,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--model", choices=("resnet-50", "mobilenet-v1"), help="one of them; both by default")
     parser.add_argument("--batch", type=int, help=f"images at a time; {BATCHES} by default")
+    parser.add_argument("--op", choices=OPS, help="one product; all three by default")
     args = parser.parse_args(argv)
     if not args.smoke:
         refuse_without_gpu("bench_conv")
@@ -333,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     for batch in batches:
         for layer in layers:
-            for op in OPS:
+            for op in [args.op] if args.op else OPS:
                 if op != "conv_grad_input" or layer.inputs > 3:
                     rows += bench(layer, batch, op, FP32 if args.smoke else BF16, 16 if args.smoke else BLOCK)
     publish("conv", rows, COLUMNS, args.out, smoke=args.smoke, threshold=LOGIT, alpha=ALPHA, block=BLOCK)

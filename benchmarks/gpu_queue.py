@@ -132,10 +132,11 @@ def entries(data: Path | None, text: Path | None = None, images: Path | None = N
         Entry("packed activations", _bench("packed"), _last_line,
               ("benchmarks/bench_packed.py", "benchmarks/harness.py", *KERNELS),
               60, 40, "kernels", "packed", alone=True),
-        *(Entry(f"conv, {model}, {batch}", _bench("conv", f"--model={model}", f"--batch={batch}"), _last_line,
-                ("benchmarks/bench_conv.py", "benchmarks/harness.py", *KERNELS),
-                300, 180, "kernels", f"conv_{model}_{batch}", alone=True)
-          for model in ("resnet-50", "mobilenet-v1") for batch in (32, 256)),
+        *(Entry(f"{op}, {model}, {batch}", _bench("conv", f"--model={model}", f"--batch={batch}", f"--op={op}"),
+                _last_line, ("benchmarks/bench_conv.py", "benchmarks/harness.py", *KERNELS),
+                150, 60, "kernels", f"{op}_{model}_{batch}", alone=True)
+          for model in ("resnet-50", "mobilenet-v1") for batch in (32, 256)
+          for op in ("conv_forward", "conv_grad_input", "conv_grad_weight")),
         *(_multi30k(method, seed, data) for seed in SEEDS for method in ("dense", "str", "autosparse")),
         *(_multi30k(method, seed, data) for seed in SEEDS for method in AT_70),
         *(_multi30k_70(method, seed, data, pattern) for seed in SEEDS

@@ -45,7 +45,7 @@ SHAPES: list[tuple[int, int, int, tuple[int, int], Geometry]] = [
     (2, 128, 96, (20, 19), Geometry((3, 3), (2, 1), SAME, (1, 2), 2)),
     (2, 64, 64, (30, 30), Geometry((4, 4), (1, 1), (3, 3, 6, 6), (3, 3))),
 ]
-# (number of the shape, kind, dtypes): every shape, then every kind and every dtype on one. Each compiles its own kernels.
+# (number of the shape, kind, dtypes): every shape, then every kind and dtype on one: each compiles its own kernels.
 CASES = [
     *((number, ("soft per row", "mask")[number % 2], DTYPES[0]) for number in range(len(SHAPES))),
     *((2, kind, DTYPES[0]) for kind in ("soft", "hard", "mask")),

@@ -121,11 +121,26 @@ def test_pruned_blocks_may_get_their_gradients_in_every_rth_step_alone() -> None
         view.weight.grad = torch.ones(1, 6)
         optimizer.step()
         seen.append(float(view.alpha))
+        # Where nothing reaches pruned blocks, a mask says so, by which their part of dW is skipped.
+        assert view.grad_mask is None if view.alpha > 0 else torch.equal(view.grad_mask, view.mask)
         # A third of the steps computes all of dW, the others a third of it.
         assert sparsifier.method.densities(view, 1 / 3).grad_weight == pytest.approx(1 / 3 + (2 / 3) / 3)
     assert seen == [0.0, 0.0, 1.5, 0.0, 0.0, 1.5]
     with pytest.raises(ValueError, match="refresh_every of at least 1, got 0"):
         AutoSparse(refresh_every=0)
+
+
+def test_b_is_what_is_kept_once_alpha_is_zero_and_str_has_no_alpha() -> None:
+    layer, optimizer, sparsifier = start(constant(zero_alpha_epoch=1, reach_by=0.5), steps=8)
+    view = sparsifier.layers[""]
+    for step in range(1, 5):
+        layer.weight.grad = torch.randn(1, 6)
+        optimizer.step()
+        # Two steps an epoch.
+        assert view.grad_mask is None if step < 2 else torch.equal(view.grad_mask, view.mask)
+    assert view.mask.sum() == 2
+    _, _, sparsifier = start(STR(sparsity=0.6))
+    assert (sparsifier.layers[""].alpha, sparsifier.layers[""].grad_mask) == (None, None)
 
 
 class Planted:

@@ -18,8 +18,8 @@ z over the layer's mean, which would give every layer about the same density, kn
 v is the geometric mean of the two. One cut-off for all layers is what makes their densities differ.
 
 z is read off the gradient that the step is taken with, so alpha anneals it as it anneals dW: while alpha > 0 a pruned
-block that matters comes back; as alpha falls pruned blocks fall behind, and at 0 (STR) their z dies away. There is nothing
-to tune, and no cliff: what is pruned follows the cubic to one block.
+block that matters comes back; as alpha falls pruned blocks fall behind, and at 0 (STR) their z dies away. There is
+nothing to tune, and no cliff: what is pruned follows the cubic to one block.
 
 Tried, on one CPU core; losses in nats a token on validation pairs of the embedded corpus, without smoothing:
 
@@ -153,15 +153,23 @@ class BlockGates:
         """Blocks that a layer of so many keeps at least."""
         return kept_count(blocks, round(1.0 - self.min_density, 12)) if self.min_density else 0
 
-    def superset(self, layer: SparseLayer, density: float) -> Tensor:
-        """B of one layer: what is kept, joined by the pruned blocks of largest norm up to `density` of all; bool, the
-        weight's shape."""
+    def write_superset(self, layer: SparseLayer, density: float | None) -> None:
+        """Make B the layer's `grad_mask`: what is kept, joined by the pruned blocks of largest norm up to `density` of
+        all blocks (0: nothing is joined); None = everything."""
         assert layer.mask is not None  # written in begin
-        norms = to_units(layer.oriented(layer.weight.detach().float().square()), self.pattern)
-        kept = to_units(layer.oriented(layer.mask).float(), self.pattern) > 0
-        wanted = max(kept_count(norms.numel(), round(1.0 - density, 12)), int(kept.sum()))
-        chosen = topk_masks([torch.where(kept, torch.finfo(norms.dtype).max, norms)], wanted)[0]
-        return layer.stored(from_units(chosen, self.pattern, _shape(layer)))
+        if density is None:
+            layer.grad_mask = None
+            return
+        chosen = layer.mask
+        if density:
+            norms = to_units(layer.oriented(layer.weight.detach().float().square()), self.pattern)
+            kept = to_units(layer.oriented(layer.mask).float(), self.pattern) > 0
+            wanted = max(kept_count(norms.numel(), round(1.0 - density, 12)), int(kept.sum()))
+            units = topk_masks([torch.where(kept, torch.finfo(norms.dtype).max, norms)], wanted)[0]
+            chosen = layer.stored(from_units(units, self.pattern, _shape(layer)))
+        if layer.grad_mask is None:
+            layer.grad_mask = torch.empty_like(layer.weight, dtype=torch.bool)
+        layer.grad_mask.copy_(chosen)
 
     def state_dict(self) -> MethodState:
         return {f"scores/{name}": score for name, score in self.scores.items()}

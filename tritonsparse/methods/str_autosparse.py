@@ -129,8 +129,6 @@ class STR(TargetSparsity):
                     f"{self.name}: expected {name} left out with pattern '{pattern}', whose blocks have no threshold, "
                     f"got {getattr(self, name)}; leave it out"
                 )
-        for layer in layers.values():
-            layer.alpha = torch.zeros((), device=layer.weight.device)
         self._gates = BlockGates(self.name, pattern, self.min_density)
         self._gates.begin(layers)
 
@@ -248,6 +246,11 @@ class AutoSparse(STR):
         super().setup(layers, clock, pattern, seed)
         self._write_view(layers, clock)
 
+    def _begin_blocks(self, layers: Layers, pattern: Block) -> None:
+        super()._begin_blocks(layers, pattern)
+        for layer in layers.values():
+            layer.alpha = torch.zeros((), device=layer.weight.device)
+
     def current_alpha(self, clock: Clock) -> float:
         """alpha for the steps of epoch `clock.epoch`."""
         epoch = clock.epoch
@@ -278,21 +281,28 @@ class AutoSparse(STR):
 
     @torch.no_grad()
     def _write_view(self, layers: Layers, clock: Clock) -> None:
-        alpha = self._annealed = self.current_alpha(clock)
-        if self.refresh_every > 1:
-            # As much in the mean, in one step of r.
-            alpha = 0.0 if clock.step % self.refresh_every else alpha * self.refresh_every
+        self._annealed, alpha = self.current_alpha(clock), self._multiplier(clock)
+        comes_or_goes = bool(alpha) != bool(self._multiplier(dataclasses.replace(clock, step=max(0, clock.step - 1))))
         for layer in layers.values():
             if layer.alpha is None:
                 continue
             layer.alpha.fill_(alpha)
             # alpha = 0 makes B = A (eq. 8's remark): no set to choose.
-            if self.backward_density is not None:
+            if self._gates is None and self.backward_density is not None:
                 layer.grad_mask = None if alpha == 0.0 else self._superset(layer, self.backward_density)
+            elif self._gates is not None and (comes_or_goes or self.due(clock)):
+                # Said by a mask, so that blocks outside it can be skipped.
+                self._gates.write_superset(layer, self.backward_density if alpha else 0.0)
 
-    def _superset(self, layer: SparseLayer, density: float) -> Tensor:
-        if self._gates is not None:
-            return self._gates.superset(layer, density)
+    def _multiplier(self, clock: Clock) -> float:
+        """alpha for the coming step: with `refresh_every` as much in the mean, in one step of r."""
+        alpha = self.current_alpha(clock)
+        if self.refresh_every > 1:
+            return 0.0 if clock.step % self.refresh_every else alpha * self.refresh_every
+        return alpha
+
+    @staticmethod
+    def _superset(layer: SparseLayer, density: float) -> Tensor:
         magnitude = layer.weight.detach().abs()
         return topk_mask(magnitude, kept_count(magnitude.numel(), round(1.0 - density, 12)))
 
