@@ -67,7 +67,7 @@ FASHION: dict[str, dict[str, object]] = {
         "phases": {"starts": [[0, "dense"], [1, "sparse"], [2, "dense"], [3, "sparse"]], "epochs": 6},
     },
     "rigl": {"sparsity": 0.8, "update_every": 100},
-    "swat": {"sparsity": 0.8, "refresh_every": 10},
+    "swat": {"sparsity": 0.8},
 }
 # What the programs measure, by keys of their results.
 TRANSLATED = ("bleu", "bleu_line", "bleu_signature", "num_beams")
