@@ -77,8 +77,7 @@ def flops_quality_figure(runs: Mapping[str, Mapping[str, Any]], *, quality_name:
                 continue
             sparsity = values.get("sparsity")
             label = f"{name} (sparsity {sparsity:.2f})" if is_number(sparsity) else name
-            colour, dashes, marker = draw.style(run)
-            face = colour if dashes == "-" else "none"  # beyond one palette the markers turn hollow
+            colour, _, marker = draw.style(run)
             axes.plot(
                 values[key],
                 values["quality"],
@@ -86,7 +85,7 @@ def flops_quality_figure(runs: Mapping[str, Mapping[str, Any]], *, quality_name:
                 marker=marker,
                 markersize=9,
                 color=colour,
-                markerfacecolor=face,
+                fillstyle=draw.fill(run),
                 label=label,
             )
         cost = draw.flops_label(title.lower(), conventions[0] if conventions else None)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ History = Sequence[Mapping[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", ":", "-.")
+_FILLS: tuple[Literal["full", "none", "left", "bottom"], ...] = ("full", "none", "left", "bottom")
 
 SPARSITY = "fraction of weights that are 0"
 
@@ -79,6 +80,11 @@ def legend_below(axes: Axes) -> None:
 def style(i: int) -> tuple[str, str, str]:
     """Colour, dashes and marker of the i-th run: together different for the first 28."""
     return COLOURS[i % 7], _DASHES[i // 7 % 4], _MARKERS[i % 7]
+
+
+def fill(i: int) -> Literal["full", "none", "left", "bottom"]:
+    """How the i-th run's marker is filled: with its colour and shape different for the first 28."""
+    return _FILLS[i // 7 % 4]
 
 
 def count(number: float) -> str:

@@ -215,6 +215,13 @@ def test_a_cost_above_dense_stays_in_the_picture():
     assert axes.get_xlim()[1] > 1.7
 
 
+def test_twenty_eight_runs_have_twenty_eight_markers():
+    runs = {f"run {i}": {"quality": float(i), "train_flops_fraction": 0.5} for i in range(28)}
+    (axes,) = flops_quality_figure(runs).axes
+    drawn = [line for line in axes.get_lines() if str(line.get_label()).startswith("run ")]
+    assert len({(line.get_color(), line.get_marker(), line.get_fillstyle()) for line in drawn}) == 28
+
+
 def test_the_flops_axes_name_the_convention():
     runs = {"a": {"quality": 1.0, "train_flops_fraction": 0.5, "flops_convention": "swat"}}
     (axes,) = flops_quality_figure(runs).axes

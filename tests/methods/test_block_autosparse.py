@@ -214,7 +214,7 @@ def test_what_is_pruned_comes_back_only_while_alpha_is_above_zero() -> None:
 
 def test_no_layer_falls_below_the_floor_and_it_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     kept = {}
-    for floor in (0.0, 0.25):
+    for floor in (0.0, 0.25, None):
         run = Planted(AutoSparse(sparsity=0.7, min_density=floor), 40)
         # A layer whose first gate alone is worth anything: its other blocks go first.
         with torch.no_grad():
@@ -228,9 +228,10 @@ def test_no_layer_falls_below_the_floor_and_it_is_logged_once(caplog: pytest.Log
         assert sum(int(unit.sum()) for unit in run.units().values()) == 14  # .3 of 48
         kept[floor] = int(run.units()["2"].sum())
         assert [("min_density" in record.message, "layer 2" in record.message) for record in caplog.records] == (
-            [(True, True)] if floor else []
+            [] if floor == 0.0 else [(True, True)]
         )
-    assert kept == {0.0: 1, 0.25: 6}
+    # None: half of .3, of 24 blocks.
+    assert kept == {0.0: 1, 0.25: 6, None: 4}
 
 
 def test_saved_and_loaded_it_goes_on_as_if_never_stopped() -> None:

@@ -129,7 +129,9 @@ class STR(TargetSparsity):
                     f"{self.name}: expected {name} left out with pattern '{pattern}', whose blocks have no threshold, "
                     f"got {getattr(self, name)}; leave it out"
                 )
-        self._gates = BlockGates(self.name, pattern, self.min_density)
+        # What is worth little before a model has learned to use it, queries and keys, would be gone when it has.
+        floor = 0.5 * (1.0 - self.sparsity) if self.min_density is None else self.min_density
+        self._gates = BlockGates(self.name, pattern, floor)
         self._gates.begin(layers)
 
     @torch.no_grad()

@@ -48,13 +48,14 @@ class TargetSparsity(Method):
         thresholds go where training takes them.
     reach_by: fraction of total_steps at which p is reached and then held (t_1).
     control_every: steps between corrections of the logits and looks at the densities.
-    min_density: share of its weights that every layer keeps at least (d), in [0, 1); 0 = no floor.
+    min_density: share of its weights that every layer keeps at least (d), in [0, 1); 0 = no floor. None = 1 %, with
+        blocks half of the share that all layers together are to keep.
     """
 
     sparsity: float | None = None
     reach_by: float = 0.75
     control_every: int = 10
-    min_density: float = 0.01
+    min_density: float | None = None
     _initial: float = field(default=0.0, init=False, repr=False, compare=False)
     _floored: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -67,13 +68,18 @@ class TargetSparsity(Method):
             )
         if self.control_every < 1:
             raise ValueError(f"{self.name}: expected control_every of at least 1, got {self.control_every}; correct it")
-        if not 0.0 <= self.min_density < 1.0:
+        if self.min_density is not None and not 0.0 <= self.min_density < 1.0:
             raise ValueError(f"{self.name}: expected min_density in [0, 1), got {self.min_density}; 0 means no floor")
-        if self.sparsity and self.sparsity > 1.0 - self.min_density:
+        if self.sparsity and self.sparsity > 1.0 - self.floor:
             raise ValueError(
-                f"{self.name}: expected a sparsity of at most 1 - min_density = {1.0 - self.min_density:g}, got "
+                f"{self.name}: expected a sparsity of at most 1 - min_density = {1.0 - self.floor:g}, got "
                 f"{self.sparsity}; lower min_density"
             )
+
+    @property
+    def floor(self) -> float:
+        """d of elements."""
+        return 0.01 if self.min_density is None else self.min_density
 
     @torch.no_grad()
     def begin(self, layers: Layers) -> None:
@@ -110,7 +116,7 @@ class TargetSparsity(Method):
             for layer in soft:
                 logit = _logit(layer)
                 logit.add_(offset.to(logit.device)).clamp_(*_LOGITS)
-        if not self.min_density:
+        if not self.floor:
             return
         for name in floor_thresholds(layers, {name: self._least(layer) for name, layer in layers.items()}):
             if name not in self._floored:
@@ -118,14 +124,14 @@ class TargetSparsity(Method):
                 logger.warning(
                     "%s: step %d: layer %s kept less than min_density = %g of its weights; its threshold is held where "
                     "it keeps as many (said once)",
-                    *(self.name, clock.step, name, self.min_density),
+                    *(self.name, clock.step, name, self.floor),
                 )
 
     def _least(self, layer: SparseLayer) -> int:
         """Weights that the layer keeps at least."""
-        if not self.min_density:
+        if not self.floor:
             return 0
-        return kept_count(layer.weight.numel(), round(1.0 - self.min_density, 12))
+        return kept_count(layer.weight.numel(), round(1.0 - self.floor, 12))
 
     def state_dict(self) -> MethodState:
         return {} if self.sparsity is None else {"initial_sparsity": self._initial}
