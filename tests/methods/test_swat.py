@@ -70,6 +70,43 @@ def test_between_refreshes_mask_and_cut_off_are_reused() -> None:
     assert kept == [2, 3, 3, 2]
 
 
+def test_between_refreshes_a_weight_that_crosses_the_cut_off_counts_at_once() -> None:
+    _, sparsifier = made(SWAT(sparsity=0.5, refresh_every=3))
+    layer = sparsifier.layers["0"]
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=1.0))
+    sparsifier.attach(optimizer)
+    count = layer.weight.numel()
+    assert layer.mask is not None
+    cutoff = layer.weight.detach().abs()[layer.mask].min()
+    target = layer.weight.detach().clone()
+    target[~layer.mask] = cutoff  # at the cut-off is kept
+    layer.weight.grad = layer.weight.detach() - target
+    optimizer.step()
+    assert layer.mask.all()
+    layer.weight.grad = layer.weight.detach().clone()  # to 0: nothing would be left, so nothing changes
+    optimizer.step()
+    assert layer.mask.all() and layer.weight.count_nonzero() == 0
+    layer.weight.grad = torch.randn(layer.weight.shape)
+    optimizer.step()  # the third: a refresh, exact again
+    assert int(layer.mask.sum()) == count // 2
+
+
+def test_between_refreshes_blocks_are_chosen_exactly_at_every_step() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8))
+    sparsifier = ts.sparsify(model, SWAT(sparsity=0.5, refresh_every=5), pattern="block:4")
+    layer = sparsifier.layers["0"]
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=1.0))
+    sparsifier.attach(optimizer)
+    for _ in range(3):
+        layer.weight.grad = torch.randn(8, 8)
+        optimizer.step()
+        norms = layer.weight.detach().abs().reshape(2, 4, 2, 4).sum((1, 3))
+        assert layer.mask is not None
+        blocks = layer.mask.reshape(2, 4, 2, 4).all(3).all(1)
+        assert int(blocks.sum()) == 2 and norms[blocks].min() > norms[~blocks].max()
+
+
 def test_padding_counts_for_no_cut_off_and_for_no_weight_gradient() -> None:
     model, sparsifier = made(SWAT(sparsity=0.5))
     x = torch.tensor([[[1.0, -2.0, 3.0, 0.5], [90.0, 90.0, 90.0, 90.0]]])

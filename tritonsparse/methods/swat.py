@@ -10,13 +10,15 @@ Raihan and Aamodt, "Sparse Weight Activation Training", arXiv:2001.01969, Algori
               mean |momentum over its kept weights| / sum over layers  of all kept weights
 
 The master weights stay dense; `finalize` prunes once. The activations of a layer are as sparse as its weights unless
-`activation_sparsity` says otherwise; biases and norms are dense. With `refresh_every` P, masks and cut-offs are exact
-on every P-th step and reused between: the weights' mask as it is, the activations' by the remembered cut-off, so that
-what is kept of a batch then varies. Tell `Sparsifier.set_row_mask` of padding: its rows count for no cut-off.
+`activation_sparsity` says otherwise; biases and norms are dense. With `refresh_every` P, cut-offs are exact on every
+P-th step and reused between, on weights and on activations: a weight that crosses its layer's cut-off counts at once,
+and how many are kept varies. Tell `Sparsifier.set_row_mask` of padding: its rows count for no cut-off.
 
 Differs from the paper in:
-- exact counts and ties to the lowest index (units.py); the published code keeps everything at or above the k-th value.
-- between refreshes the mask of the weights is reused, not their cut-off: the count stays exact.
+- exact counts and ties to the lowest index (units.py) on refresh steps; the published code keeps everything at or above
+  the k-th value always.
+- a cut-off is of elements: blocks, channels, N:M and structures are chosen exactly at every step, as the code does with
+  its structures.
 - the published code compresses nothing: it saves Xhat dense.
 - cut-offs are refreshed by optimizer steps, in every layer; in the code by epoch, and in linear layers at every call.
 - SWAT-M: a layer's share is bounded by its size, and what is beyond goes to the others in proportion to their shares;
@@ -31,7 +33,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +79,9 @@ class SWAT(MaskMethod):
     slack: float = 1.25
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _cutoffs: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # Of the last refresh, by layer: what of W is kept, and the smallest magnitude among it.
+    _sparsities: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _weight_cutoffs: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +121,35 @@ class SWAT(MaskMethod):
             layer.alpha = torch.ones((), device=layer.weight.device)
             layer.activation_scope, layer.activation_slack = self.activation_scope, self.slack
             layer.remembers_cutoff = self.refresh_every > 1
+        self._refresh(layers, sparsity)
+
+    def _refresh(self, layers: Layers, sparsity: Mapping[str, float]) -> None:
+        """Choose masks exactly, and remember by what."""
         self._choose(layers, sparsity)
+        for name, layer in layers.items():
+            assert layer.mask is not None  # just written
+            self._sparsities[name] = 1.0 - float(layer.mask.double().mean())
+        if self.refresh_every > 1 and self._by_elements:
+            for name, layer in layers.items():
+                assert layer.mask is not None  # just written
+                kept = layer.weight.detach().abs().masked_fill(~layer.mask, torch.inf)
+                self._weight_cutoffs[name] = kept.amin().float()
+        self._size_activations(layers)
+
+    @property
+    def _by_elements(self) -> bool:
+        return self.structure is None and isinstance(self._pattern, Unstructured)
+
+    def _reuse(self, layers: Layers) -> None:
+        """Masks between refreshes: by the remembered cut-off, or of as many units."""
+        if not self._by_elements:
+            self._choose(layers, self._sparsities)
+            return
+        for name, layer in layers.items():
+            assert layer.mask is not None  # written in setup
+            above = layer.weight.detach().abs() >= self._weight_cutoffs[name].to(layer.weight.device)
+            # A layer that would keep nothing keeps what it has: without asking the device.
+            layer.mask.copy_(torch.where(above.any(), above, layer.mask))
 
     def _choose(self, layers: Layers, sparsity: Mapping[str, float]) -> None:
         scores = self.magnitudes(layers)
@@ -126,12 +159,10 @@ class SWAT(MaskMethod):
             self.write(
                 layers, {name: self._structured(layer, scores[name], sparsity[name]) for name, layer in layers.items()}
             )
-        self._size_activations(layers)
 
     def _size_activations(self, layers: Layers) -> None:
-        for layer in layers.values():
-            assert layer.mask is not None  # written by now
-            density = float(layer.mask.double().mean())
+        for name, layer in layers.items():
+            density = 1.0 - self._sparsities[name]
             if self.activation_sparsity is not None:
                 density = 1.0 - self.activation_sparsity
             elif self.distribution == "uniform":
@@ -167,13 +198,14 @@ class SWAT(MaskMethod):
             for name, layer in layers.items():
                 if layer.activation_cutoff is None and layer.last_cutoff is not None:
                     layer.activation_cutoff = self._cutoffs[name] = layer.last_cutoff
+            self._reuse(layers)
             return
         sparsity = divide(
             "uniform" if self.distribution == "momentum" else self.distribution, self.dims(layers), self.sparsity
         )
         if self.distribution == "momentum":
             sparsity = self._by_momentum(layers, optimizer)
-        self._choose(layers, sparsity)
+        self._refresh(layers, sparsity)
         self._cutoffs.clear()
         for layer in layers.values():
             layer.activation_cutoff = layer.last_cutoff = None
@@ -201,14 +233,19 @@ class SWAT(MaskMethod):
         return Densities(kept, kept, activations, activations)
 
     def state_dict(self) -> MethodState:
-        return {f"cutoffs/{name}": cutoff for name, cutoff in self._cutoffs.items()}
+        return {
+            **{f"cutoffs/{name}": cutoff for name, cutoff in self._cutoffs.items()},
+            **{f"weight_cutoffs/{name}": cutoff for name, cutoff in self._weight_cutoffs.items()},
+            **{f"sparsities/{name}": sparsity for name, sparsity in self._sparsities.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
-        self._cutoffs = {
-            name.removeprefix("cutoffs/"): cast(Tensor, value)
-            for name, value in state.items()
-            if name.startswith("cutoffs/")
-        }
+        def part(prefix: str) -> dict[str, Any]:
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+        self._cutoffs = part("cutoffs/")
+        self._weight_cutoffs = part("weight_cutoffs/")
+        self._sparsities = {name: float(value) for name, value in part("sparsities/").items()}
 
     def resume(self, layers: Layers) -> None:
         for name, layer in layers.items():
