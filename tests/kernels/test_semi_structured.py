@@ -71,7 +71,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(torch, "_cslt_compress", compress)
     monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
-    monkeypatch.setattr(semi_structured, "_hardware_reason", lambda device: None)
+    monkeypatch.setattr(semi_structured, "hardware_reason", lambda device: None)
     return calls
 
 

@@ -32,7 +32,7 @@ def write(path: Path, text: str) -> str:
         (("--method=gmp", "--sparsity=1.0"), "gmp: expected a sparsity in [0, 1), the fraction of zeros, got 1.0"),
         (("--method=gmp", "--sparsity=-0.1"), "got -0.1"),
         (("--method=gmp",), "missing 1 required keyword-only argument: 'sparsity'"),
-        (("--pattern=2:4",), "method 'autosparse' supports (unstructured), got '2:4'"),
+        (("--pattern=2:4",), "method 'autosparse' supports (block, unstructured), got '2:4'"),
         (
             ("--method=magic",),
             "topkast, got 'magic'; choose one",
