@@ -29,7 +29,7 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> None:
-    """torch.compile gives up on a function it has compiled eight times, and all `nn.Sequential`s of a process are one."""
+    """torch.compile gives up on a function compiled eight times, and all `nn.Sequential`s of a process are one."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 
