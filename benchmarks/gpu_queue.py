@@ -103,10 +103,8 @@ def entries(data: Path | None, text: Path | None = None, images: Path | None = N
     Estimates are guesses until a result's `seconds` says better.
     """
     step = ("benchmarks/bench_train_step.py", "benchmarks/harness.py", "train/presets.py", *LAYERS)
-    tests = (PYTHON, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:cacheprovider")
     return [
-        Entry("gpu tests", (*tests, "--junit-xml={work}/report.xml"), _tests,
-              (*LAYERS, "train/presets.py", "tests/gpu/*.py"), 90, 30, "gpu_tests"),
+        *(_gpu_tests(path) for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py"))),
         Entry("threshold", _bench("threshold"), _last_line,
               ("benchmarks/bench_threshold.py", "benchmarks/harness.py", *KERNELS),
               120, 60, "kernels", "threshold", alone=True),
@@ -150,6 +148,15 @@ def entries(data: Path | None, text: Path | None = None, images: Path | None = N
         Entry("train step, big", _bench("train_step", "--preset=transformer-big"), _last_line, step,
               180, 120, "train_step_transformer-big"),
     ]  # fmt: skip
+
+
+def _gpu_tests(path: Path) -> Entry:
+    """The tests of one file, by themselves: compiling kernels takes most of their time, and a budget may end."""
+    report = "--junit-xml={work}/report.xml"
+    command = (PYTHON, "-m", "pytest", "-m", "gpu", f"tests/gpu/{path.name}", "-q", "-p", "no:cacheprovider", report)
+    sources = (*LAYERS, "train/presets.py", "tests/gpu/conftest.py", f"tests/gpu/{path.name}")
+    name = path.stem.removeprefix("test_").removesuffix("_gpu")
+    return Entry(f"gpu tests, {name}", command, _tests, sources, 90, 30, "gpu_tests", name)
 
 
 def _bench(name: str, *options: str) -> tuple[str, ...]:

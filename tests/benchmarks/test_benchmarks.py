@@ -173,12 +173,12 @@ def test_test_reports_are_counted(tmp_path: Path) -> None:
 
 @no_gpu
 def test_dry_run_lists_entries_and_their_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    entry = gpu_queue.entries(None)[1]
+    (entry,) = (entry for entry in gpu_queue.entries(None) if entry.name == "packed activations")
     queue = {"state": "done", "sources": entry.hash(), "seconds": 12.0}
     harness.write_json(tmp_path / "some-gpu" / f"{entry.file}.json", {entry.key: {"queue": queue}})
     assert gpu_queue.main(["--dry-run", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.split("some-gpu")[1].splitlines()
-    assert [line.split()[:2] for line in lines if line.startswith(entry.name)] == [[entry.name, "done"]]
+    assert [line.split()[:3] for line in lines if line.startswith(entry.name)] == [[*entry.name.split(), "done"]]
     assert any("multi30k dense 0" in line and "no data" in line for line in lines)
 
 
