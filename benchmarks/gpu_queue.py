@@ -105,34 +105,17 @@ def entries(data: Path | None, text: Path | None = None, images: Path | None = N
     step = ("benchmarks/bench_train_step.py", "benchmarks/harness.py", "train/presets.py", *LAYERS)
     return [
         *(_gpu_tests(path) for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py"))),
-        Entry("threshold", _bench("threshold"), _last_line,
-              ("benchmarks/bench_threshold.py", "benchmarks/harness.py", *KERNELS),
-              120, 60, "kernels", "threshold", alone=True),
+        _kernel_bench("threshold", "threshold", 120, 60),
         Entry("train step", _bench("train_step"), _last_line, step, 150, 90, "train_step"),
-        Entry("block", _bench("block"), _last_line,
-              ("benchmarks/bench_block.py", "benchmarks/harness.py", *KERNELS),
-              240, 150, "kernels", "block", alone=True),
-        Entry("block step", _bench("block_step"), _last_line,
-              ("benchmarks/bench_block_step.py", "benchmarks/harness.py", *LAYERS),
-              240, 150, "kernels", "block_step", alone=True),
-        Entry("block inference", _bench("block_inference"), _last_line,
-              ("benchmarks/bench_block_inference.py", "benchmarks/harness.py", *KERNELS),
-              120, 60, "kernels", "block_inference", alone=True),
-        Entry("whole model", _bench("whole_model"), _last_line,
-              ("benchmarks/bench_whole_model.py", "benchmarks/harness.py", *KERNELS),
-              90, 60, "kernels", "whole_model", alone=True),
-        Entry("masked gemm", _bench("masked_gemm"), _last_line,
-              ("benchmarks/bench_masked_gemm.py", "benchmarks/harness.py", *KERNELS),
-              240, 120, "kernels", "masked_gemm", alone=True),
-        Entry("2:4", _bench("semi_structured"), _last_line,
-              ("benchmarks/bench_semi_structured.py", "benchmarks/harness.py", *KERNELS),
-              60, 40, "kernels", "semi_structured", alone=True),
-        Entry("packed activations", _bench("packed"), _last_line,
-              ("benchmarks/bench_packed.py", "benchmarks/harness.py", *KERNELS),
-              60, 40, "kernels", "packed", alone=True),
-        *(Entry(f"{op}, {model}, {batch}", _bench("conv", f"--model={model}", f"--batch={batch}", f"--op={op}"),
-                _last_line, ("benchmarks/bench_conv.py", "benchmarks/harness.py", *KERNELS),
-                150, 60, "kernels", f"{op}_{model}_{batch}", alone=True)
+        _kernel_bench("block", "block", 240, 150),
+        _kernel_bench("block step", "block_step", 240, 150, sources=LAYERS),
+        _kernel_bench("block inference", "block_inference", 120, 60),
+        _kernel_bench("whole model", "whole_model", 90, 60),
+        _kernel_bench("masked gemm", "masked_gemm", 240, 120),
+        _kernel_bench("2:4", "semi_structured", 60, 40),
+        _kernel_bench("packed activations", "packed", 60, 40),
+        *(_kernel_bench(f"{op}, {model}, {batch}", "conv", 150, 60, f"--model={model}", f"--batch={batch}",
+                        f"--op={op}", key=f"{op}_{model}_{batch}")
           for model in ("resnet-50", "mobilenet-v1") for batch in (32, 256)
           for op in ("conv_forward", "conv_grad_input", "conv_grad_weight")),
         *(_multi30k(method, seed, data) for seed in SEEDS for method in ("dense", "str", "autosparse")),
@@ -161,6 +144,21 @@ def _gpu_tests(path: Path) -> Entry:
 
 def _bench(name: str, *options: str) -> tuple[str, ...]:
     return PYTHON, f"benchmarks/bench_{name}.py", "--out={work}", *options
+
+
+def _kernel_bench(
+    name: str,
+    bench: str,
+    estimate: float,
+    minimum: float,
+    *options: str,
+    sources: tuple[str, ...] = KERNELS,
+    key: str | None = None,
+) -> Entry:
+    """A benchmark that has the GPU to itself; its record stands under `key`, the benchmark's name by default."""
+    files = (f"benchmarks/bench_{bench}.py", "benchmarks/harness.py", *sources)
+    command = _bench(bench, *options)
+    return Entry(name, command, _last_line, files, estimate, minimum, "kernels", key or bench, alone=True)
 
 
 def _multi30k(method: str, seed: int, data: Path | None) -> Entry:

@@ -11,9 +11,11 @@ __all__ = [
     "FLOATS",
     "KINDS",
     "check_estimator",
+    "check_input",
     "check_kind",
     "check_operands",
     "check_triton_dtype",
+    "check_w_hat",
     "compute_dtype",
     "expect",
 ]
@@ -54,6 +56,32 @@ def expect(holds: bool, function: str, expected: str, tensor: torch.Tensor, reme
         dtype = str(tensor.dtype).removeprefix("torch.")
         got = f"{dtype} {list(tensor.shape)} on {tensor.device}"
         raise ValueError(f"{function}: expected {expected}, got {got}; {remedy}")
+
+
+def check_input(function: str, x: torch.Tensor, k: int, out_dtype: torch.dtype) -> None:
+    """Refuse a layer's input that is not `[..., k]` in the dtype of the product."""
+    if x.dim() == 0 or x.shape[-1] != k:
+        raise ValueError(
+            f"{function}: expected x of shape [..., {k}] (the weight's input features), got {list(x.shape)}; check "
+            f"the layer's input"
+        )
+    if x.dtype != out_dtype:
+        raise ValueError(
+            f"{function}: expected x in {out_dtype} (the weight's dtype outside autocast), got {x.dtype}; cast x or "
+            f"run under torch.autocast"
+        )
+
+
+def check_w_hat(function: str, w_hat: torch.Tensor | None, weight: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse a view that the caller keeps unless it is of the weight's shape and device, in `dtype`."""
+    if w_hat is not None:
+        expect(
+            w_hat.shape == weight.shape and w_hat.dtype == dtype and w_hat.device == weight.device,
+            function,
+            f"w_hat to be {dtype} {list(weight.shape)} on {weight.device}",
+            w_hat,
+            "leave it out, and the op builds it",
+        )
 
 
 def check_operands(

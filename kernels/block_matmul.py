@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operands import expect
+from ._operands import check_input, expect
 from .block_gemm import block_grad_input, block_linear
 from .block_grad import block_grad_weight
 from .block_topology import index_size
@@ -203,16 +203,7 @@ def block_matmul(
     """
     out_dtype = out_dtype or weight.dtype
     n, k = _matrix_shape(weight, transposed)
-    if x.dim() == 0 or x.shape[-1] != k:
-        raise ValueError(
-            f"block_matmul: expected x of shape [..., {k}] (the weight's input features), got {list(x.shape)}; check "
-            f"the layer's input"
-        )
-    if x.dtype != out_dtype:
-        raise ValueError(
-            f"block_matmul: expected x in {out_dtype} (the weight's dtype outside autocast), got {x.dtype}; cast x or "
-            f"run under torch.autocast"
-        )
+    check_input("block_matmul", x, k, out_dtype)
     if (grad_index is None) != (kept is None) or (grad_index is not None and mask is not None):
         raise ValueError(
             "block_matmul: expected grad_index with kept, or mask, or none of the three, got another set; a superset "

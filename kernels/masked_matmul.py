@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._operands import check_estimator, check_operands, expect
+from ._operands import check_estimator, check_input, check_operands, check_w_hat
 from .masked_gemm import fused_grad_input, fused_linear
 from .masked_grad import fused_grad_weight
 from .plan import choose
@@ -278,25 +278,9 @@ def masked_linear(
             f'backend "fused", got {kind!r}; pass backend="triton"'
         )
     check_estimator("masked_linear", kind, grad_mask, alpha)
-    if w_hat is not None:
-        expect(
-            w_hat.shape == weight.shape and w_hat.dtype == out_dtype and w_hat.device == weight.device,
-            "masked_linear",
-            f"w_hat to be {out_dtype} {list(weight.shape)} on {weight.device}",
-            w_hat,
-            "leave it out, and the op builds it",
-        )
+    check_w_hat("masked_linear", w_hat, weight, out_dtype)
     k = weight.shape[0] if transposed else weight.shape[1]
-    if x.dim() == 0 or x.shape[-1] != k:
-        raise ValueError(
-            f"masked_linear: expected x of shape [..., {k}] (the weight's input features), got "
-            f"{list(x.shape)}; check the layer's input"
-        )
-    if x.dtype != out_dtype:
-        raise ValueError(
-            f"masked_linear: expected x in {out_dtype} (the weight's dtype outside autocast), got {x.dtype}; "
-            f"cast x or run under torch.autocast"
-        )
+    check_input("masked_linear", x, k, out_dtype)
     view = (threshold, mask, grad_mask, alpha, w_hat)
     save_view = torch.is_grad_enabled()
     y, _ = _forward_op(x, weight, bias, *view, kind, transposed, backend, out_dtype, defer, save_view)

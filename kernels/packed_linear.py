@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._operands import FLOATS, check_estimator, check_operands, compute_dtype, expect
+from ._operands import FLOATS, check_estimator, check_input, check_operands, compute_dtype, expect
 from .activation import check_backend, pack_activation
 from .activation_cutoff import SCOPES, activation_cutoff, check_density
 from .packed_grad_weight import packed_grad_weight
@@ -333,16 +333,7 @@ def _check(
         check_operands(function, weight, threshold, {"mask": mask, "grad_mask": grad_mask}, kind, backend)
         check_estimator(function, kind, grad_mask, alpha)
     k = weight.shape[0] if transposed else weight.shape[1]
-    if x.dim() == 0 or x.shape[-1] != k:
-        raise ValueError(
-            f"{function}: expected x of shape [..., {k}] (the weight's input features), got {list(x.shape)}; check "
-            f"the layer's input"
-        )
-    if x.dtype != out_dtype:
-        raise ValueError(
-            f"{function}: expected x in {out_dtype} (the weight's dtype outside autocast), got {x.dtype}; cast x or "
-            f"run under torch.autocast"
-        )
+    check_input(function, x, k, out_dtype)
     check_backend(function, x, backend)
     if w_hat is not None:
         expect(

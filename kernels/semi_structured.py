@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _triton
-from ._operands import check_estimator, check_operands, expect
+from ._operands import check_estimator, check_operands, check_w_hat, expect
 from .masked_matmul import masked_linear
 from .threshold import threshold_cast
 
@@ -275,14 +275,7 @@ def semi_structured_linear(
             bias,
             "cast the bias with x",
         )
-    if w_hat is not None:
-        expect(
-            w_hat.shape == weight.shape and w_hat.dtype == x.dtype and w_hat.device == weight.device,
-            function,
-            f"w_hat to be {x.dtype} {list(weight.shape)} on {weight.device}",
-            w_hat,
-            "leave it out, and the op builds it",
-        )
+    check_w_hat(function, w_hat, weight, x.dtype)
     if backend == "torch":
         return masked_linear(
             x, weight, bias, kind="mask", mask=mask, grad_mask=grad_mask, alpha=alpha, w_hat=w_hat,

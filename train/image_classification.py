@@ -84,8 +84,6 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
     """
     accelerator = program.make_accelerator(NAME, args)
     program.refuse_used(NAME, args)
-    if not accelerator.is_local_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
     set_seed(args.seed)
     sets = load_sets(args)
     corruption = None if corrupt is None else corrupt(sets["train"])

@@ -146,8 +146,6 @@ def prepare(args: argparse.Namespace) -> Run:
     refuse_used("language_modeling", args)
     _refuse_unfit(args)
     method = make_method("language_modeling", args)
-    if not accelerator.is_local_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
     saved = None
     if args.model_name_or_path is not None:
         names = ("preset", "vocab_size", "min_count", "dropout", "dropatt")

@@ -71,25 +71,25 @@ def run_program(
 
 
 def make_accelerator(program: str, args: argparse.Namespace) -> Accelerator:
-    """The accelerator, with a tracker if asked for.
+    """The accelerator, with a tracker if asked for; processes but the first of a machine log warnings only.
 
     Raises:
         ValueError: the tracker is not installed.
     """
-    if not args.with_tracking:
-        return Accelerator(mixed_precision=args.mixed_precision)
-    tracker = args.report_to or "tensorboard"
+    tracker = (args.report_to or "tensorboard") if args.with_tracking else None
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         log_with=tracker,
-        project_dir=str(Path(args.output_dir) / "logs"),
+        project_dir=None if tracker is None else str(Path(args.output_dir) / "logs"),
     )
     # accelerate drops a tracker that is not installed without a word.
-    if not accelerator.log_with:
+    if tracker is not None and not accelerator.log_with:
         raise ValueError(
             f"{program}: expected an installed tracker, got {tracker!r}, which is not; pip install {tracker}, or "
             f"leave --with_tracking out"
         )
+    if not accelerator.is_local_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
     return accelerator
 
 

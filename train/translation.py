@@ -123,8 +123,6 @@ def prepare(args: argparse.Namespace) -> Run:
     """Check everything and build everything; writes nothing but the output folder."""
     accelerator = make_accelerator("translation", args)
     refuse_used("translation", args)
-    if not accelerator.is_local_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
     set_seed(args.seed)
     pairs = load_parallel(
         args.dataset_name or (None if args.train_file else "embedded"),
