@@ -28,6 +28,11 @@ QUALITIES = {
     "perplexity": ("perplexity", "{:.2f}", "language_modeling"),
     "top1": ("top-1", "{:.2%}", "image_classification"),
 }
+# What the columns of a corpus with block patterns are.
+BLOCKS = (
+    " Of blocks: the share that holds zeros alone; of its layers: the sparsity of the densest and of the sparsest; "
+    "training loss: mean of the last epoch, with label smoothing."
+)
 
 
 def tables(results: Path) -> str:
@@ -62,9 +67,11 @@ def tables(results: Path) -> str:
 def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
     key = next(key for key in QUALITIES if key in runs[0])
     quality, form, program = QUALITIES[key]
+    blocks = any(str(run["arguments"].get("pattern", "")).startswith("block") for run in runs)
     columns = (
         "run",
         "sparsity",
+        *(("of blocks", "of its layers", "training loss") if blocks else ()),
         quality,
         "training MACs",
         "inference MACs",
@@ -79,6 +86,7 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
         cells = (
             run["run"],
             f"{run['sparsity']:.1%}",
+            *(_of_blocks(run) if blocks else ()),
             form.format(run[key]),
             f"{run['train_flops_fraction']:.1%} of dense",
             f"{run['test_flops_fraction']:.1%} of dense",
@@ -94,9 +102,16 @@ def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
         f"{_measured(first)}; one seed; "
         f"`accelerate launch -m tritonsparse.train.{program} --recipe {first['arguments']['recipe']}` with the "
         f"arguments in each run's `all_results.json`; torch {first['environment']['torch']}. "
-        f"Multiply-adds are of all {counted} layers, counted from zeros.",
+        f"Multiply-adds are of all {counted} layers, counted from zeros."
+        f"{BLOCKS if blocks else ''}",
     ]
     return "\n".join(lines)
+
+
+def _of_blocks(run: dict[str, Any]) -> tuple[str, str, str]:
+    """The share of blocks that are zeros, the least and the most of a layer's weights, and the last epoch's loss."""
+    layers = [layer["sparsity"] for layer in run["layers"]]
+    return f"{run['block_sparsity']:.1%}", f"{min(layers):.0%} to {max(layers):.0%}", f"{run['epoch_losses'][-1]:.3f}"
 
 
 def _measured(run: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""The figure of sparsity layer by layer: zeros, zeros in whole blocks, and what the back end skips."""
+"""Figures of sparsity layer by layer: zeros, zeros in whole blocks and what the back end skips; run beside run."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def layer_sparsity_figure(layers: Sequence[Mapping[str, Any]], *, title: str = "
         if key == "sparsity":
             alone = None if named else f"all weights: {overall:.3f}"
             axes.axvline(overall, color=draw.COLOURS[1], linestyle="--", label=alone)
-    axes.set_yticks(rows, [str(layer.get("name", "unnamed")) for layer in layers], fontsize=8)
+    axes.set_yticks(rows, [_name(layer) for layer in layers], fontsize=8)
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.set_xlim(0.0, 1.0)
     for row, layer in enumerate(layers):
@@ -45,6 +46,41 @@ def layer_sparsity_figure(layers: Sequence[Mapping[str, Any]], *, title: str = "
     axes.grid(False, axis="y")
     figure.legend(loc="outside lower right", frameon=False, ncols=len(shares))
     return figure
+
+
+def runs_layers_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """The figure of `plot_runs_layers`."""
+    if not runs:
+        raise ValueError("plot_runs_layers: expected at least one run, got none; pass label -> the report's layers")
+    for layers in runs.values():
+        _check(layers)
+    # Layers of all runs, in the order of the first that has them.
+    rows = {
+        name: row for row, name in enumerate(dict.fromkeys(_name(each) for each in itertools.chain(*runs.values())))
+    }
+    figure = draw.new_figure(9.5, 1.6 + 0.21 * len(rows))
+    axes = figure.add_subplot()
+    for run, (label, layers) in enumerate(runs.items()):
+        colour, _, marker = draw.style(run)
+        axes.plot(
+            [layer["sparsity"] for layer in layers],
+            [rows[_name(layer)] for layer in layers],
+            linestyle="",
+            marker=marker,
+            color=colour,
+            fillstyle=draw.fill(run),
+            label=label,
+        )
+    axes.set_yticks(list(rows.values()), list(rows), fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    draw.label_axes(axes, "Sparsity by layer", draw.SPARSITY, "layer, in the model's order")
+    draw.shared_legend(figure)
+    return figure
+
+
+def _name(layer: Mapping[str, Any]) -> str:
+    return str(layer.get("name", "unnamed"))
 
 
 def _check(layers: Sequence[Mapping[str, Any]]) -> None:

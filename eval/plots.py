@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tritonsparse.eval import _drawing as draw
 from tritonsparse.eval._comparison import flops_quality_figure, runs_figure
 from tritonsparse.eval._drawing import History, is_number
-from tritonsparse.eval._layers import layer_sparsity_figure
+from tritonsparse.eval._layers import layer_sparsity_figure, runs_layers_figure
 from tritonsparse.eval._phases import has_phases, mask_change_figure
 
 if TYPE_CHECKING:
@@ -115,6 +115,19 @@ def plot_layer_sparsity(
     return draw.save(layer_sparsity_figure(layers, title=title), path)
 
 
+def plot_runs_layers(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike[str]) -> Path:
+    """Writes where several runs have their zeros: a row for each layer, a marker for each run.
+
+    Args:
+        runs: label -> layers, as for `plot_layer_sparsity`.
+        path: the PNG file; folders on the way are made.
+
+    Raises:
+        ValueError: no run, one without layers, or a sparsity outside [0, 1].
+    """
+    return draw.save(runs_layers_figure(runs), path)
+
+
 def plot_runs(runs: Mapping[str, History], path: str | os.PathLike[str]) -> Path:
     """Writes loss and sparsity of several runs over each other.
 
@@ -192,6 +205,9 @@ def _draw_all(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Pa
     histories = {label: result["history"] for label, result in runs.items() if result.get("history")}
     if len(histories) > 1:
         written.append(plot_runs(histories, folder / "runs.png"))
+    layers = {label: result["layers"] for label, result in runs.items() if result.get("layers")}
+    if len(layers) > 1:
+        written.append(plot_runs_layers(layers, folder / "layers.png"))
     for key, quality in _QUALITIES.items():
         costs = {label: {**result, "quality": result[key]} for label, result in runs.items() if key in result}
         if any(_has_cost(cost) for cost in costs.values()):

@@ -26,7 +26,7 @@ class BlockTiles:
 
     Attributes:
         m, n, k: sides of a tile in the forward's letters, powers of two, at least 16; n and k divide the block.
-        splits: parts of the reduction, each a work item of its own.
+        splits: most parts of a line's reduction, each a work item of its own; as many as the kernel finds fair.
         subtiles: parts in which the epilogue takes a tile's columns: 1, 2, 4 or 8.
         group: tiles of rows of x that go through all blocks of the weight together.
         persistent: programs on one multiprocessor, each of which takes its work items in turn; 0 for a program each.
@@ -94,9 +94,11 @@ def block_tiles(
     reserved = 0 if weight_bytes == x_bytes else tile_n * tile_k * x_bytes
     stages = stages_that_fit(stage, reserved, limits)
     splits, items = 1, -(-m // tile_m) * columns
-    # The number of blocks that a row keeps is not known here: as if one in four, with four steps for each part.
-    while splits < MAX_SPLITS and 2 * splits * items <= limits.multiprocessors and k >= 32 * splits * tile_k:
-        splits *= 2
+    # The number of blocks that a row keeps is not known here: as if one in four, with four steps for each part. Were
+    # there an item for every multiprocessor and more, the longest would not last long beyond the others.
+    if items <= limits.multiprocessors:
+        while splits < MAX_SPLITS and splits * items < 2 * limits.multiprocessors and k >= 32 * splits * tile_k:
+            splits *= 2
     group = max(1, min(PANEL_BYTES // max(1, tile_m * k * x_bytes), MAX_GROUP))
     return BlockTiles(
         tile_m,

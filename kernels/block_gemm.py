@@ -6,11 +6,7 @@
 Both are one kernel: dX walks the columns of the index (`block_topology.py`) as the forward walks the rows. The weight
 stays the dense matrix that the optimizer knows, or is packed, block after block.
 
-A work item is one tile of the result: part of a block row and TILE_M rows of x. Items go longest row first, so that
-programs end together whoever takes them, and a group of tiles of x stays in the L2 while it passes through all rows.
-The index of the next block is carried in a loop variable: loaded where it is used it would halve the copies of a tile
-that Triton's pipeline holds in flight (`tests/kernels/compile_kernels.py` holds it to as many as stages). W is the
-right operand, of which Hopper's matrix instruction takes any multiple of 8 columns: narrow blocks fit.
+The kernel and how its work is shared out: `_block_gemm_kernel.py`.
 """
 
 # M rows of x (tokens)   N results   K the reduction; a line is a block row (forward) or a block column (dX)
@@ -23,135 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._block_gemm_kernel import _block_gemm_kernel, _sum_line_parts_kernel
 from ._block_tiles import BlockTiles, block_tiles
 from ._block_weight import check_block_weight, dense_weight
 from ._fused_operands import check_rows
 from ._operands import expect
-from ._tiles import grouped_tile, input_precision, is_aligned, limits_of, split_columns
-from ._triton import INTERPRETED, TensorDescriptor, require, tl, triton
-from .block_topology import grid_of
-from .masked_gemm import ACTIVATIONS, SUM_TILE, _activate, _check_out_dtype, _sum_splits_kernel
+from ._tiles import input_precision, is_aligned, limits_of
+from ._triton import INTERPRETED, TensorDescriptor, require, triton
+from .block_topology import grid_of, sections
+from .masked_gemm import ACTIVATIONS, SUM_TILE, _check_out_dtype
 
 __all__ = ["block_grad_input", "block_linear"]
-
-
-@triton.jit(do_not_specialize=["ROWS", "COLUMNS"])
-def _block_gemm_kernel(  # type: ignore[no-untyped-def]
-    y,
-    x,
-    weight,
-    bias,
-    index,
-    M,
-    N,
-    K,
-    ROWS,
-    COLUMNS,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    ALONG_COLUMNS: tl.constexpr,
-    PACKED: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    N_FIRST: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-    SIDE_N: tl.constexpr,
-    SIDE_K: tl.constexpr,
-    SPLITS: tl.constexpr,
-    TILE_M: tl.constexpr,
-    TILE_N: tl.constexpr,
-    TILE_K: tl.constexpr,
-    SUBTILES: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    TILES_N: tl.constexpr = SIDE_N // TILE_N
-    TILES_K: tl.constexpr = SIDE_K // TILE_K
-    # Sections of the index, in the order of `block_topology.Sections`.
-    entries = tl.cast(ROWS, tl.int64) * COLUMNS + 1
-    p_start, p_order = index, index + (ROWS + 1) + entries + (COLUMNS + 1) + 2 * entries
-    p_block, lines = p_start + ROWS + 1, ROWS
-    p_position = p_block
-    if ALONG_COLUMNS:
-        p_start, p_order = index + (ROWS + 1) + entries, p_order + ROWS
-        p_block, lines = p_start + COLUMNS + 1, COLUMNS
-        p_position = p_block + entries
-
-    tiles_m, tiles_n = tl.cdiv(M, TILE_M), lines * TILES_N
-    for item in range(tl.program_id(0), tiles_m * tiles_n * SPLITS, tl.num_programs(0)):
-        i_split = item % SPLITS
-        i_m, i_n = grouped_tile(item // SPLITS, tiles_m, tiles_n, GROUP)
-        line = tl.load(p_order + i_n // TILES_N)
-        # Within the line's blocks; of the result.
-        o_side = i_n % TILES_N * TILE_N
-        i_n = line * SIDE_N + o_side
-        o_m = tl.cast(i_m, tl.int64) * TILE_M + tl.arange(0, TILE_M)
-        o_n = i_n.to(tl.int64) + tl.arange(0, TILE_N)
-        o_k = tl.arange(0, TILE_K)
-        in_m, in_n = o_m < M, o_n < N
-
-        first = tl.load(p_start + line)
-        steps = (tl.load(p_start + line + 1) - first) * TILES_K
-        share = tl.cdiv(steps, SPLITS)
-        begin = i_split * share
-        end = tl.minimum(begin + share, steps)
-        if not DESCRIPTORS:
-            # Rows beyond the last are read as the last, and not stored.
-            p_x = x + tl.minimum(o_m, M - 1)[:, None] * stride_xm + o_k.to(tl.int64)[None, :] * stride_xk
-            p_w = weight + o_k.to(tl.int64)[:, None] * stride_wk
-            p_w += tl.arange(0, TILE_N).to(tl.int64)[None, :] * stride_wn
-
-        # [TILE_M, TILE_N]
-        product = tl.zeros((TILE_M, TILE_N), dtype=tl.float32)
-        block = tl.load(p_block + first + begin // TILES_K)
-        position = tl.load(p_position + first + begin // TILES_K) if PACKED and ALONG_COLUMNS else block
-        for step in range(begin, end):
-            i_side = step % TILES_K * TILE_K
-            i_k = block * SIDE_K + i_side
-            w_n, w_k = i_n, i_k
-            if PACKED and ALONG_COLUMNS:
-                w_n, w_k = o_side, position * SIDE_K + i_side
-            elif PACKED:
-                w_n, w_k = (first + step // TILES_K) * SIDE_N + o_side, i_side
-            ahead = first + (step + 1) // TILES_K
-            block = tl.load(p_block + ahead)
-            if PACKED and ALONG_COLUMNS:
-                position = tl.load(p_position + ahead)
-
-            if DESCRIPTORS:
-                x_tile = x.load([i_m * TILE_M, i_k])
-                w = weight.load([w_n, w_k]).T if N_FIRST else weight.load([w_k, w_n])
-            else:
-                p_w_tile = p_w + (tl.cast(w_n, tl.int64) * stride_wn + tl.cast(w_k, tl.int64) * stride_wk)
-                p_x_tile = p_x + i_k.to(tl.int64) * stride_xk
-                in_k = i_k + o_k < K
-                if EVEN_K:
-                    x_tile = tl.load(p_x_tile)
-                    w = tl.load(p_w_tile) if EVEN_N else tl.load(p_w_tile, mask=in_n[None, :], other=0.0)
-                else:
-                    x_tile = tl.load(p_x_tile, mask=in_k[None, :], other=0.0)
-                    w = tl.load(p_w_tile, mask=in_k[:, None] & in_n[None, :], other=0.0)
-            w = w.to(x_tile.dtype)
-            if UPCAST:
-                x_tile, w = x_tile.to(tl.float32), w.to(tl.float32)
-            product = tl.dot(x_tile, w, product, input_precision=INPUT_PRECISION)
-
-        parts = split_columns(product, SUBTILES)
-        for i_part in tl.static_range(SUBTILES):
-            o_n = i_n.to(tl.int64) + i_part * (TILE_N // SUBTILES) + tl.arange(0, TILE_N // SUBTILES)
-            in_n = o_n < N
-            part = parts[i_part]
-            if SPLITS == 1:
-                if bias is not None:
-                    part += tl.load(bias + o_n, mask=in_n, other=0.0).to(tl.float32)[None, :]
-                part = _activate(part, ACTIVATION)
-            # A split product leaves its parts [SPLITS, M, N] in fp32 for _sum_splits_kernel.
-            p_y = y + (tl.cast(i_split, tl.int64) * M + o_m)[:, None] * N + o_n[None, :]
-            tl.store(p_y, part, mask=in_m[:, None] & in_n[None, :])
 
 
 def block_linear_reference(
@@ -225,19 +103,23 @@ def _launch(
     items = triton.cdiv(m, tiles.m) * (columns if along_columns else rows) * (side_n // tiles.n) * tiles.splits
     programs = min(items, tiles.persistent * limits.multiprocessors) if tiles.persistent else items
     split = tiles.splits > 1
-    parts = x.new_empty((tiles.splits, m, n), dtype=torch.float32) if split else y
+    y_parts = x.new_empty((tiles.splits, m, n), dtype=torch.float32) if split else None
     with torch.cuda.device_of(x):
         _block_gemm_kernel[(programs,)](
-            parts, p_x, p_weight, bias, index, m, n, k, rows, columns, *x.stride(), stride_wn, stride_wk,
+            y, y_parts, p_x, p_weight, bias, index, m, n, k, rows, columns, *x.stride(), stride_wn, stride_wk,
             ALONG_COLUMNS=along_columns, PACKED=packed, DESCRIPTORS=tiles.descriptors, N_FIRST=n_first,
             EVEN_N=even_n, EVEN_K=even_k, ACTIVATION=activation, INPUT_PRECISION=precision, UPCAST=INTERPRETED,
             SIDE_N=side_n, SIDE_K=side_k, SPLITS=tiles.splits, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k,
             SUBTILES=tiles.subtiles, GROUP=tiles.group, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
         if split:
-            _sum_splits_kernel[(triton.cdiv(m * n, SUM_TILE),)](
-                y, parts, bias, m * n, n, ACTIVATION=activation, SPLITS=tiles.splits, SUM_TILE=SUM_TILE, num_warps=4
-            )
+            parts = sections(index, rows, columns)
+            p_start, lines = (parts.column_start, columns) if along_columns else (parts.row_start, rows)
+            _sum_line_parts_kernel[(triton.cdiv(m * n, SUM_TILE),)](
+                y, y_parts, bias, p_start, m * n, n, lines, triton.cdiv(m, tiles.m) * (side_n // tiles.n), programs,
+                ACTIVATION=activation, SIDE_N=side_n, TILES_K=side_k // tiles.k, SPLITS=tiles.splits,
+                SUM_TILE=SUM_TILE, num_warps=4,
+            )  # fmt: skip
     return y
 
 

@@ -50,6 +50,19 @@ def test_a_run_of_every_program_has_its_row(key: str, tmp_path: Path) -> None:
     assert f"| {readme_results.QUALITIES[key][0]} |" in text
 
 
+def test_runs_on_blocks_say_what_became_of_blocks_and_layers(tmp_path: Path) -> None:
+    own, _ = RUNS["bleu"]
+    for name, pattern, pruned in (("acdc", "block:16", (0.5, 0.9)), ("dense", "unstructured", (0.0, 0.0))):
+        run = {**SHARED, **own, "arguments": {**own["arguments"], "pattern": pattern}, "sparsity": sum(pruned) / 2}
+        run |= {"block_sparsity": run["sparsity"], "epoch_losses": [3.0, 2.5]}
+        run["layers"] = [{"sparsity": share} for share in pruned]
+        write(tmp_path / "some-cpu" / "corpus" / name / "all_results.json", run)
+    text = readme_results.tables(tmp_path)
+    assert "| run | sparsity | of blocks | of its layers | training loss | BLEU |" in text
+    assert "| acdc | 70.0% | 70.0% | 50% to 90% | 2.500 | 31.66 |" in text
+    assert "| dense | 0.0% | 0.0% | 0% to 0% | 2.500 | 31.66 |" in text and readme_results.BLOCKS in text
+
+
 def write(path: Path, document: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document), encoding="utf-8")

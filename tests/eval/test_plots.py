@@ -26,8 +26,10 @@ from tritonsparse.eval.plots import (
     plot_layer_sparsity,
     plot_mask_change,
     plot_runs,
+    plot_runs_layers,
     plot_training,
     runs_figure,
+    runs_layers_figure,
     training_figure,
 )
 from tritonsparse.methods import ACDC, Phases
@@ -179,6 +181,17 @@ def test_zeros_in_blocks_and_what_is_skipped_stand_within_the_bars():
 # --- several runs
 
 
+def test_layers_of_several_runs_stand_in_one_row_each():
+    a, b, c = ({"name": name, "sparsity": s, "numel": 4} for name, s in (("a", 0.25), ("b", 0.5), ("c", 1.0)))
+    figure = runs_layers_figure({"acdc": [a, b], "dense": [b, c]})
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"] and axes.yaxis_inverted()
+    first, second = axes.lines
+    assert (first.get_xdata().tolist(), first.get_ydata().tolist()) == ([0.25, 0.5], [0, 1])
+    assert (second.get_xdata().tolist(), second.get_ydata().tolist()) == ([0.5, 1.0], [1, 2])
+    assert legend(figure) == ["acdc", "dense"]
+
+
 def test_runs_share_two_panels_and_one_legend():
     figure = runs_figure({"acdc": history(), "dense": history()})
     assert list(panels(figure)) == ["Training loss", "Sparsity"]
@@ -274,6 +287,7 @@ def test_the_mask_change_of_a_real_run_can_be_drawn():
         (plot_training, history()),
         (plot_layer_sparsity, layers()),
         (plot_runs, {"acdc": history(), "dense": history()}),
+        (plot_runs_layers, {"acdc": layers(), "dense": layers(3)}),
         (plot_flops_quality, {"acdc": {"quality": 26.4, "train_flops_fraction": 0.6}}),
         (plot_mask_change, {"acdc": {"mask change at step 10": 0.2}}),
     ],
@@ -313,6 +327,8 @@ def test_a_plot_needs_no_pyplot(tmp_path: Path):
             [{"name": "a", "sparsity": 0.9, "numel": 0}],
             "layer a, got 0; pass the number",
         ),
+        (runs_layers_figure, {}, "got none; pass label -> the report's layers"),
+        (runs_layers_figure, {"acdc": []}, "got none; pass the report's layers"),
         (runs_figure, {}, "got none; pass label -> history"),
         (runs_figure, {"acdc": []}, "run 'acdc'.*got none; log at least one step"),
         (runs_figure, {"acdc": [{"step": 1}]}, "got neither; log at least the loss"),
@@ -343,9 +359,13 @@ def test_the_program_draws_what_the_results_allow(tmp_path: Path, capsys):
     runs = [
         run_folder(tmp_path, "one", results("acdc")),
         run_folder(tmp_path, "two", results("dense", layers=None, bleu=None)),
+        run_folder(tmp_path, "three", {"method": "gmp", "layers": layers()}),
     ]
     assert main([*runs, "--output", str(tmp_path / "plots")]) == 0
-    expected = ["training_acdc", "layer_sparsity_acdc", "training_dense", "runs", "flops_quality"]
+    expected = [
+        *("training_acdc", "layer_sparsity_acdc", "training_dense", "layer_sparsity_gmp"),
+        *("runs", "layers", "flops_quality"),
+    ]
     printed = capsys.readouterr().out.splitlines()
     assert [Path(line).stem for line in printed] == expected
     assert sorted(Path(line).name for line in printed) == sorted(p.name for p in (tmp_path / "plots").iterdir())

@@ -47,9 +47,10 @@ LAYOUTS = ["stored", "transposed", "packed"]
 def operands(
     m: int, n: int, k: int, r: int, c: int, layout: str, weight: torch.dtype, x: torch.dtype, kept: float = 0.3
 ) -> dict[str, Any]:
-    """Random operands of one case; two block rows and columns keep nothing."""
+    """Random operands of one case; a block row and a column keep everything, one of each nothing."""
     random = torch.Generator(DEVICE).manual_seed(0)
     flags = torch.rand(-(-n // r), -(-k // c), generator=random, device=DEVICE) < kept
+    flags[:1], flags[:, :1] = True, True
     flags[1:2], flags[:, 2:3] = False, False
     dense = torch.randn(n, k, generator=random, device=DEVICE).to(weight)
     given: dict[str, Any] = {"index": build_index_reference(flags), "block": (r, c)}
@@ -118,11 +119,28 @@ def test_descriptors_and_pointers_give_the_same_bits_however_the_items_are_share
         1030, 1024, 2048, block=(64, 64), weight_bytes=2, x_bytes=2, precision="ieee", aligned=True,
         limits=limits_of(case["x"].device),
     )  # fmt: skip
+    # In parts, what is summed first depends on the number of programs.
+    tiles = replace(tiles, splits=1)
     if not tiles.descriptors:
         pytest.skip("this GPU has no copy engine")
     by_descriptors = products(case, "triton", tiles)
     by_pointers = products(case, "triton", replace(tiles, descriptors=False, persistent=persistent))
     assert all(torch.equal(by_pointers[name], value) for name, value in by_descriptors.items())
+
+
+@pytest.mark.parametrize("splits", [2, 16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_heavy_line_cut_into_parts_is_as_exact_and_repeats(layout: str, splits: int) -> None:
+    case = operands(128, 1024, 4096, 64, 64, layout, BF16, BF16, kept=0.02)
+    expected, reference = products(exact(case), "torch"), products(case, "torch")
+    for descriptors in (False, True):
+        if descriptors and torch.cuda.get_device_capability() < (9, 0):
+            continue
+        tiles = BlockTiles(64, 64, 64, splits=splits, num_warps=4, descriptors=descriptors)
+        actual, again = products(case, "triton", tiles), products(case, "triton", tiles)
+        for name, value in actual.items():
+            assert error(value, expected[name]) <= max(1.1 * error(reference[name], expected[name]), 2e-6), name
+            assert torch.equal(value, again[name]), f"{name}: another result the second time"
 
 
 def test_products_replay_in_a_graph_and_follow_an_index_that_is_rebuilt_in_it() -> None:

@@ -5,6 +5,7 @@ Whatever is pruned holds NaN, in the weight and behind the packed values: one re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tritonsparse.kernels._block_gemm_kernel import _parts
 from tritonsparse.kernels._block_tiles import BlockTiles, tile_side
 from tritonsparse.kernels._block_weight import dense_weight
+from tritonsparse.kernels._triton import tl, triton
 from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
 from tritonsparse.kernels.block_topology import build_index_reference
 
@@ -32,11 +35,20 @@ layouts = st.sampled_from(["stored", "transposed", "strided", "packed"])
 
 
 def weight_of(
-    n: int, k: int, block: tuple[int, int], kept: float, layout: str, dtype: torch.dtype, random: torch.Generator
+    n: int,
+    k: int,
+    block: tuple[int, int],
+    kept: float,
+    layout: str,
+    dtype: torch.dtype,
+    random: torch.Generator,
+    heavy: bool = False,
 ) -> dict[str, Any]:
-    """A random weight, its index and how it lies; NaN where nothing may be read."""
+    """A random weight, its index and how it lies; NaN where nothing may be read. `heavy`: a row and a column whole."""
     r, c = block
     flags = torch.rand(-(-n // r), -(-k // c), generator=random) < kept
+    if heavy:
+        flags[0], flags[:, -1] = True, True
     index = build_index_reference(flags)
     dense = torch.randn(n, k, generator=random).to(dtype)
     if layout == "packed":
@@ -67,8 +79,8 @@ def exact(product: Callable[..., torch.Tensor], rows: torch.Tensor, given: dict[
 @settings(max_examples=20)
 @given(
     m=st.sampled_from([0, 1, 7, 17, 40]),
-    n=st.sampled_from([1, 33, 64, 100]),
-    k=st.sampled_from([1, 33, 64, 100]),
+    n=st.sampled_from([1, 33, 64, 100, 200]),
+    k=st.sampled_from([1, 33, 64, 100, 200]),
     block=st.tuples(sides, sides),
     kept=st.sampled_from([0.0, 0.3, 1.0]),
     layout=layouts,
@@ -79,6 +91,7 @@ def exact(product: Callable[..., torch.Tensor], rows: torch.Tensor, given: dict[
     bias=st.booleans(),
     splits=st.sampled_from([1, 1, 2, 4]),
     persistent=st.booleans(),
+    heavy=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 def test_linear_and_grad_input_equal_the_reference_in_float64(
@@ -96,10 +109,11 @@ def test_linear_and_grad_input_equal_the_reference_in_float64(
     bias: bool,
     splits: int,
     persistent: bool,
+    heavy: bool,
     seed: int,
 ) -> None:
     random = torch.Generator().manual_seed(seed)
-    given = weight_of(n, k, block, kept, layout, weight_dtype, random)
+    given = weight_of(n, k, block, kept, layout, weight_dtype, random, heavy)
     x, grad_y, b = (torch.randn(shape, generator=random).to(dtype) for shape in ((m, k), (m, n), (n,)))
     if columns_of_x:
         x, grad_y = x.t().contiguous().t(), grad_y.t().contiguous().t()
@@ -159,6 +173,66 @@ def test_computed_configurations_give_the_reference_too(assert_close: Close) -> 
         assert_close(f"y of {m} rows", y, exact(block_linear, x, given, bias=None).half(), BOUND[torch.float16])
         grad_x = block_grad_input(grad_y, **given, backend="triton")
         assert_close(f"grad_x of {m} rows", grad_x, exact(block_grad_input, grad_y, given).half(), 5e-4)
+
+
+@triton.jit
+def write_parts(parts, p_start, lines, tiles, programs, TILES_K: tl.constexpr, SPLITS: tl.constexpr):
+    for line in range(lines):
+        tl.store(parts + line, _parts(p_start, line, lines, tiles, programs, TILES_K, SPLITS))
+
+
+# Blocks that lines keep, items of a line, programs, the most parts, and the parts: a line is cut into what the others
+# do not outlast, unless it is longer by half at most.
+@pytest.mark.parametrize(
+    ("counts", "tiles", "programs", "splits", "expected"),
+    [
+        ([2, 2, 2, 2], 1, 4, 8, [1, 1, 1, 1]),
+        ([14, 2, 0, 0], 1, 4, 8, [4, 1, 1, 1]),
+        ([14, 2, 0, 0], 1, 4, 2, [2, 1, 1, 1]),
+        ([14, 2, 0, 0], 4, 4, 8, [1, 1, 1, 1]),
+        ([6, 4, 3, 3], 1, 4, 8, [1, 1, 1, 1]),
+        ([7, 3, 3, 3], 1, 4, 8, [2, 1, 1, 1]),
+        ([5, 5], 1, 64, 4, [4, 4]),
+        ([0, 0], 1, 4, 4, [1, 1]),
+    ],
+)
+def test_lines_are_cut_where_they_would_outlast_what_a_program_has_on_average(
+    counts: list[int], tiles: int, programs: int, splits: int, expected: list[int]
+) -> None:
+    start = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
+    parts = torch.full((len(counts),), -1, dtype=torch.int32)
+    for tiles_k in (1, 4):
+        write_parts[(1,)](parts, start, len(counts), tiles, programs, TILES_K=tiles_k, SPLITS=splits)
+        # Five blocks of one step in four parts; of four steps in four.
+        assert parts.tolist() == expected, tiles_k
+
+
+def test_one_heavy_line_is_cut_and_no_other_is_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Row 0 keeps all of 16 blocks, each other row one; one tile of x, so 8 items.
+    flags = torch.eye(8, 16, dtype=torch.bool)
+    flags[0] = True
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(128, 256, generator=random)
+    x, bias = torch.randn(5, 256, generator=random), torch.randn(128, generator=random)
+    index, seen = build_index_reference(flags), []
+    plain = torch.Tensor.new_empty
+
+    def new_empty(self: torch.Tensor, size: Any, **options: Any) -> torch.Tensor:
+        made = plain(self, size, **options)
+        if made.ndim == 3:
+            seen.append(made.fill_(float("nan")))
+        return made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    tiles = BlockTiles(16, 16, 16, splits=4, persistent=0)
+    y = block_linear(x, weight, bias, index, block=(16, 16), activation="silu", backend="triton", tiles=tiles)
+    expected = block_linear(x, weight, bias, index, block=(16, 16), activation="silu")
+    torch.testing.assert_close(y, expected)
+    (parts,) = seen
+    assert parts.shape == (4, 5, 128)
+    assert not parts[:, :, :16].isnan().any() and parts[:, :, 16:].isnan().all()
+    # The parts are equal shares of the sixteen blocks.
+    torch.testing.assert_close(parts[1, :, :16], x[:, 64:128] @ weight[:16, 64:128].t())
 
 
 def test_bfloat16_products_are_upcast_under_the_interpreter(assert_close: Close) -> None:

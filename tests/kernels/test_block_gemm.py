@@ -125,7 +125,9 @@ def test_large_products_on_hopper_take_wide_tiles_four_buffers_and_descriptors()
 
 def test_few_rows_and_few_blocks_split_the_reduction_and_many_do_not() -> None:
     # 4 block rows and 2 tiles of x are 8 items for 132 multiprocessors.
-    assert block_tiles(128, 512, 16384, block=(128, 128), **BF16).splits > 1
+    assert block_tiles(128, 512, 16384, block=(128, 128), **BF16).splits == 16
+    # 32 tiles of 64 rows are 128 items, taken at once: the longest would outlast the others. 256 would not be.
+    assert block_tiles(2048, 512, 16384, block=(128, 128), **BF16).splits == 4
     assert block_tiles(8192, 512, 16384, block=(128, 128), **BF16).splits == 1
     # One multiprocessor's worth of reduction is not cut up.
     assert block_tiles(128, 512, 256, block=(128, 128), **BF16).splits == 1

@@ -1,0 +1,1 @@
+"""Which specialisations of which kernels `compile_kernels.py` compiles."""

@@ -1,0 +1,172 @@
+"""Products that threshold or mask the weight on its way, and those with packed activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tritonsparse.kernels import (
+    _tiles,
+    activation,
+    mask_bits,
+    masked_gemm,
+    masked_grad,
+    packed_grad_weight,
+)
+
+from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
+
+
+def product_cases() -> Iterator[Case]:
+    """The fused products in the configurations that their launchers compute for 4096 x 4096 weights."""
+    for rows, kind, weight, x, bits, exchanged, contiguous, precision, targets in (
+        (512, "soft", "fp32", "bf16", 0, False, True, "ieee", EVERYWHERE),
+        (16, "mask", "bf16", "bf16", 1, False, True, "ieee", ("sm_90", "gfx942")),
+        (512, "soft per row", "fp32", "bf16", 0, True, True, "ieee", HOPPER),
+        (512, "soft", "fp32", "fp32", 0, False, True, "tf32", HOPPER),
+        (512, "soft", "fp32", "fp32", 0, False, True, "ieee", HOPPER),
+        (512, "soft", "fp32", "bf16", 0, False, False, "ieee", HOPPER),
+    ):
+        for target in targets:
+            tiles = _tiles.gemm_tiles(
+                rows, 4096, 4096, weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], mask_bits=bits, precision=precision,
+                aligned=contiguous, limits=LIMITS[target],
+            )  # fmt: skip
+            matrix = x == "bf16" or precision == "tf32"
+            yield Case(
+                f"_masked_gemm_kernel ({rows} rows, {kind}, mask of {bits} bits, weight {weight}, x {x} {precision}"
+                f"{', weight transposed' if exchanged else ''}{'' if contiguous else ', any strides'})",
+                masked_gemm._masked_gemm_kernel,
+                gemm_arguments(tiles, kind, weight, x, bits, exchanged, contiguous, precision),
+                tiles.num_warps,
+                255,
+                num_stages=tiles.num_stages,
+                matrix=matrix,
+                left_in_registers=matrix and target == "sm_90",
+                # Loads as narrow as single elements of 2 bytes are beyond what is copied in the background.
+                buffers=3 if target == "sm_90" and contiguous else 0,
+                targets=(target,),
+            )
+    for n, kind, weight, x, bits, contiguous, precision, targets in (
+        (4096, "soft", "fp32", "bf16", 8, True, "ieee", EVERYWHERE),
+        (512, "mask", "bf16", "bf16", 1, True, "ieee", HOPPER),
+        (1024, "soft", "fp32", "bf16", 8, False, "ieee", HOPPER),
+    ):
+        for target in targets:
+            grad_tiles = _tiles.grad_tiles(
+                n, 4096, operand_bytes=WIDTH[x], precision=precision, aligned=contiguous, limits=LIMITS[target]
+            )
+            yield Case(
+                f"_masked_grad_kernel ({n} x 4096, {kind}, masks of {bits} bits, weight {weight}, x {x} {precision}"
+                f"{'' if contiguous else ', any strides'})",
+                masked_grad._masked_grad_kernel,
+                grad_arguments(grad_tiles, kind, weight, x, bits, contiguous, precision),
+                grad_tiles.num_warps,
+                255,
+                num_stages=grad_tiles.num_stages,
+                matrix=x == "bf16" or precision == "tf32",
+                buffers=3 if target == "sm_90" and contiguous else 0,
+                targets=(target,),
+            )
+    sums: dict[str, Any] = {
+        **{"y": "*bf16", "parts": "*fp32", "bias": "*bf16", "total": "i32", "N": "i32"},
+        **{"ACTIVATION": Constant("gelu"), "SPLITS": 4, "SUM_TILE": masked_gemm.SUM_TILE},
+    }
+    yield Case("_sum_splits_kernel", masked_gemm._sum_splits_kernel, sums, 4, 64, targets=HOPPER)
+    pack: dict[str, Any] = {
+        **{"bits": "*i32", "mask": "*i1", "words": "i32", "total": "i32", "K": "i32", "stride_mn": "i32"},
+        **{"stride_mk": 1, "WORDS": mask_bits.WORDS},
+    }
+    packed = mask_bits.WORDS * 32
+    yield Case("_pack_bits_kernel", mask_bits._pack_bits_kernel, pack, 4, 64, packed, targets=HOPPER)
+
+
+def gemm_arguments(
+    tiles: _tiles.GemmTiles,
+    kind: str,
+    weight: str,
+    x: str,
+    bits: int,
+    exchanged: bool,
+    contiguous: bool,
+    precision: str,
+) -> dict[str, Any]:
+    masked = kind == "mask"
+    size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
+    strides = (one, size) if exchanged else (size, one)
+    values: dict[str, Any] = {
+        **{"y": "*fp32" if tiles.splits > 1 else f"*{x}", "x": f"*{x}", "weight": f"*{weight}", "bias": f"*{x}"},
+        **{"threshold": None if masked else "*fp32", "mask": ("*i32" if bits == 1 else "*i1") if masked else None},
+        **{"M": "i32?", "N": size, "K": size, "stride_xm": size, "stride_xk": one, "stride_t": one},
+        **dict(zip(("stride_wn", "stride_wk", "stride_mn", "stride_mk"), strides * 2, strict=True)),
+        **{"SOFT": kind.startswith("soft"), "THRESHOLD_ALONG_K": exchanged and not masked},
+        **{"BITS": Constant("n" if exchanged else "k") if bits == 1 else None, "ACTIVATION": Constant("silu")},
+        **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SPLITS": tiles.splits, "GROUP": _tiles.GROUP},
+        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
+    }
+    return {name: values[name] for name in masked_gemm._masked_gemm_kernel.arg_names}
+
+
+def grad_arguments(
+    tiles: _tiles.GradTiles, kind: str, weight: str, x: str, bits: int, contiguous: bool, precision: str
+) -> dict[str, Any]:
+    masked, soft = kind == "mask", kind == "soft"
+    size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
+    mask = "*i32" if bits == 1 else "*i1"
+    layout = Constant("k") if bits == 1 else None
+    values: dict[str, Any] = {
+        **{"grad_weight": f"*{weight}", "row_sums": "*fp32" if soft else None, "left": f"*{x}", "right": f"*{x}"},
+        **{"weight": f"*{weight}", "threshold": None if masked else "*fp32", "mask": mask if masked else None},
+        **{"grad_mask": mask, "alpha": "*fp32", "M": "i32?", "N": size, "K": size, "stride_t": one},
+        **{f"stride_{name}": size for name in ("lm", "rm", "wn", "mn", "bn")},
+        **{f"stride_{name}": one for name in ("ln", "rk", "wk", "mk", "bk")},
+        **{"SOFT": soft, "MASK_BITS": layout if masked else None, "GRAD_MASK_BITS": layout},
+        **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SUBTILES": tiles.subtiles, "GROUP": _tiles.GROUP},
+        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
+    }
+    return {name: values[name] for name in masked_grad._masked_grad_kernel.arg_names}
+
+
+def packed_activation_cases() -> Iterator[Case]:
+    """Packing, of bf16 and of fp32 behind any strides; the product in each of its precisions."""
+    packed = {"bits": "*i32", "row_offsets": "*i64", "word_offsets": "*i32", "counts": "*i32", "capacity": "i32?"}
+    packed |= {"M": "i32", "N": "i32", "K": "i32", "words": "i32"}
+    bits, pack, unpack = (
+        activation._activation_bits_kernel,
+        activation._pack_activation_kernel,
+        activation._unpack_activation_kernel,
+    )
+    for kernel, dtype, contiguous in ((bits, "bf16", True), (pack, "fp32", False), (unpack, "bf16", True)):
+        values: dict[str, Any] = {
+            **packed,
+            **{"x": f"*{dtype}", "values": f"*{dtype}", "cutoff": "*fp32", "row_mask": "*i1", "TILE": activation.TILE},
+            **{"stride_xm": "i32", "stride_xk": 1 if contiguous else "i32?", "stride_c": "i32", "stride_r": 1},
+        }
+        arguments = {name: values[name] for name in kernel.arg_names}
+        name = f"{kernel.__name__} ({dtype}{'' if contiguous else ', any strides'})"
+        # Eight programs of 128 threads on one multiprocessor.
+        yield Case(name, kernel, arguments, activation.NUM_WARPS, 64)
+
+    offsets, product = packed_grad_weight._word_offsets_kernel, packed_grad_weight._packed_grad_weight_kernel
+    values = packed | {"TILE": packed_grad_weight.WORDS_TILE}
+    yield Case(offsets.__name__, offsets, {name: values[name] for name in offsets.arg_names}, 1, 64)
+    for dtype, precision in (("bf16", "half"), ("fp32", "tf32"), ("fp32", "ieee")):
+        tile_m, tile_n, tile_k, num_warps = packed_grad_weight.TILES[precision]
+        values = {
+            **packed,
+            **{"grad_weight": f"*{dtype}", "grad_y": f"*{dtype}", "values": f"*{dtype}"},
+            **{"stride_ym": "i32", "stride_yn": 1, "stride_wn": "i32", "stride_wk": 1},
+            **{"TILE_M": tile_m, "TILE_N": tile_n, "TILE_K": tile_k},
+            "PRECISION": Constant("tf32" if precision == "tf32" else "ieee"),
+        }
+        arguments = {name: values[name] for name in product.arg_names}
+        # Two programs of 256 threads on one multiprocessor; full float32 has no matrix instruction on NVIDIA.
+        yield Case(
+            f"{product.__name__} ({dtype}, {precision})",
+            product,
+            arguments,
+            num_warps,
+            128 if precision == "half" else 255,
+            num_stages=packed_grad_weight.NUM_STAGES,
+            matrix=precision != "ieee",
+        )
