@@ -7,13 +7,14 @@
                masked      masked_linear: What by a kernel, dense products
                2:4         semi_structured_linear: What and its compression anew in every forward
                2:4 kept    the same, What and its packed form given: one compression for many micro-batches
+               2:4 both    2:4 with a transposable mask, so that dX is a sparse product too
 
     op         forward     the output, nothing to be differentiated (inference)
                step        forward and backward
                pack        the compression alone (provider 2:4)
 
-The masters are float32. An output, or for a step the weight's gradient, is compared with the masked product in float64
-(dense: with the dense one). Random data: zeros draw less power and would run faster.
+The masters are float32. An output, or for a step both gradients, are compared with the masked products in float64
+(dense: with the dense ones). Random data: zeros draw less power and would run faster.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tritonsparse.kernels.semi_structured import (
     semi_structured_linear,
     semi_structured_reason,
 )
+from tritonsparse.kernels.transposable import transposable_mask
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import Row, announce, gated, measure, parser_of, publish, refuse_without_gpu, relative_error
@@ -78,8 +80,9 @@ def bench(case: Case) -> list[Row]:
     master = torch.randn(case.n, case.k, generator=random, device=device).mul_(0.02).requires_grad_()
     grad = torch.randn(case.tokens, case.n, generator=random, device=device).to(case.dtype)
     mask = n_of_m_mask(master, 2, 4, magnitude=True, backend=elementwise)
+    both = transposable_mask(master, 2, 4, magnitude=True)
     dense = master.detach().to(case.dtype).requires_grad_()
-    w_hat = (master.detach() * mask).to(case.dtype)
+    w_hat, w_both = ((master.detach() * each).to(case.dtype) for each in (mask, both))
     view: dict[str, Any] = {"mask": mask, "alpha": torch.zeros((), device=device)}
     reason = semi_structured_reason(x, master, mask)
     forwards: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
@@ -94,9 +97,12 @@ def bench(case: Case) -> list[Row]:
     if reason is None or device == "cpu":
         view["backend"] = "semi_structured" if reason is None else "torch"
         forwards["2:4"] = (lambda: semi_structured_linear(x, master, **view), master)
+        if not semi_structured_reason(x, master, both, sparse_grad_input=True) or device == "cpu":
+            transposable: dict[str, Any] = view | {"mask": both, "sparse_grad_input": True}
+            forwards["2:4 both"] = (lambda: semi_structured_linear(x, master, **transposable), master)
         forwards["2:4 kept"] = (lambda: semi_structured_linear(x, master, w_hat=w_hat, packed=packed, **view), master)
     exact_x, exact_grad = x.detach().double(), grad.double()
-    exact_w = {"dense": dense.detach().double(), "sparse": w_hat.double()}
+    weights, masks = {"dense": dense.detach(), "2:4 both": w_both}, {"dense": torch.ones_like(mask), "2:4 both": both}
     # What rounding to the dtype of the product makes of a sum of so many terms.
     bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[case.dtype]
     rows: list[Row] = []
@@ -117,13 +123,13 @@ def bench(case: Case) -> list[Row]:
             assert parameter.grad is not None
             return parameter.grad
 
-        exact_dw = exact_grad.t() @ exact_x
-        expected = {
-            "forward": exact_x @ exact_w["dense" if name == "dense" else "sparse"].t(),
-            "step": exact_dw if name == "dense" else exact_dw * mask,
-        }
+        exact_w = weights.get(name, w_hat).double()
+        expected = {"forward": exact_x @ exact_w.t(), "step": exact_grad.t() @ exact_x * masks.get(name, mask)}
         for op, call in (("forward", infer), ("step", step)):
             error = relative_error(call(), expected[op])
+            if op == "step":
+                assert x.grad is not None
+                error = max(error, relative_error(x.grad, exact_grad @ exact_w))
             facts = {**shape, "op": op, "provider": name, "reason": reason}
             row = gated(facts, error, bound, partial(measure, [call]))
             if row["median_ms"]:

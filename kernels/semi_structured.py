@@ -1,16 +1,16 @@
 """Y = X What^T + b through the GPU's own 2:4 sparse products (cuSPARSELt, by way of torch), What = W on a 2:4 mask.
 
     forward    Y  = X What^T + b        sparse: What [N, K] has at most two non-zeros in every four along a row
-    backward   dX = dY What             dense, see below
+    backward   dX = dY What             sparse where What has no more in every four along a column either, else dense
                dW = m * (dY^T X)        dense, m: 1 kept, alpha pruned, 0 outside B; masked_matmul.py's backward
 
-Only the forward is sparse. cuSPARSELt skips zeros in fours along the reduction, which is K in the forward and N in dX,
-and a mask that is 2:4 along the rows of What is not 2:4 along its columns. Masks that are both (of 4 x 4 tiles,
-arXiv:2102.08124) are a smaller set, and sparsifying dY instead (arXiv:2404.01847) changes the gradient: neither is done
-here, so training through this op equals training through the dense products up to rounding.
+cuSPARSELt skips zeros in fours along the reduction, which is K in the forward and N in dX, and a mask that is 2:4 along
+the rows of What is not 2:4 along its columns. Masks that are both are `transposable.py`'s, a smaller set. In dW no
+operand has zeros: it could be sparse only by sparsifying dY (arXiv:2404.01847), which changes the gradient and is not
+done here. So training through this op equals training through the dense products up to rounding.
 
 What to expect: twice the tensor cores' arithmetic is at most 1.2 times a product's speed on an H100 (NVIDIA's figure at
-8192^3, CUDALibrarySamples issue 203), on one of three products, less the compression of What for every forward.
+8192^3, CUDALibrarySamples issue 203), on one or two of three products, less the compression of What for every forward.
 `benchmarks/bench_semi_structured.py` measures it; `auto` takes this op where that found it faster (block_plan.py).
 """
 
@@ -73,7 +73,7 @@ def operand_reason(dtype: torch.dtype, n: int, k: int) -> str | None:
 
 
 def semi_structured_reason(
-    x: Tensor, weight: Tensor, mask: Tensor | None = None, *, transposed: bool = False
+    x: Tensor, weight: Tensor, mask: Tensor | None = None, *, transposed: bool = False, sparse_grad_input: bool = False
 ) -> str | None:
     """Why `semi_structured_linear` cannot multiply these through 2:4 products; None if it can.
 
@@ -84,6 +84,7 @@ def semi_structured_reason(
         weight: `[N, K]` (`[K, N]` when `transposed`).
         mask: bool, shape of `weight`, True = kept; None leaves out whether it is 2:4.
         transposed: `weight` and `mask` are stored `[K, N]`, as transformers' Conv1D does.
+        sparse_grad_input: for dX too.
 
     Returns:
         All that stands in the way, joined by "; ".
@@ -95,12 +96,20 @@ def semi_structured_reason(
         '2:4 products need a GPU, and the operands are on cpu'
     """
     n, k = reversed(weight.shape) if transposed else weight.shape
-    reasons = [operand_reason(x.dtype, n, k), hardware_reason(x.device)]
+    reasons = [operand_reason(x.dtype, n, k) or (operand_reason(x.dtype, k, n) if sparse_grad_input else None)]
+    reasons.append(hardware_reason(x.device))
     if mask is not None:
         along_rows = mask.t() if transposed else mask
-        if k % 4 or bool((along_rows.reshape(n, k // 4, 4).sum(2) > 2).any()):
+        if sparse_grad_input and not _is_2_of_4(along_rows.t()):
+            reasons.insert(0, "the mask keeps more than 2 of some 4 neighbours along a column of W [N, K]")
+        if not _is_2_of_4(along_rows):
             reasons.insert(0, "the mask keeps more than 2 of some 4 neighbours along a row of W [N, K]")
     return "; ".join(reason for reason in reasons if reason is not None) or None
+
+
+def _is_2_of_4(mask: Tensor) -> bool:
+    n, k = mask.shape
+    return k % 4 == 0 and bool((mask.reshape(n, k // 4, 4).sum(2) <= 2).all())
 
 
 def pack_semi_structured(w_hat: Tensor, *, transposed: bool = False) -> Tensor:
@@ -130,6 +139,30 @@ def _require(function: str, dtype: torch.dtype, weight: Tensor, transposed: bool
             raise error(f'{function}: expected operands that 2:4 products take, but {reason}; pass backend="torch"')
 
 
+def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, features: int) -> Tensor:
+    """rows [M, K] times the transpose of what is packed, of `features` rows."""
+    count = rows.shape[0]
+    if not count:
+        return rows.new_empty((0, features))
+    # cuSPARSELt takes the sparse operand on the left: (What X^T)^T, with X^T the transpose of contiguous rows.
+    padded = F.pad(rows, (0, 0, 0, -count % _shape_constraints(rows.dtype).dense_min_rows)).contiguous()
+    return torch._cslt_sparse_mm(packed, padded.t(), bias=bias, transpose_result=True)[:count]
+
+
+@torch.library.custom_op("tritonsparse::semi_structured_grad_input", mutates_args=())
+def _grad_input_op(grad_y: Tensor, w_hat: Tensor, transposed: bool) -> Tensor:
+    # The transpose of What [N, K], 2:4 along its own rows.
+    packed = torch._cslt_compress((w_hat if transposed else w_hat.t()).contiguous())
+    k = w_hat.shape[0] if transposed else w_hat.shape[1]
+    grad_x = _multiply(grad_y.reshape(-1, grad_y.shape[-1]), packed, None, k)
+    return grad_x.reshape(*grad_y.shape[:-1], k)
+
+
+@_grad_input_op.register_fake
+def _(grad_y: Tensor, w_hat: Tensor, transposed: bool) -> Tensor:
+    return grad_y.new_empty((*grad_y.shape[:-1], w_hat.shape[0] if transposed else w_hat.shape[1]))
+
+
 @torch.library.custom_op("tritonsparse::semi_structured_linear", mutates_args=())
 def _forward_op(
     x: Tensor,
@@ -143,8 +176,9 @@ def _forward_op(
     transposed: bool,
     defer: bool,
     save_view: bool,
+    sparse_grad_input: bool,
 ) -> tuple[Tensor, Tensor]:
-    # grad_mask, alpha and defer are the backward's; they pass through here because autograd saves op inputs only.
+    # grad_mask, alpha, defer and sparse_grad_input are the backward's: autograd saves op inputs only.
     saved = None
     if w_hat is None and (packed is None or save_view):
         backend = _elementwise(weight)
@@ -152,15 +186,8 @@ def _forward_op(
     if packed is None:
         assert w_hat is not None
         packed = torch._cslt_compress((w_hat.t() if transposed else w_hat).contiguous())
-    rows = x.reshape(-1, x.shape[-1])
-    count = rows.shape[0]
     features = weight.shape[1] if transposed else weight.shape[0]
-    # cuSPARSELt takes the sparse operand on the left: (What X^T)^T, with X^T the transpose of contiguous rows.
-    padded = F.pad(rows, (0, 0, 0, -count % _shape_constraints(x.dtype).dense_min_rows)).contiguous()
-    if count:
-        y = torch._cslt_sparse_mm(packed, padded.t(), bias=bias, transpose_result=True)[:count]
-    else:
-        y = x.new_empty((0, features))
+    y = _multiply(x.reshape(-1, x.shape[-1]), packed, bias, features)
     # An output must not alias an input, so a given view is saved as the input it is.
     kept = saved if saved is not None and save_view else weight.new_empty(0, dtype=x.dtype)
     return y.reshape(*x.shape[:-1], features), kept
@@ -179,6 +206,7 @@ def _(
     transposed: bool,
     defer: bool,
     save_view: bool,
+    sparse_grad_input: bool,
 ) -> tuple[Tensor, Tensor]:
     features = weight.shape[1] if transposed else weight.shape[0]
     saved = weight.new_empty(weight.shape if w_hat is None and save_view else 0, dtype=x.dtype)
@@ -186,9 +214,9 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, mask, grad_mask, alpha, w_hat, _, transposed, defer, _ = inputs
+    x, weight, bias, mask, grad_mask, alpha, w_hat, _, transposed, defer, _, sparse = inputs
     ctx.save_for_backward(x, weight, output[1] if w_hat is None else w_hat, mask, grad_mask, alpha)
-    ctx.transposed, ctx.defer = transposed, defer
+    ctx.transposed, ctx.defer, ctx.sparse_grad_input = transposed, defer, sparse
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
 
@@ -198,12 +226,15 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_w_hat: Tensor | None) -> tup
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     if grad_y is None:
         grad_y = x.new_zeros((*x.shape[:-1], weight.shape[1] if ctx.transposed else weight.shape[0]))
+    dense_x = need_x and not ctx.sparse_grad_input
     grad_x, grad_weight, _ = torch.ops.tritonsparse.masked_linear_backward(
         grad_y, x, weight, w_hat, None, mask, grad_mask, alpha, "mask", ctx.transposed,
-        _elementwise(weight), need_x, need_weight, ctx.defer,
+        _elementwise(weight), dense_x, need_weight, ctx.defer,
     )  # fmt: skip
+    if need_x and not dense_x:
+        grad_x = _grad_input_op(grad_y, w_hat, ctx.transposed)
     grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype) if need_bias else None
-    return (grad_x if need_x else None, grad_weight if need_weight else None, grad_bias, *[None] * 8)
+    return (grad_x if need_x else None, grad_weight if need_weight else None, grad_bias, *[None] * 9)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
@@ -222,8 +253,9 @@ def semi_structured_linear(
     transposed: bool = False,
     backend: str = "torch",
     defer: bool = False,
+    sparse_grad_input: bool = False,
 ) -> Tensor:
-    """Y = X What^T + bias with What = W on a mask that keeps at most two of four; dX and dW are dense products.
+    """Y = X What^T + bias with What = W on a mask that keeps at most two of four; dW is a dense product.
 
     Args:
         x: `[..., K]`, any strides; float16 or bfloat16 for the sparse product.
@@ -239,6 +271,8 @@ def semi_structured_linear(
         transposed: `weight` and `mask` are stored `[K, N]`, as transformers' Conv1D does.
         backend: "torch" (the reference, any device and dtype: `masked_linear`) or "semi_structured".
         defer: leave the dense gradient in the weight's, as in `masked_linear`.
+        sparse_grad_input: dX is a sparse product too; then the mask keeps at most two of every four neighbours along a
+            column as well (`transposable.py`), which is not looked at either.
 
     Returns:
         `[..., N]`, dtype of x; aliases nothing.
@@ -282,6 +316,8 @@ def semi_structured_linear(
             transposed=transposed, out_dtype=x.dtype, defer=defer,
         )  # fmt: skip
     _require(function, x.dtype, weight, transposed)
+    if sparse_grad_input:
+        _require(function, x.dtype, weight, not transposed)
     view = (mask, grad_mask, alpha, w_hat, packed)
-    y, _ = _forward_op(x, weight, bias, *view, transposed, defer, torch.is_grad_enabled())
+    y, _ = _forward_op(x, weight, bias, *view, transposed, defer, torch.is_grad_enabled(), sparse_grad_input)
     return y

@@ -119,7 +119,7 @@ PATTERNS = [
         *(OptG(sparsity=0.5), PowerProp(sparsity=0.5), SWAT(sparsity=0.5)),
         *(AutoSparse(sparsity=0.5, control_every=2), STR(sparsity=0.5), AutoSparse(sparsity=0.5, backward_density=0.8)),
     )
-    for pattern in ("block:2", "block:4x2", "channel", "2:4", "1:2")
+    for pattern in ("block:2", "block:4x2", "channel", "2:4", "1:2", "2:4:transposable")
     if isinstance(parse(pattern), method.patterns)
 ]
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -253,6 +253,7 @@ def test_masks_obey_the_pattern_to_one_unit_and_resume(mlp: Build, method: Metho
             assert set(units.unique().tolist()) <= {0.0, float(size)}
         else:
             assert (mask.reshape(-1, shape.m).sum(1) == shape.n).all()
+            assert not shape.transposable or (mask.t().reshape(-1, shape.m).sum(1) == shape.n).all()
         total += int(mask.sum())
         if isinstance(method, HELD):
             assert not layer.weight[~layer.mask].any()

@@ -136,9 +136,11 @@ def test_the_doctest_runs() -> None:
 
 def test_2_4_products_are_refused_by_name_where_there_are_none(mlp: Build) -> None:
     model = mlp()
-    with pytest.raises(ValueError, match="sparsify: expected pattern '2:4' with backend='semi_structured', got 'unstr"):
+    with pytest.raises(ValueError, match="'2:4' or '2:4:transposable' with backend='semi_structured', got 'unstr"):
         ts.sparsify(model, "gmp", sparsity=0.5, total_steps=5, backend="semi_structured")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match=r"expected a GPU with 2:4 products.*operands are on cpu"):
             ts.sparsify(model, "gmp", sparsity=0.5, total_steps=5, pattern="2:4", backend="semi_structured")
+    with pytest.raises(ValueError, match=r"'N:M:transposable' with M of at most 4 .* got '4:8:trans"):
+        ts.sparsify(model, "gmp", sparsity=0.5, total_steps=5, pattern="4:8:transposable")
     assert type(model[0]) is nn.Linear

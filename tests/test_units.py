@@ -25,6 +25,9 @@ def test_blocks_are_scored_by_their_sum_and_kept_whole() -> None:
 def test_n_of_m_keeps_the_largest_of_each_group_and_the_first_of_equals() -> None:
     score = torch.tensor([[3.0, 1, 2, 0, 5, 5, 5, 5]])
     assert choose_masks({"w": score}, 0.0, NM(2, 4))["w"].int().tolist() == [[1, 0, 1, 0, 1, 1, 0, 0]]
+    tile = torch.tensor([[9.0, 8.0], [7.0, 1.0]])
+    assert choose_masks({"w": tile}, 0.0, NM(1, 2))["w"].int().tolist() == [[1, 0], [1, 0]]
+    assert choose_masks({"w": tile}, 0.0, NM(1, 2, transposable=True))["w"].int().tolist() == [[0, 1], [1, 0]]
 
 
 def test_channels_of_layers_compete_by_their_mean() -> None:
@@ -95,4 +98,8 @@ def test_a_block_that_does_not_divide_a_layer_is_refused_with_one_that_does() ->
         check_pattern("gmp", {"fc": (48, 64)}, Block(32, 32))
     with pytest.raises(ValueError, match=r"a multiple of 4 for pattern '2:4', got fc of shape \[8, 410\]; exclude"):
         check_pattern("gmp", {"fc": (8, 410)}, NM(2, 4))
+    both = NM(2, 4, transposable=True)
+    with pytest.raises(ValueError, match=r"rows and columns of a multiple of 4 for pattern '2:4:trans.* got fc"):
+        check_pattern("gmp", {"fc": (410, 8)}, both)
+    check_pattern("gmp", {"fc": (410, 8)}, NM(2, 4))
     check_pattern("gmp", {"fc": (48, 64)}, Block(16, 64))

@@ -11,7 +11,7 @@
     alpha       float32 scalar: the multiplier on the gradient of pruned weights; None = 0
     exponent    a of PowerPropagation: the view is of W |W|^(a-1); None = of W itself
     block       (rows, columns) of the blocks that the mask consists of; None = elements
-    n_of_m      (n, m) where the mask keeps n of every m along a row of W; None = it does not
+    n_of_m      the pattern where the mask keeps n of every m along a row of W; None = it does not
     activation_density    the share of the input that dW is made of, saved packed (kernels/packed_linear.py); None = all
 
 Masks and alpha are plain tensor attributes, not buffers: DDP would broadcast buffers at every forward, and
@@ -38,6 +38,7 @@ from .kernels.packed_linear import packed_linear
 from .kernels.power import power
 from .kernels.semi_structured import semi_structured_linear
 from .kernels.threshold import view_reference
+from .pattern import NM
 
 __all__ = ["BACKENDS", "VIEW_TENSORS", "SparseConv1D", "SparseLayer", "SparseLinear", "view_versions"]
 
@@ -81,7 +82,7 @@ class SparseLayer(nn.Module):
     w_hat_versions: tuple[int, ...]
     defer: bool
     block: tuple[int, int] | None
-    n_of_m: tuple[int, int] | None
+    n_of_m: NM | None
     block_index: Tensor | None
     grad_index: Tensor | None
     input_index: Tensor | None
@@ -103,7 +104,7 @@ class SparseLayer(nn.Module):
         module: nn.Module,
         backend: str,
         block: tuple[int, int] | None = None,
-        n_of_m: tuple[int, int] | None = None,
+        n_of_m: NM | None = None,
     ) -> SparseLayer:
         """Re-class `module` (of `stock_class`) in place with a dense view; nothing is allocated."""
         _reclass(module, cls)
@@ -235,6 +236,7 @@ class SparseLayer(nn.Module):
                 transposed=self.transposed,
                 backend="semi_structured",
                 defer=self.defer,
+                sparse_grad_input=self.sparse_grad_input,
             )
         view: dict[str, Any] = {
             "kind": self.kind,
@@ -319,15 +321,26 @@ class SparseLayer(nn.Module):
         elif self.weight.is_cuda and _triton.AVAILABLE:
             # 6 bytes a weight in one pass instead of the eager chain's 50: counted, not yet measured here.
             self.backend, self.backend_reason = "triton", "auto: fewer bytes than eager (analytic)"
-            if self.n_of_m == (2, 4) and self.plans_blocks:
-                n, k = self.oriented(self.weight).shape
-                dtype = torch.bfloat16 if self.weight.dtype == torch.float32 else self.weight.dtype
-                device_name = torch.cuda.get_device_name(self.weight.device)
-                faster, self.backend_reason = semi_structured_choice(n, k, dtype, device_name)
+            if self.n_of_m is not None and (self.n_of_m.n, self.n_of_m.m) == (2, 4) and self.plans_blocks:
+                faster, self.backend_reason = self._semi_structured(self.weight.device)
                 self.backend = "semi_structured" if faster else "triton"
         else:
             reason = "no GPU" if not self.weight.is_cuda else "Triton is not installed"
             self.backend, self.backend_reason = "torch", f"auto: {reason}"
+
+    def _semi_structured(self, device: torch.device, *, grad_input: bool = False) -> tuple[bool, str]:
+        """Whether a step with the 2:4 product of this weight, or of its transpose, was measured faster than dense."""
+        n, k = self.oriented(self.weight).shape
+        dtype = torch.bfloat16 if self.weight.dtype == torch.float32 else self.weight.dtype
+        shape = (k, n) if grad_input else (n, k)
+        return semi_structured_choice(*shape, dtype, torch.cuda.get_device_name(device))
+
+    @property
+    def sparse_grad_input(self) -> bool:
+        """Whether dX is a 2:4 product too: of a transposable mask, asked for or where it was measured faster."""
+        if self.n_of_m is None or not self.n_of_m.transposable:
+            return False
+        return self.backend_choice != "auto" or self._semi_structured(self.weight.device, grad_input=True)[0]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, view={self.kind}, backend={self.backend}"

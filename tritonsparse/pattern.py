@@ -4,6 +4,7 @@
     "block:32"       32x32 blocks           Block(32, 32)
     "block:16x64"    16 rows x 64 columns   Block(16, 64)
     "2:4"            2 kept of every 4      NM(2, 4)
+    "2:4:transposable"  and along columns   NM(2, 4, transposable=True)
     "channel"        whole rows of W        Channel()
 
 Which patterns a method supports is the method's to say (`Method.patterns`).
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from .kernels.transposable import MAX_SIDE
 
 __all__ = ["NM", "Block", "Channel", "Pattern", "Unstructured", "parse"]
 
@@ -39,13 +42,14 @@ class Block:
 
 @dataclass(frozen=True)
 class NM:
-    """`n` kept elements in every group of `m` along a row of W."""
+    """`n` kept elements in every group of `m` along a row of W; `transposable`: along a column too."""
 
     n: int
     m: int
+    transposable: bool = False
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}"
+        return f"{self.n}:{self.m}{':transposable' if self.transposable else ''}"
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,11 @@ def parse(text: str | Pattern) -> Pattern:
     if match := re.fullmatch(r"block:([1-9]\d*)(?:x([1-9]\d*))?", text):
         rows = int(match[1])
         return Block(rows, int(match[2] or rows))
-    if (match := re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)) and int(match[1]) < int(match[2]):
-        return NM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"([1-9]\d*):([1-9]\d*)(:transposable)?", text):
+        n, m, transposable = int(match[1]), int(match[2]), match[3] is not None
+        if n < m and (m <= MAX_SIDE or not transposable):
+            return NM(n, m, transposable)
     raise ValueError(
-        f"pattern: expected 'unstructured', 'block:R', 'block:RxC', 'N:M' with N < M or 'channel', got "
-        f"{text!r}; correct the pattern"
+        f"pattern: expected 'unstructured', 'block:R', 'block:RxC', 'N:M' with N < M, 'N:M:transposable' with M of at "
+        f"most {MAX_SIDE} or 'channel', got {text!r}; correct the pattern"
     )

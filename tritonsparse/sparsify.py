@@ -56,13 +56,15 @@ def sparsify(
         method: a name of `tritonsparse.methods.METHODS`, or a method object (copied, so that one object can
             configure several models).
         sparsity: fraction of zeros to reach, in [0, 1), for methods that take it.
-        pattern: shape of the masks ("unstructured", "block:32", "2:4", "channel"), as the method supports.
+        pattern: shape of the masks ("unstructured", "block:32", "2:4", "2:4:transposable", "channel"), as the method
+            supports.
         include: fnmatch patterns on module names; naming a module overrides the default skips except ties.
         exclude: fnmatch patterns on module names that stay dense.
         distribution: "uniform" or "erk", for methods that take it.
         backend: "auto", "torch" (the reference, any device), or on a GPU "triton", "fused" (the view inside the
             products), "block" (products that skip pruned blocks, for patterns of blocks whose sides 16 divides) or
-            "semi_structured" (the GPU's sparse product in the forward, for pattern "2:4" in 16 bits).
+            "semi_structured" (the GPU's sparse product in the forward, for pattern "2:4" in 16 bits; in dX too for
+            "2:4:transposable").
         total_steps: optimizer steps planned; schedules that end need it.
         steps_per_epoch: optimizer steps in an epoch; schedules in epochs need it.
         embedding_sparsity: also keep this fraction of every embedding table at zero, tied output layers with it,
@@ -100,9 +102,9 @@ def sparsify(
     # The method may still refuse (a schedule without its length): it decides on the layers once re-classed, so a
     # refusal puts the stock classes back.
     embeddings = None if embedding_sparsity is None else EmbeddingMasks(model, embedding_sparsity)
-    _check_semi_structured(backend, modules)
+    _check_semi_structured(backend, modules, chosen_pattern)
     block = (chosen_pattern.rows, chosen_pattern.columns) if isinstance(chosen_pattern, Block) else None
-    n_of_m = (chosen_pattern.n, chosen_pattern.m) if isinstance(chosen_pattern, NM) else None
+    n_of_m = chosen_pattern if isinstance(chosen_pattern, NM) else None
     layers: dict[str, SparseLayer] = {
         name: SPARSE_CLASSES[type(module)].adopt(module, backend, block, n_of_m) for name, module in modules.items()
     }
@@ -163,10 +165,10 @@ def _check_backend(backend: str, pattern: Pattern) -> None:
             f"choose 'block:64', or backend='auto'"
         )
     if backend == "semi_structured":
-        if pattern != NM(2, 4):
+        if pattern not in (NM(2, 4), NM(2, 4, transposable=True)):
             raise ValueError(
-                f"sparsify: expected pattern '2:4' with backend='semi_structured', got '{pattern}'; choose it, or "
-                f"backend='auto'"
+                f"sparsify: expected pattern '2:4' or '2:4:transposable' with backend='semi_structured', got "
+                f"'{pattern}'; choose one, or backend='auto'"
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if (reason := hardware_reason(device)) is not None:
@@ -183,15 +185,17 @@ def _check_backend(backend: str, pattern: Pattern) -> None:
         )
 
 
-def _check_semi_structured(backend: str, modules: Mapping[str, nn.Module]) -> None:
+def _check_semi_structured(backend: str, modules: Mapping[str, nn.Module], pattern: Pattern) -> None:
     if backend != "semi_structured":
         return
+    both = isinstance(pattern, NM) and pattern.transposable
     for name, module in modules.items():
         weight = cast(Tensor, module.weight)
         reason = "it is a convolution"
         if weight.dim() == 2:
             n, k = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
-            found = operand_reason(torch.bfloat16, n, k)
+            # dX of a transposable mask is the product with the transpose.
+            found = operand_reason(torch.bfloat16, n, k) or (operand_reason(torch.bfloat16, k, n) if both else None)
             if found is None:
                 continue
             reason = found

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .kernels import _triton
 from .kernels.n_of_m import MAX_M, n_of_m_mask
+from .kernels.transposable import transposable_mask
 from .mask import kept_count, topk_masks
 from .pattern import NM, Block, Channel, Pattern
 
@@ -45,10 +46,11 @@ def check_pattern(function: str, shapes: Mapping[str, Sequence[int]], pattern: P
                 f"{function}: expected a weight that divides into blocks of {pattern.rows}x{pattern.columns}, got "
                 f"{name} of shape [{n}, {k}]; use 'block:{rows}x{columns}' or exclude the layer"
             )
-        if isinstance(pattern, NM) and k % pattern.m:
+        if isinstance(pattern, NM) and (k % pattern.m or (pattern.transposable and n % pattern.m)):
+            sides = "rows and columns" if pattern.transposable else "rows"
             raise ValueError(
-                f"{function}: expected rows of a multiple of {pattern.m} for pattern '{pattern}', got {name} of shape "
-                f"[{n}, {k}]; exclude the layer"
+                f"{function}: expected {sides} of a multiple of {pattern.m} for pattern '{pattern}', got {name} of "
+                f"shape [{n}, {k}]; exclude the layer"
             )
 
 
@@ -127,6 +129,8 @@ def _n_of_m(score: Tensor, pattern: NM) -> Tensor:
     if pattern.n == pattern.m:
         # Where a ramp begins.
         return torch.ones_like(score, dtype=torch.bool)
+    if pattern.transposable:
+        return transposable_mask(score, pattern.n, pattern.m, function="choose_masks")
     on_gpu = _triton.AVAILABLE and score.is_cuda and score.dtype != torch.float64 and pattern.m <= MAX_M
     backend = "triton" if on_gpu else "torch"
     return n_of_m_mask(score, pattern.n, pattern.m, function="choose_masks", backend=backend)

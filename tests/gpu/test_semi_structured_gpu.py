@@ -17,6 +17,7 @@ from tritonsparse.kernels.semi_structured import (
     semi_structured_linear,
     semi_structured_reason,
 )
+from tritonsparse.kernels.transposable import transposable_mask
 
 
 def _missing() -> str | None:
@@ -78,6 +79,20 @@ def test_the_output_and_both_gradients_are_as_exact_as_the_masked_product_s(
 ) -> None:
     given = operands(*shape, dtypes[1], transposed, dtypes[0])
     assert semi_structured_reason(given["x"], given["weight"], given["mask"], transposed=transposed) is None
+    expected = results(exact(given), "torch")
+    reference, actual = results(given, "torch"), results(given, "semi_structured")
+    for name, value in expected.items():
+        assert actual[name].dtype == reference[name].dtype
+        assert error(actual[name], value) <= max(1.1 * error(reference[name], value), 1e-6), name
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_transposable_mask_has_a_sparse_grad_input_too(shape: tuple[int, int, int], transposed: bool) -> None:
+    given = operands(*shape, BF16, transposed) | {"sparse_grad_input": True}
+    given["mask"] = transposable_mask(given["weight"], 2, 4, magnitude=True)
+    x, weight, mask = given["x"], given["weight"], given["mask"]
+    assert semi_structured_reason(x, weight, mask, transposed=transposed, sparse_grad_input=True) is None
     expected = results(exact(given), "torch")
     reference, actual = results(given, "torch"), results(given, "semi_structured")
     for name, value in expected.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import tritonsparse as ts
 from tritonsparse.kernels import semi_structured
 from tritonsparse.kernels.masked_matmul import masked_linear
 from tritonsparse.kernels.n_of_m import n_of_m_mask
@@ -16,6 +19,7 @@ from tritonsparse.kernels.semi_structured import (
     semi_structured_linear,
     semi_structured_reason,
 )
+from tritonsparse.kernels.transposable import transposable_mask
 
 N, K = 64, 96
 
@@ -105,6 +109,44 @@ def test_the_sparse_forward_has_the_reference_s_output_and_gradients(
     assert emulated == {"compress": 1, "multiply": 1}
 
 
+@pytest.mark.parametrize("given_view", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_transposable_mask_has_a_sparse_grad_input_too(
+    transposed: bool, given_view: bool, emulated: dict[str, int]
+) -> None:
+    given = operands(transposed=transposed)
+    given["mask"] = transposable_mask(given["weight"], 2, 4, magnitude=True)
+    if given_view:
+        given["w_hat"] = (given["weight"] * given["mask"]).half()
+    expected = with_grads(semi_structured_linear, given, sparse_grad_input=True)
+    actual = with_grads(semi_structured_linear, given, backend="semi_structured", sparse_grad_input=True)
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype and actual[name].shape == value.shape
+        assert (actual[name].float() - value.float()).norm() / value.float().norm() < 2e-3, name
+    # The forward and dX; each has packed its own.
+    assert emulated == {"compress": 2, "multiply": 2}
+
+
+@pytest.mark.parametrize(("pattern", "products"), [("2:4", 1), ("2:4:transposable", 2)])
+def test_layers_multiply_sparsely_what_their_pattern_allows(
+    pattern: str, products: int, emulated: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("tritonsparse.sparsify"), "hardware_reason", lambda device: None)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(K, N).half()
+    expected = copy.deepcopy(layer)
+    ts.sparsify(layer, "static", sparsity=0.5, pattern=pattern, total_steps=4, backend="semi_structured")
+    ts.sparsify(expected, "static", sparsity=0.5, pattern=pattern, total_steps=4, backend="torch")
+    x, grads = torch.randn(5, K).half(), {}
+    for name, each in (("ours", layer), ("theirs", expected)):
+        leaf = x.clone().requires_grad_()
+        each(leaf).float().square().sum().backward()
+        grads[name] = (leaf.grad, each.weight.grad, each.bias.grad)
+    for ours, theirs in zip(grads["ours"], grads["theirs"], strict=True):
+        assert (ours.float() - theirs.float()).norm() / theirs.float().norm() < 5e-3
+    assert emulated["multiply"] == products
+
+
 def test_a_forward_that_nothing_differentiates_reads_only_what_is_packed(emulated: dict[str, int]) -> None:
     given = operands()
     expected = semi_structured_linear(**given)
@@ -131,8 +173,15 @@ def test_the_op_obeys_the_rules_of_torch_library(emulated: dict[str, int]) -> No
     views = (given["mask"], given["grad_mask"], given["alpha"], None, None)
     torch.library.opcheck(
         torch.ops.tritonsparse.semi_structured_linear.default,
-        (*leaves, *views, False, False, True),
+        (*leaves, *views, False, False, True, False),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+    both = transposable_mask(given["weight"].detach(), 2, 4, magnitude=True)
+    w_hat = (given["weight"].detach() * both).half()
+    torch.library.opcheck(
+        torch.ops.tritonsparse.semi_structured_grad_input.default,
+        (torch.randn(3, 7, N).half(), w_hat, False),
+        test_utils=("test_schema", "test_faketensor"),
     )
 
 
@@ -156,6 +205,12 @@ def test_all_that_stands_in_the_way_is_named() -> None:
     square = torch.tensor([True, True, False, False]).repeat(96, 24)
     reason = semi_structured_reason(x, torch.zeros(96, 96), square, transposed=True)
     assert reason is not None and reason.startswith("the mask keeps more than 2")
+    # Along the outputs too, where dX is asked for.
+    weight, both = torch.zeros(64, 96), transposable_mask(torch.rand(64, 96), 2, 4)
+    assert semi_structured_reason(x, weight, both, sparse_grad_input=True) == on_cpu
+    assert semi_structured_reason(x, weight.t(), both.t(), transposed=True, sparse_grad_input=True) == on_cpu
+    reason = semi_structured_reason(x, weight, two, sparse_grad_input=True)
+    assert reason == f"the mask keeps more than 2 of some 4 neighbours along a column of W [N, K]; {on_cpu}"
     # Fewer than two is no obstacle.
     assert semi_structured_reason(x, weight, torch.zeros(64, 96).bool()) == on_cpu
 

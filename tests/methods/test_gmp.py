@@ -85,6 +85,26 @@ def test_a_kept_weight_that_happens_to_be_zero_ranks_before_the_pruned_ones() ->
     assert layer.mask.tolist() == [[False, False, True, False]]
 
 
+def test_tiles_lose_what_they_keep_and_gain_nothing() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 8, bias=False)
+    sparsifier = ts.sparsify(layer, GMP(sparsity=0.5, update_every=1), pattern="2:4:transposable", total_steps=40)
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.5))
+    sparsifier.attach(optimizer)
+    kept, counts = sparsifier.layers[""].mask.clone(), set()
+    for _ in range(40):
+        layer(torch.randn(4, 16)).square().mean().backward()
+        optimizer.step()
+        mask = sparsifier.layers[""].mask
+        assert not (mask & ~kept).any()
+        # As many of every four of a row and of a column: four, then three, then two.
+        rows, columns = mask.reshape(-1, 4).sum(1), mask.t().reshape(-1, 4).sum(1)
+        assert rows.unique().tolist() == columns.unique().tolist() and len(rows.unique()) == 1
+        counts.add(int(rows[0]))
+        kept = mask.clone()
+    assert counts == {4, 3, 2}
+
+
 def test_erk_reaches_each_layers_own_sparsity() -> None:
     model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20), nn.Linear(20, 2))
     sparsifier, optimizer = start(model, GMP(sparsity=0.8, distribution="erk", update_every=1), 8)

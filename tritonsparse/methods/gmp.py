@@ -19,6 +19,7 @@ Differs from the paper in:
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -105,14 +106,17 @@ class GMP(MaskMethod):
         final = divide(self.distribution, dims, self.sparsity)
         first = divide(self.distribution, dims, self.initial_sparsity)
         sparsity = {name: cubic(clock.step - begin, end - begin, first[name], final[name]) for name in layers}
-        scores = {}
+        scores, tiles = {}, isinstance(self._pattern, NM) and self._pattern.transposable
         for name, layer in layers.items():
             assert layer.mask is not None  # given in setup
-            # A pruned weight is 0 already; -1 keeps it behind a kept weight that happens to be 0.
-            scores[name] = layer.oriented(torch.where(layer.mask, layer.weight.abs(), -1.0))
+            magnitude = layer.weight.abs()
+            # A pruned weight is 0 already; less keeps it behind a kept weight that happens to be 0, and behind all of a
+            # tile that would be kept with it.
+            behind = -1.0 if not tiles else -1.0 - 16.0 * magnitude.max()
+            scores[name] = layer.oriented(torch.where(layer.mask, magnitude, behind))
         pattern = self._pattern
         if isinstance(pattern, NM):
             # Of one group, and all groups alike: the sparsity of any layer is that of all.
             wanted = cubic(clock.step - begin, end - begin, self.initial_sparsity, self.sparsity)
-            pattern = NM(max(pattern.n, kept_count(pattern.m, wanted)), pattern.m)
+            pattern = dataclasses.replace(pattern, n=max(pattern.n, kept_count(pattern.m, wanted)))
         self.write(layers, choose_masks(scores, sparsity, pattern))

@@ -28,6 +28,7 @@ Differs from the paper in:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,8 +97,8 @@ class OptG(MaskMethod):
         rate = self.sparsity * self.rise(clock)
         scores = {name: layer.oriented(self._scores[name]) for name, layer in layers.items()}
         if isinstance(self._pattern, NM):
-            n, m = self._pattern.n, self._pattern.m
-            self.write(layers, choose_masks(scores, 0.0, NM(max(n, kept_count(m, rate)), m)))
+            n = max(self._pattern.n, kept_count(self._pattern.m, rate))
+            self.write(layers, choose_masks(scores, 0.0, dataclasses.replace(self._pattern, n=n)))
         else:
             self.write(layers, choose_masks(scores, rate, self._pattern, "global"))
 
