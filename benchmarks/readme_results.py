@@ -11,15 +11,16 @@ results/<device>/inference/*.json what eval.speed did.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results: made by benchmarks/readme_results.py -->", "<!-- end of results -->"
+sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
+from readme_marks import rewrite
+
+MARKS = ("<!-- results: made by benchmarks/readme_results.py -->", "<!-- end of results -->")
 
 
 # What a run is measured by, by the key of its results: the column, how it is written, the program that trained it.
@@ -197,31 +198,9 @@ def _head(title: str, columns: Sequence[str]) -> tuple[str, ...]:
     return f"**{title}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"
 
 
-def updated(readme: str, results: Path) -> str:
-    """`readme` with the tables between its two marks replaced.
-
-    Raises:
-        ValueError: a mark is missing.
-    """
-    head, begin, rest = readme.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"readme_results: expected the marks {BEGIN} and {END} in README.md, got none; put them back")
-    return f"{head}{BEGIN}\n\n{tables(results)}\n\n{END}{tail}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, compare")
-    args = parser.parse_args(argv)
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    new = updated(readme, ROOT / "benchmarks" / "results")
-    if args.check:
-        return int(new != readme)
-    path.write_text(new, encoding="utf-8")
-    return 0
+    return rewrite(argv, __doc__, tables, MARKS, "readme_results")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ timed, because it was wrong or did not run, is named as such. Without a file the
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- speed: written by benchmarks/readme_speed.py -->", "<!-- end of speed -->"
+sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
+from readme_marks import rewrite
+
+MARKS = ("<!-- speed: written by benchmarks/readme_speed.py -->", "<!-- end of speed -->")
 NOTHING = (
     "No GPU has run these benchmarks yet, so no figure stands here and `auto` skips no blocks. "
     "`make gpu BUDGET=500`, then `python benchmarks/make_plan_table.py` and `python benchmarks/readme_speed.py`, "
@@ -118,31 +119,9 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def updated(readme: str, results: Path) -> str:
-    """`readme` with what stands between its two marks replaced.
-
-    Raises:
-        ValueError: a mark is missing.
-    """
-    head, begin, rest = readme.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"readme_speed: expected the marks {BEGIN} and {END} in README.md, got none; put them back")
-    return f"{head}{BEGIN}\n\n{section(results)}\n\n{END}{tail}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, compare")
-    args = parser.parse_args(argv)
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    new = updated(readme, ROOT / "benchmarks" / "results")
-    if args.check:
-        return int(new != readme)
-    path.write_text(new, encoding="utf-8")
-    return 0
+    return rewrite(argv, __doc__, section, MARKS, "readme_speed")
 
 
 if __name__ == "__main__":

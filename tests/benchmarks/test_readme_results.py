@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
+import readme_marks  # noqa: E402
 import readme_results  # noqa: E402
 
 SHARED = {
@@ -113,4 +114,4 @@ def test_inference_is_shown_with_its_ratio_and_wrong_outputs_without_time(tmp_pa
 
 def test_a_readme_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="put them back"):
-        readme_results.updated("no marks", ROOT / "benchmarks" / "results")
+        readme_marks.updated("no marks", "", readme_results.MARKS, "readme_results")

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
+import readme_marks  # noqa: E402
 import readme_speed  # noqa: E402
 
 
@@ -50,4 +51,4 @@ def test_every_case_has_its_cell_the_losing_and_the_wrong_ones_too(tmp_path: Pat
 
 def test_a_readme_without_the_marks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="readme_speed: expected the marks"):
-        readme_speed.updated("no marks", tmp_path)
+        readme_marks.updated("no marks", "", readme_speed.MARKS, "readme_speed")
