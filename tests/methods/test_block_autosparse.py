@@ -67,11 +67,11 @@ def test_a_score_sums_what_autograd_and_differences_say_of_a_gate_a_weight() -> 
     assert torch.allclose(block_scores(view.grad, weight, pattern), to_units(expected.abs(), pattern), rtol=1e-12)
 
 
-def test_layers_are_compared_half_by_what_they_are_worth() -> None:
-    # Mean 4: over 2.   Sixteen times the worth counts four times.
+def test_layers_are_compared_by_how_they_spread_what_they_are_worth() -> None:
+    # Mean 4.   Sixteen times the worth counts as much.
     score = torch.tensor([[1.0, 7.0], [8.0, 0.0]])
-    assert across_layers(score).tolist() == [[0.5, 3.5], [4.0, 0.0]]
-    assert torch.equal(across_layers(16.0 * score), 4.0 * across_layers(score))
+    assert across_layers(score).tolist() == [[0.25, 1.75], [2.0, 0.0]]
+    assert torch.equal(across_layers(16.0 * score), across_layers(score))
     assert across_layers(torch.zeros(2, 2)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
