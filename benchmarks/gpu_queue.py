@@ -179,6 +179,8 @@ def _translation(method: str, fields: Mapping[str, object], seed: int) -> tuple[
         *(f"--{split}_file={{data}}/{stem}.en.gz" for split, stem in SPLITS.items()),
         f"--method_args={json.dumps(fields)}", f"--seed={seed}",
         "--mixed_precision=bf16", "--output_dir={work}/run",
+        # Of AC/DC's last sparse phase: what went before is another mask's, or dense.
+        *(("--average_checkpoints=2",) if method == "acdc" else ()),
     )  # fmt: skip
 
 
@@ -190,7 +192,8 @@ def _multi30k_70(method: str, seed: int, data: Path | None, pattern: str) -> Ent
             # Blocks have no thresholds.
             fields = {key: value for key, value in fields.items() if not key.startswith("threshold")}
     else:
-        fields = AT_70[method]
+        # Of blocks a global top-k empties whole layers.
+        fields = AT_70[method] | ({"scope": "uniform"} if method == "acdc" else {})
     command = (*_translation(method, fields, seed), f"--pattern={pattern}")
     name = f"multi30k {method} {pattern} 70 {seed}"
     return Entry(name, command, _training, TRAINING, 180, 120, "multi30k", f"{method} {pattern} 70/{seed}", data)
