@@ -179,8 +179,6 @@ def _translation(method: str, fields: Mapping[str, object], seed: int) -> tuple[
         *(f"--{split}_file={{data}}/{stem}.en.gz" for split, stem in SPLITS.items()),
         f"--method_args={json.dumps(fields)}", f"--seed={seed}",
         "--mixed_precision=bf16", "--output_dir={work}/run",
-        # Of AC/DC's last sparse phase: what went before is another mask's, or dense.
-        *(("--average_checkpoints=2",) if method == "acdc" else ()),
     )  # fmt: skip
 
 

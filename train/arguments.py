@@ -65,9 +65,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     state.add_argument("--checkpointing_steps", default=None, help="a number of steps, or 'epoch'")
     state.add_argument("--checkpoints_total_limit", type=int, default=None)
     state.add_argument("--resume_from_checkpoint", default=None, help="a folder, or 'latest'")
-    state.add_argument(
-        "--average_checkpoints", type=int, default=0, help="average the last N checkpoints; AC/DC: of its last phase"
-    )
+    state.add_argument("--average_checkpoints", type=int, default=0, help="average the last N checkpoints at the end")
     state.add_argument(
         "--save_twins", action=argparse.BooleanOptionalAction, default=False,
         help="keep the best sparse and the best dense model of a run with dense phases: best_sparse, best_dense",

@@ -182,12 +182,20 @@ def start(args: argparse.Namespace, loop: Loop) -> None:
 
 
 def average(args: argparse.Namespace, loop: Loop) -> list[str]:
-    """Load the average of the last --average_checkpoints into the model; returns their names, none if not asked."""
+    """Load the average of the last --average_checkpoints into the model; returns their names, none if not asked.
+
+    Of a method in phases, those of the last phase: a dense phase's weights, or another mask's, average to no model.
+    """
     if not args.average_checkpoints:
         return []
     folders = checkpoints.checkpoint_folders(loop.settings.output_dir)[-args.average_checkpoints :]
     if len(folders) < args.average_checkpoints:
         logger.warning("expected %d checkpoints to average, got %d", args.average_checkpoints, len(folders))
+    began = loop.sparsifier.method.phase_began(loop.sparsifier.clock)
+    apart = [folder.name for folder in folders if checkpoints.read_run(folder)["step"] <= began]
+    folders = folders[len(apart) :]
+    if apart:
+        logger.warning("left out of the average: %s, of before the last phase, which began at step %d", apart, began)
     if not folders:
         return []
     loop.sparsifier.model.load_state_dict(checkpoints.average_weights(folders), strict=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import tritonsparse as ts
+from tritonsparse.methods import ACDC, METHODS, Phases
 from tritonsparse.train import checkpoints
+from tritonsparse.train.program import average
 
 
 @pytest.fixture
@@ -171,6 +176,32 @@ def test_averaging_is_the_mean_of_masters_and_thresholds(tmp_path: Path) -> None
     assert (mean["w"].dtype, mean["t"].dtype) == (torch.float32, torch.float32)
     # Counters and the like have no mean: the last checkpoint's.
     assert mean["count"].tolist() == [11]
+
+
+def test_of_a_method_in_phases_the_last_phase_alone_is_averaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Two steps an epoch: sparse from 4 to 6, dense to 8, sparse to 12.
+    phases = Phases([(0, "dense"), (2, "sparse"), (3, "dense"), (4, "sparse")], 6)
+    model = nn.Linear(2, 1, bias=False)
+    sparsifier = ts.sparsify(model, ACDC(sparsity=0.5, phases=phases), total_steps=12, steps_per_epoch=2)
+    for step in (4, 6, 8, 10, 12):
+        folder = handmade(tmp_path / f"step_{step}", {"weight": torch.full((1, 2), float(step))})
+        (folder / "run.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+    loop: Any = SimpleNamespace(settings=SimpleNamespace(output_dir=tmp_path), sparsifier=sparsifier)
+    sparsifier.clock.step = 12
+    args = argparse.Namespace(average_checkpoints=4)
+    with caplog.at_level(logging.WARNING):
+        assert average(args, loop) == ["step_10", "step_12"]
+    assert model.weight.tolist() == [[11.0, 11.0]]
+    assert "left out of the average: ['step_6', 'step_8']" in caplog.text and "began at step 8" in caplog.text
+    # A phase that has no checkpoint of its own: nothing is averaged, and the weights stay.
+    sparsifier.clock.step = 7
+    for step in (8, 10, 12):
+        shutil.rmtree(tmp_path / f"step_{step}")
+    assert average(args, loop) == [] and model.weight.tolist() == [[11.0, 11.0]]
+    # A method without phases has one.
+    assert METHODS["gmp"](sparsity=0.5).phase_began(sparsifier.clock) == 0
 
 
 def test_averaging_one_checkpoint_gives_its_bits_back(tmp_path: Path) -> None:

@@ -200,6 +200,12 @@ class ACDC(MaskMethod):
         sparse = [self._phase(step, clock) == "sparse" for step in (clock.step - 1, clock.step)]
         return clock.step > 0 and all(sparse)
 
+    def phase_began(self, clock: Clock) -> int:
+        began = max(clock.step - 1, 0)
+        while began and self.sparsity and self._phase(began - 1, clock) == self._phase(began, clock):
+            began -= 1
+        return began if self.sparsity else 0
+
     def _compress(self, layers: Layers, clock: Clock) -> None:
         """Choose the masks of a sparse phase; weights outside them are zeroed after its first step."""
         old = {name: layer.mask.clone() for name, layer in layers.items() if layer.mask is not None}

@@ -81,6 +81,11 @@ class Method:
         True, `after_step` may find layers that are compact, without a mask. None: this method never says so."""
         return None
 
+    def phase_began(self, clock: Clock) -> int:
+        """The step from which all steps up to the last were of one phase. Weights saved in another phase do not average
+        with today's."""
+        return 0
+
     def densities(self, layer: SparseLayer, kept: float) -> Densities:
         """The passes' densities for a layer of which the fraction `kept` is not zero, by the paper's count."""
         return Densities(kept, kept, kept)
