@@ -190,8 +190,7 @@ def _multi30k_70(method: str, seed: int, data: Path | None, pattern: str) -> Ent
             # Blocks have no thresholds.
             fields = {key: value for key, value in fields.items() if not key.startswith("threshold")}
     else:
-        # Of blocks a global top-k empties whole layers.
-        fields = AT_70[method] | ({"scope": "uniform"} if method == "acdc" else {})
+        fields = AT_70[method]
     command = (*_translation(method, fields, seed), f"--pattern={pattern}")
     name = f"multi30k {method} {pattern} 70 {seed}"
     return Entry(name, command, _training, TRAINING, 180, 120, "multi30k", f"{method} {pattern} 70/{seed}", data)
