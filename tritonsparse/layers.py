@@ -51,7 +51,7 @@ _ACTIVATION = (
     *("activation_density", "activation_scope", "activation_slack"),
     *("activation_cutoff", "remembers_cutoff", "last_cutoff", "overflows", "last_overflow", "row_masks"),
 )
-_BACKEND = ("backend_choice", "backend", "backend_reason")
+_BACKEND = ("backend_choice", "backend", "backend_reason", "sparse_grad_input")
 _ATTRIBUTES = ("kind", *VIEW_TENSORS, "exponent", "block", "n_of_m", *_BACKEND, *_CACHE, *_BLOCKS, *_ACTIVATION)
 
 
@@ -78,6 +78,7 @@ class SparseLayer(nn.Module):
     backend_choice: str
     backend: str
     backend_reason: str
+    sparse_grad_input: bool
     w_hat: Tensor | None
     w_hat_versions: tuple[int, ...]
     defer: bool
@@ -315,32 +316,25 @@ class SparseLayer(nn.Module):
         return self
 
     def _choose_backend(self) -> None:
-        """`auto` follows the device; a back end asked for by name is never replaced."""
+        """`auto` follows the device; a back end asked for by name is never replaced. Of a transposable mask dX is a 2:4
+        product too, asked for or where it was measured faster."""
+        self.sparse_grad_input = self.n_of_m is not None and self.n_of_m.transposable
         if self.backend_choice != "auto":
             self.backend, self.backend_reason = self.backend_choice, "asked for"
         elif self.weight.is_cuda and _triton.AVAILABLE:
             # 6 bytes a weight in one pass instead of the eager chain's 50: counted, not yet measured here.
             self.backend, self.backend_reason = "triton", "auto: fewer bytes than eager (analytic)"
             if self.n_of_m is not None and (self.n_of_m.n, self.n_of_m.m) == (2, 4) and self.plans_blocks:
-                faster, self.backend_reason = self._semi_structured(self.weight.device)
+                n, k = self.oriented(self.weight).shape
+                dtype = torch.bfloat16 if self.weight.dtype == torch.float32 else self.weight.dtype
+                device_name = torch.cuda.get_device_name(self.weight.device)
+                faster, self.backend_reason = semi_structured_choice(n, k, dtype, device_name)
                 self.backend = "semi_structured" if faster else "triton"
+                # dX is the product with the transpose.
+                self.sparse_grad_input &= semi_structured_choice(k, n, dtype, device_name)[0]
         else:
             reason = "no GPU" if not self.weight.is_cuda else "Triton is not installed"
             self.backend, self.backend_reason = "torch", f"auto: {reason}"
-
-    def _semi_structured(self, device: torch.device, *, grad_input: bool = False) -> tuple[bool, str]:
-        """Whether a step with the 2:4 product of this weight, or of its transpose, was measured faster than dense."""
-        n, k = self.oriented(self.weight).shape
-        dtype = torch.bfloat16 if self.weight.dtype == torch.float32 else self.weight.dtype
-        shape = (k, n) if grad_input else (n, k)
-        return semi_structured_choice(*shape, dtype, torch.cuda.get_device_name(device))
-
-    @property
-    def sparse_grad_input(self) -> bool:
-        """Whether dX is a 2:4 product too: of a transposable mask, asked for or where it was measured faster."""
-        if self.n_of_m is None or not self.n_of_m.transposable:
-            return False
-        return self.backend_choice != "auto" or self._semi_structured(self.weight.device, grad_input=True)[0]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, view={self.kind}, backend={self.backend}"
