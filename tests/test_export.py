@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import tritonsparse as ts
+from tritonsparse.export import freeze_unsaved
 from tritonsparse.methods import GMP, STR, AutoSparse
 
 Build = Callable[..., Any]
@@ -102,6 +104,53 @@ def test_loaded_from_the_sidecar_the_next_steps_are_identical(
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
     left, right = sparsifier.state_dict()["tensors"], loaded.state_dict()["tensors"]
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def trainable(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_what_checkpoints_leave_out_is_not_trained_after_loading(
+    marian: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers gives Marian's sinusoids back as trainable, saves none of them, and computes them again."""
+    start(marian(), METHODS["mask"]).save_pretrained(tmp_path / "first")
+    with caplog.at_level(logging.INFO, logger="tritonsparse"):
+        model, sparsifier = ts.load(tmp_path / "first", AutoModelForSeq2SeqLM)
+    # A version of transformers that freezes them itself leaves nothing to say.
+    thawed = "embed_positions" in str(trainable(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "first")))
+    assert ("froze model.encoder.embed_positions.weight, model.decoder.embed_positions" in caplog.text) is thawed
+    assert trainable(model) == trainable(marian())
+    train(model, sparsifier, 2)
+    sparsifier.save_pretrained(tmp_path / "second")
+    again, _ = ts.load(tmp_path / "second", AutoModelForSeq2SeqLM)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_loaded_embedding_tables_are_those_that_were_sparse(marian: Build, tmp_path: Path) -> None:
+    sparsifier = ts.sparsify(marian(), "static", sparsity=0.5, embedding_sparsity=0.5)
+    sparsifier.save_pretrained(tmp_path)
+    _, loaded = ts.load(tmp_path, AutoModelForSeq2SeqLM)
+    assert list(loaded.embeddings.masks) == list(sparsifier.embeddings.masks) == ["model.shared.weight"]
+
+
+def test_only_parameters_that_no_checkpoint_holds_are_frozen() -> None:
+    class Tables(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._keys_to_ignore_on_save: Any = ["head.weight", "sinusoids", "constant", "of_another_version"]
+            self.embedding, self.head = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+            self.head.weight = self.embedding.weight
+            self.sinusoids = nn.Parameter(torch.ones(2))
+            self.constant = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    model = Tables()
+    assert freeze_unsaved(model) == ["sinusoids"]
+    # A tied weight is in the checkpoint under its other name.
+    assert trainable(model) == {"embedding.weight"}
+    assert freeze_unsaved(nn.Linear(2, 2)) == []
+    model._keys_to_ignore_on_save = None
+    assert freeze_unsaved(model) == []
 
 
 @every_method

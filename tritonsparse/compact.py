@@ -7,8 +7,9 @@ A sparse layer is re-classed into its compact class, which multiplies by packed 
 `weight` stays the same Parameter object under the same name, with other data: optimizers, schedulers and lists of
 parameters that somebody keeps go on as they were. What methods zero outside their masks after every step does not exist
 here, so a step is that of the dense storage: the same products, the same elementwise update, the same bits in float32
-on a CPU where blocks are multiples of 16. Two things may differ in the last place: a sum over a whole tensor, such as a
-gradient's norm, and under autocast dW, which is summed in float32 here and rounded to the low precision there.
+on a CPU where blocks are multiples of 16. Three things may differ in the last place: the products of a `Conv1D`, whose
+dense weight lies transposed in memory; a sum over a whole tensor, such as a gradient's norm; and under autocast dW,
+which is summed in float32 here and rounded to the low precision there.
 Convolutions are packed in storage and gradient, and unpacked for each forward.
 
 When the topology stays is the method's to say (`Method.frozen_topology`); the Sparsifier follows it.

@@ -9,6 +9,7 @@ shrink the survivors, and some methods train the weights that their masks hide.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -26,9 +27,11 @@ from .layers import SparseLayer
 if TYPE_CHECKING:
     from .sparsifier import Sparsifier
 
-__all__ = ["SIDECAR", "finalize", "finalized_state_dict", "load", "save_pretrained"]
+__all__ = ["SIDECAR", "finalize", "finalized_state_dict", "freeze_unsaved", "load", "save_pretrained"]
 
 SIDECAR = "tritonsparse.safetensors"
+
+logger = logging.getLogger(__name__)
 
 
 def finalized_state_dict(model: nn.Module, layers: Mapping[str, SparseLayer]) -> dict[str, Tensor]:
@@ -81,8 +84,27 @@ def _write_sidecar(sparsifier: Sparsifier, path: Path) -> None:
     save_file(tensors, path, metadata={"tritonsparse": json.dumps(packed)})
 
 
+def freeze_unsaved(model: nn.Module) -> list[str]:
+    """Freeze the Parameters that the model's own save leaves out, and say which were trainable.
+
+    `save_pretrained` drops the keys in `_keys_to_ignore_on_save`: tables that the class computes again, such as
+    Marian's sinusoids. `from_pretrained` gives them back as trainable, and from transformers 5.24 on gradients reach
+    them: training would change them, and the next checkpoint would forget it. A Parameter that is saved under another
+    name as well stays as it is.
+    """
+    left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    named = list(model.named_parameters(remove_duplicate=False))
+    saved = {id(parameter) for name, parameter in named if name not in left_out}
+    frozen = [name for name, parameter in named if id(parameter) not in saved and parameter.requires_grad]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    return frozen
+
+
 def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sparsifier]:
     """A model saved by `Sparsifier.save_pretrained`, sparsified again as it was.
+
+    Parameters that checkpoints of this class leave out are frozen, and the log names them.
 
     Args:
         directory: a local folder.
@@ -109,6 +131,8 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
         saved: dict[str, Any] = json.loads(file.metadata()["tritonsparse"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     model = auto_class.from_pretrained(directory, **kwargs)
+    if frozen := freeze_unsaved(model):
+        logger.info("load: froze %s, which checkpoints of %s leave out", ", ".join(frozen), type(model).__name__)
     config = {key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()}
     sparsifier = sparsify(
         model,
