@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tritonsparse.kernels import _triton
 from tritonsparse.kernels.block_plan import block_choice
-from tritonsparse.kernels.plan import RATES, choose, device_key
+from tritonsparse.kernels.plan import CARDS, choose, device_key
 from tritonsparse.pattern import Block, Channel, Pattern, parse
 from tritonsparse.selection import Skip, select
 
@@ -68,7 +68,9 @@ def environment() -> list[tuple[str, str]]:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         rows.append(("GPU", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
-        rows.append(("rates of predictions", "measured here" if device_key(properties.name) in RATES else "unknown"))
+        card = CARDS.get(device_key(properties.name))
+        known = "unknown card" if card is None else "measured" if card.measured else "derived from the data sheet"
+        rows.append(("rates of predictions", known))
     else:
         rows.append(("GPU", "none that torch sees"))
     if _triton.INTERPRETED:
@@ -130,10 +132,10 @@ def _of(
     n, k = shape
     choice = choose("forward", tokens, n, k, torch.bfloat16, "soft", device_name)
     dense = sparse = None
-    if (key := device_key(device_name)) in RATES:
-        bandwidth, rate = RATES[key]
+    if (card := CARDS.get(device_key(device_name))) is not None:
+        bandwidth = card.bandwidth
         size = weight.numel()
-        product = max(2.0 * tokens * size / rate, 2.0 * (size + tokens * (n + k)) / bandwidth)
+        product = max(2.0 * tokens * size / card.rate, 2.0 * (size + tokens * (n + k)) / bandwidth)
         # Both read the fp32 master and write it in 16 bits; the view's backward then reads g and W and writes dW.
         dense = 1e3 * (3.0 * product + 6.0 * size / bandwidth)
         sparse = dense + 1e3 * 10.0 * size / bandwidth

@@ -1,12 +1,13 @@
 """Whether a product of a sparse layer should compute its view inside (`masked_gemm.py`, `masked_grad.py`) or beside.
 
-Two answers, of which the caller sees the source:
+Three answers, of which the caller sees the source:
 
     measured    both ways were timed on this device at this shape (`plan_table.json`, from
                 `benchmarks/make_plan_table.py`): the faster one
-    analytic    the count of bytes and operations below; it may prefer the fused product to the two steps, but says
-                nothing against a dense layer, and never prefers a fused dW, whose product must match the vendor's,
-                nor a fused convolution
+    analytic    the count of bytes and operations below, on a card whose rates are known (`CARDS`); it may prefer the
+                fused product to the two steps, but says nothing against a dense layer, and never prefers a fused dW,
+                whose product must match the vendor's, nor a fused convolution
+    unknown     the rates of this card are not known, so nothing is counted: the two steps
 
 Times of the analytic model, for L multiply-adds M·N·K, B the memory's bandwidth and P the vendor's product rate:
 
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["CONV_OPS", "Choice", "choose", "device_key", "read_table"]
+__all__ = ["CARDS", "CONV_OPS", "Card", "Choice", "choose", "device_key", "read_table"]
 
 OPS = ("forward", "grad_input", "grad_weight")
 # Of a convolution; what follows a space says which ("conv_forward 3x3/1x1"): times of one say nothing of another.
@@ -39,10 +40,53 @@ KINDS = ("soft", "hard", "step", "mask", "bits")
 MASK_BYTES = {"soft": 0.0, "hard": 0.0, "step": 0.0, "mask": 1.0, "bits": 0.125}
 # Rate of a product whose left operand goes through registers, relative to the vendor's: triton#6812, 8192^3 on H100.
 REGISTER_RATE = 0.68
-# Device memory in bytes a second, products in 16 bits in operations a second: measured with PyTorch where the name is
-# known. The crossover follows their ratio, which moves little between GPUs; an unknown one is taken for an H200.
-RATES = {"nvidia-h200": (4.3e12, 790e12)}
 FIELDS = ("device", "op", "m", "n", "k", "dtype", "kind", "beside_ms", "inside_ms")
+
+
+def device_key(name: str) -> str:
+    """A GPU's name as the table writes it: "NVIDIA H200" is "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU whose rates are known.
+
+    Attributes:
+        name: as `torch.cuda.get_device_name()` gives it.
+        bandwidth: of a copy in device memory, bytes read and written a second.
+        rate: of the vendor's products in 16 bits, operations a second.
+        bandwidth_source, rate_source: where the figures are from.
+    """
+
+    name: str
+    bandwidth: float
+    rate: float
+    bandwidth_source: str
+    rate_source: str
+
+    @property
+    def measured(self) -> bool:
+        return self.bandwidth_source.startswith("measured") and self.rate_source.startswith("measured")
+
+
+# By `device_key`, and for these names only. The H100 PCIe (2.0 TB/s, 114 multiprocessors, 350 W), the H100 NVL (3.9
+# TB/s, 400 W), the H200 NVL (600 W), the GH200 and slices of any of them have other rates, which are not known here.
+CARDS = {
+    device_key(card.name): card
+    for card in (
+        Card(
+            "NVIDIA H200", 4.3e12, 790e12,
+            "measured: a copy by PyTorch; the data sheet has 4.8",
+            "measured: 8192^3 in bf16 by PyTorch; the data sheet has 989",
+        ),
+        Card(
+            "NVIDIA H100 80GB HBM3", 3.0e12, 790e12,
+            "derived: 3.35 of the data sheet, times the 0.9 that a copy reaches on the H200",
+            "derived: 989 of the data sheet, times the 0.8 of the H200, which has the same die and 700 W",
+        ),
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,9 +95,8 @@ class Choice:
 
     Attributes:
         fused: the view inside the product.
-        source: "measured" or "analytic".
-        predicted_ms: of the chosen way: the median measured at this very m, or the model's on a device whose rates are
-            known; else None.
+        source: "measured", "analytic" or "unknown".
+        predicted_ms: of the chosen way: the median measured at this very m, or the model's; else None.
         reason: one sentence for a report.
     """
 
@@ -61,11 +104,6 @@ class Choice:
     source: str
     predicted_ms: float | None
     reason: str
-
-
-def device_key(name: str) -> str:
-    """A GPU's name as the table writes it: "NVIDIA H200" is "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 @functools.cache
@@ -106,25 +144,26 @@ def _measured(
 
 
 def _analytic(op: str, m: int, n: int, k: int, dtype: torch.dtype, kind: str, device: str) -> Choice:
+    card = CARDS.get(device)
+    if card is None:
+        return Choice(False, "unknown", None, f"{op} [{m}, {n}, {k}]: unknown card {device}, fused only where measured")
     if op.startswith(CONV_OPS):
         return Choice(False, "analytic", None, f"{op} [{m}, {n}, {k}]: fused only where it was measured faster")
     if op == "grad_weight":
         return Choice(False, "analytic", None, "grad_weight: fused only where it was measured faster than the vendor's")
-    bandwidth, rate = RATES.get(device, RATES["nvidia-h200"])
     x = dtype.itemsize
     # float32 masters; float32 products run at half the rate of 16 bits as tf32, and slower in full float32.
-    rate = rate if x == 2 else rate / 2
-    work, weights, rows = 2.0 * m * n * k / rate, n * k / bandwidth, x * (m * k + m * n) / bandwidth
+    rate = card.rate if x == 2 else card.rate / 2
+    work, weights, rows = 2.0 * m * n * k / rate, n * k / card.bandwidth, x * (m * k + m * n) / card.bandwidth
     view = (4 + MASK_BYTES[kind]) * weights
     beside = view + x * weights + max(work, x * weights + rows)
     inside = max(work / REGISTER_RATE, view + rows)
     fused = inside < beside
-    milliseconds = 1e3 * min(inside, beside) if device in RATES else None
     reason = (
         f"{op} [{m}, {n}, {k}]: by bytes and operations {1e6 * inside:.3g} us with the view inside the product, "
-        f"{1e6 * beside:.3g} us beside it, at {bandwidth / 1e12:.3g} TB/s and {rate / 1e12:.3g} TFLOP/s"
+        f"{1e6 * beside:.3g} us beside it, at {card.bandwidth / 1e12:.3g} TB/s and {rate / 1e12:.3g} TFLOP/s"
     )
-    return Choice(fused, "analytic", milliseconds, reason)
+    return Choice(fused, "analytic", 1e3 * min(inside, beside), reason)
 
 
 def choose(
@@ -152,7 +191,8 @@ def choose(
         table: entries to use instead of the packaged ones.
 
     Returns:
-        The choice. Source "analytic" compares our two ways and claims nothing against a dense layer.
+        The choice. Source "analytic" compares our two ways and claims nothing against a dense layer; "unknown" says
+        that nothing is known of this card, and never fuses.
 
     Raises:
         ValueError: `op` or `kind` is unknown, or a size is negative.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tritonsparse.kernels import block_plan, plan
-from tritonsparse.kernels.plan import FIELDS, choose, device_key, read_table
+from tritonsparse.kernels.plan import CARDS, FIELDS, choose, device_key, read_table
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -20,7 +20,12 @@ sys.path.append(str(ROOT / "benchmarks"))
 import make_plan_table  # noqa: E402
 
 BF16 = torch.bfloat16
-H200 = "NVIDIA H200"
+H200, H100 = "NVIDIA H200", "NVIDIA H100 80GB HBM3"
+# Names that torch gives to cards with other memory or another power limit.
+UNKNOWN = [
+    "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA H200 MIG 1g.18gb", "NVIDIA H100", "NVIDIA H800",
+    "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-16GB", "",
+]  # fmt: skip
 
 
 def entry(m: int, beside: float, inside: float, **changed: Any) -> dict[str, Any]:
@@ -43,7 +48,43 @@ def test_the_model_s_milliseconds_by_hand() -> None:
     # 8192 rows: 6 bytes of 2^24 weights at 4.3 TB/s, then 2^38 operations at 790 TFLOP/s: 0.0234 + 0.3479 ms.
     choice = choose("forward", 8192, 4096, 4096, BF16, "soft", H200, table=())
     assert choice.predicted_ms == pytest.approx(0.3714, abs=1e-4)
-    assert choose("forward", 8192, 4096, 4096, BF16, "soft", "Another GPU", table=()).predicted_ms is None
+    assert "4.3 TB/s and 790 TFLOP/s" in choice.reason
+    # The H100 has 3.0 TB/s: 0.0336 + 0.3479 ms.
+    choice = choose("forward", 8192, 4096, 4096, BF16, "soft", H100, table=())
+    assert choice.predicted_ms == pytest.approx(0.3815, abs=1e-4)
+    assert "3 TB/s" in choice.reason
+
+
+def test_slower_memory_moves_the_crossover_up() -> None:
+    def last_fused(name: str) -> int:
+        return max(
+            m for m in range(256, 4096, 16) if choose("forward", m, 4096, 4096, BF16, "soft", name, table=()).fused
+        )
+
+    # Beside: (6 B) N K / B more, of which the product inside hides the 4 behind its longer 2 L (1/r - 1) / P.
+    assert last_fused(H200) < last_fused(H100) < 2 * last_fused(H200)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("op", ["forward", "grad_input", "grad_weight", "conv_forward 3x3/1x1"])
+def test_an_unknown_card_is_called_so_and_gets_nobody_s_rates(name: str, op: str) -> None:
+    choice = choose(op, 64, 4096, 4096, BF16, "soft", name, table=())
+    assert (choice.fused, choice.source, choice.predicted_ms) == (False, "unknown", None)
+    assert f"unknown card {device_key(name)}" in choice.reason and "TB/s" not in choice.reason
+    # What was measured on it counts.
+    table = (entry(512, 0.5, 0.25, device=device_key(name)),)
+    assert choose("forward", 512, 4096, 1024, BF16, "soft", name, table=table).source == "measured"
+
+
+def test_every_card_says_where_its_rates_are_from() -> None:
+    assert list(CARDS) == ["nvidia-h200", "nvidia-h100-80gb-hbm3"]
+    for key, card in CARDS.items():
+        assert device_key(card.name) == key
+        for source in (card.bandwidth_source, card.rate_source):
+            assert source.startswith(("measured: ", "derived: ")) and "data sheet" in source
+    assert CARDS["nvidia-h200"].measured and not CARDS["nvidia-h100-80gb-hbm3"].measured
+    # Derived: 4.3 of 4.8 and 790 of 989 are measured on the H200.
+    assert CARDS["nvidia-h100-80gb-hbm3"].bandwidth == pytest.approx(3.35e12 * 4.3 / 4.8, rel=0.01)
 
 
 def test_a_fused_gradient_of_the_weight_is_chosen_only_where_it_was_measured_faster() -> None:
@@ -65,7 +106,7 @@ def test_a_measurement_overrules_the_model_within_a_factor_of_two_of_its_rows() 
     }
     # Milliseconds are predicted where they were measured only.
     assert sources[2048].predicted_ms == 0.25 and sources[1000].predicted_ms is None
-    for other in ({"n": 1024, "k": 4096}, {"kind": "mask"}, {"dtype": "float32"}, {"device": "nvidia-a100"}):
+    for other in ({"n": 1024, "k": 4096}, {"kind": "mask"}, {"dtype": "float32"}, {"device": "nvidia-h100"}):
         table = (entry(512, 0.25, 0.5, **other),)
         assert choose("forward", 512, 4096, 1024, BF16, "soft", H200, table=table).source == "analytic"
 
