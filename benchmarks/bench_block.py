@@ -1,7 +1,7 @@
 """The products of a linear layer whose weight is sparse in blocks: forward, dX, dW, and all three as a step.
 
-    python benchmarks/bench_block.py [--out DIR] [--tune] [--tiles]     on a GPU
-    python benchmarks/bench_block.py --smoke                            two tiny cases, on any machine
+    python benchmarks/bench_block.py [--quick] [--only '* step *'] [--tune] [--tiles] [--out DIR]     on a GPU
+    python benchmarks/bench_block.py --smoke                                      two tiny cases, on any machine
 
     provider       forward [M, K] -> [M, N]     grad_input                 grad_weight
     dense random   the vendor on a random weight, and the same for every density
@@ -18,34 +18,25 @@ make a dense product faster (less power), so both dense lines are printed.
 
 `tflop_per_s` counts kept blocks only; `speedup` is over "dense random"; `of_ideal` is the speed-up times the density: 1
 means that all of the skipped work was saved; `break_even` is the density at which ours takes as long as dense, between
-the measured ones. "index" is the time to rebuild the indices of a whole model. Times are of CUDA graph replays over
-inputs larger than the L2. Errors: relative RMS against float64, bounded by 1.1 times what the dense products make.
+the measured ones. "index" is the time to rebuild the indices of a whole model. `--quick` takes 4096 x 4096 at 16,384
+tokens and leaves out other libraries. Times are of CUDA graph replays over inputs larger than the L2. Errors: relative
+RMS against float64, bounded by 1.1 times what the dense products make.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from tritonsparse.kernels import _triton
-from tritonsparse.kernels._block_tiles import block_tiles
-from tritonsparse.kernels._tiles import input_precision, is_aligned, limits_of
-from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
-from tritonsparse.kernels.block_grad import block_grad_weight
-from tritonsparse.kernels.block_topology import IndexTable, index_size
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
+from block_products import Case, Operands, backend_here, dense, error_of, providers_of
 from harness import (
+    QUICK_SAMPLES,
     SAMPLES,
     Row,
     announce,
@@ -53,30 +44,18 @@ from harness import (
     input_sets,
     measure,
     parser_of,
-    publish,
     refuse_without_gpu,
-    relative_error,
 )
+from reports import Report, chosen
 
-BF16, FP32 = torch.bfloat16, torch.float32
-DEVIATION = 0.02
-DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
+from tritonsparse.kernels.block_topology import IndexTable, index_size
+
+FP32 = torch.float32
+DENSITIES, QUICK_DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02), (1.0, 0.5, 0.2, 0.1)
 BLOCKS = (128, 64, 32)
 # On a CPU times mean nothing: enough for the program to have run.
-TIMED = partial(measure, graph=True, samples=SAMPLES if torch.cuda.is_available() else 3)
+DEFAULT_SAMPLES = SAMPLES if torch.cuda.is_available() else 3
 OPS = ("forward", "grad_input", "grad_weight", "step")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A layer's weight `[n, k]` and the tokens of a step."""
-
-    layer: str
-    n: int
-    k: int
-    tokens: tuple[int, ...]
-    dtype: torch.dtype = BF16
-
 
 CASES = (
     Case("transformer-base ffn", 2048, 512, (8192,)),
@@ -85,6 +64,7 @@ CASES = (
     Case("llama-7b mlp in", 11008, 4096, (4096, 16384)),
     Case("llama-7b mlp out", 4096, 11008, (4096,)),
 )
+QUICK_CASES = (Case("llama-7b attention", 4096, 4096, (16384,)),)
 # No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
 SMOKE_CASES = (Case("smoke", 64, 96, (33,), FP32), Case("smoke", 32, 64, (7,), torch.float16))
 SMOKE_MODEL = [(64, 96), (32, 64)]
@@ -98,190 +78,6 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Operands:
-    """One set of inputs; `masked` is the weight with its pruned blocks zeroed."""
-
-    x: Tensor
-    grad_y: Tensor
-    weight: Tensor
-    masked: Tensor
-    flags: Tensor
-    index: Tensor
-    table: IndexTable
-    block: tuple[int, int]
-
-    @classmethod
-    def draw(cls, case: Case, m: int, block: int, density: float, seed: int) -> Operands:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        random = torch.Generator(device).manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=random, device=device).to(case.dtype)
-
-        weight = normal(case.n, case.k).mul_(DEVIATION)
-        rows, columns = case.n // block, case.k // block
-        flags = torch.zeros(rows * columns, dtype=torch.bool, device=device)
-        kept = max(1, round(density * rows * columns))
-        flags[torch.randperm(rows * columns, generator=random, device=device)[:kept]] = True
-        flags = flags.view(rows, columns)
-        index = torch.empty(index_size(rows, columns), dtype=torch.int32, device=device)
-        table = IndexTable([flags], [index], _backend())
-        table.build()
-        mask = flags.repeat_interleave(block, 0).repeat_interleave(block, 1)
-        x, grad_y = normal(m, case.k), normal(m, case.n)
-        return cls(x, grad_y, weight, weight * mask, flags, index, table, (block, block))
-
-    @property
-    def mask(self) -> Tensor:
-        return self.flags.repeat_interleave(self.block[0], 0).repeat_interleave(self.block[1], 1)
-
-
-def _backend() -> str:
-    return "triton" if torch.cuda.is_available() or _triton.INTERPRETED else "torch"
-
-
-# The results of forward, dX and dW, or one of them.
-Provider = Callable[[], tuple[Any, ...]]
-
-
-def _step(parts: dict[str, Callable[[], Any]], op: str, before: Callable[[], None] | None = None) -> Provider:
-    """The op of a provider; its step is all three, after what goes `before` them."""
-    if op != "step":
-        return lambda: (parts[op](),)
-
-    def run() -> tuple[Any, ...]:
-        if before is not None:
-            before()
-        return tuple(part() for part in parts.values())
-
-    return run
-
-
-def _dense(o: Operands, weight: Tensor, op: str) -> Provider:
-    parts = {
-        "forward": lambda: F.linear(o.x, weight),
-        "grad_input": lambda: o.grad_y @ weight,
-        "grad_weight": lambda: o.grad_y.t() @ o.x,
-    }
-    return _step(parts, op)
-
-
-def _ours(o: Operands, op: str) -> Provider:
-    given: dict[str, Any] = {"block": o.block, "backend": _backend()}
-    shape, dtype = tuple(o.weight.shape), o.weight.dtype
-    parts = {
-        "forward": lambda: block_linear(o.x, o.weight, None, o.index, **given),
-        "grad_input": lambda: block_grad_input(o.grad_y, o.weight, o.index, **given),
-        "grad_weight": lambda: block_grad_weight(o.grad_y, o.x, o.index, shape=shape, out_dtype=dtype, **given)[0],
-    }
-    return _step(parts, op, o.table.build)
-
-
-def _variants(block: int) -> dict[str, dict[str, Any]]:
-    """Other configurations of the products, by name: what they change in the computed one."""
-    variants: dict[str, dict[str, Any]] = {
-        "pointers": {"descriptors": False},
-        "a program an item": {"persistent": 0},
-        "two programs": {"m": 128, "num_warps": 8 if block == 128 else 4, "num_stages": 3, "persistent": 2},
-        "group 1": {"group": 1},
-    }
-    if block == 64:
-        # A descriptor's box has at most 256 rows.
-        variants["512 rows"] = {"m": 512, "num_stages": 3, "descriptors": False}
-    return variants
-
-
-def _varied(o: Operands, op: str, changes: dict[str, Any]) -> Provider:
-    (n, k), m = o.weight.shape, o.x.shape[0]
-    sizes, rows = ((n, k), o.x) if op == "forward" else ((k, n), o.grad_y)
-    tiles = block_tiles(
-        m, *sizes, block=o.block, weight_bytes=o.weight.element_size(), x_bytes=rows.element_size(),
-        precision=input_precision(rows.dtype), aligned=is_aligned(rows, o.weight), limits=limits_of(rows.device),
-    )  # fmt: skip
-    given: dict[str, Any] = {"block": o.block, "backend": _backend(), "tiles": replace(tiles, **changes)}
-    parts = {
-        "forward": lambda: block_linear(o.x, o.weight, None, o.index, **given),
-        "grad_input": lambda: block_grad_input(o.grad_y, o.weight, o.index, **given),
-    }
-    return _step(parts, op)
-
-
-def _torch_bsr(o: Operands, op: str, tune: bool) -> Provider:
-    from torch.sparse._triton_ops import bsr_dense_addmm, sampled_addmm
-    from torch.sparse._triton_ops_meta import tune_bsr_dense_addmm
-
-    forward, backward = o.masked.to_sparse_bsr(o.block), o.masked.t().contiguous().to_sparse_bsr(o.block)
-    # Neither is read: beta is 0.
-    y, grad_x = o.grad_y.t().contiguous(), o.x.t().contiguous()
-    if tune and op != "grad_weight":
-        for bsr, dense, out in ((forward, o.x, y), (backward, o.grad_y, grad_x)):
-            tune_bsr_dense_addmm(out, bsr, dense.t(), beta=0, store=True)
-    parts = {
-        "forward": lambda: bsr_dense_addmm(y, forward, o.x.t(), beta=0).t(),
-        "grad_input": lambda: bsr_dense_addmm(grad_x, backward, o.grad_y.t(), beta=0).t(),
-        "grad_weight": lambda: sampled_addmm(forward, o.grad_y.t(), o.x, beta=0.0, skip_checks=True),
-    }
-    return _step(parts, op)
-
-
-def _stk(o: Operands, op: str) -> Provider:
-    import stk
-
-    weight = stk.ops.to_sparse(o.masked, o.block[0])
-    parts = {
-        "forward": lambda: stk.ops.dds(o.x, weight.t()),
-        "grad_input": lambda: stk.ops.dds(o.grad_y, weight),
-        "grad_weight": lambda: stk.ops.sdd(o.grad_y.t(), o.x, weight),
-    }
-    return _step(parts, op)
-
-
-def _providers(
-    block: int, density: float, op: str, tune: bool, tiles: bool
-) -> dict[str, Callable[[Operands, str], Provider]]:
-    made: dict[str, Callable[[Operands, str], Provider]] = {
-        "dense random": lambda o, op: _dense(o, o.weight, op),
-        "dense masked": lambda o, op: _dense(o, o.masked, op),
-        "ours": _ours,
-    }
-    if tiles and op in ("forward", "grad_input"):
-        for name, changes in _variants(block).items():
-            made[f"ours, {name}"] = partial(_varied, changes=changes)
-    if torch.cuda.is_available() and density < 1:
-        made["torch bsr"] = partial(_torch_bsr, tune=False)
-        if tune:
-            made["torch bsr tuned"] = partial(_torch_bsr, tune=True)
-        if block == 128 and importlib.util.find_spec("stk") is not None:
-            made["stk"] = _stk
-    return made
-
-
-def _as_dense(result: Any) -> Tensor:
-    if isinstance(result, Tensor):
-        return result if result.layout == torch.strided else result.to_dense()
-    import stk
-
-    dense: Tensor = stk.ops.to_dense(result)
-    return dense
-
-
-def _exact(o: Operands, op: str, provider: str) -> tuple[Tensor, ...]:
-    """In float64: what the provider computes, from the operands as it is given them."""
-    weight = (o.weight if provider == "dense random" else o.masked).double()
-    made = {
-        "forward": lambda: o.x.double() @ weight.t(),
-        "grad_input": lambda: o.grad_y.double() @ weight,
-        "grad_weight": lambda: o.grad_y.double().t() @ o.x.double() * (1 if provider.startswith("dense") else o.mask),
-    }
-    return tuple(part() for part in made.values()) if op == "step" else (made[op](),)
-
-
-def _error(provider: Provider, o: Operands, op: str, name: str) -> float:
-    exact = _exact(o, op, name)
-    return max(relative_error(_as_dense(a), e) for a, e in zip(provider(), exact, strict=True))
-
-
 def bench(
     case: Case,
     m: int,
@@ -289,10 +85,13 @@ def bench(
     density: float,
     op: str,
     dense_ms: float | None = None,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    others: bool = True,
     tune: bool = False,
     tiles: bool = False,
-) -> list[Row]:
-    """One row a provider; "dense random" first, unless its time is known."""
+) -> Iterator[Row]:
+    """One row a provider; "dense random" first, unless its time is known. `others`: also what is not ours nor dense."""
     nbytes = case.n * case.k * case.dtype.itemsize + m * (case.n + case.k) * case.dtype.itemsize
     operands = [Operands.draw(case, m, block, density, seed) for seed in range(min(8, input_sets(nbytes)))]
     kept = operands[0].flags.float().mean().item()
@@ -300,25 +99,23 @@ def bench(
         "layer": case.layer, "op": op, "m": m, "n": case.n, "k": case.k,
         "dtype": str(case.dtype).removeprefix("torch."), "block": block, "density": kept,
     }  # fmt: skip
-    providers = _providers(block, density, op, tune, tiles)
     one = operands[0]
-    allowed = max(_error(_dense(one, weight, op), one, op, name) for name, weight in
+    allowed = max(error_of(dense(one, weight, op), one, op, name) for name, weight in
                   (("dense masked", one.masked), ("dense random", one.weight)))  # fmt: skip
     bound = max(1.1 * allowed, 1e-6)
-    rows: list[Row] = []
-    for name, make in providers.items():
+    for name, make in providers_of(block, density, op, others=others, tune=tune, tiles=tiles).items():
         if name == "dense random" and dense_ms is not None:
             continue
         row = {**facts, "provider": name}
         try:
             calls = [make(given, op) for given in operands]
-            error = _error(calls[0], operands[0], op, name)
-            row = gated(row, error, bound, partial(TIMED, calls))
+            error = error_of(calls[0], operands[0], op, name)
+            row = gated(row, error, bound, partial(measure, calls, graph=True, samples=samples))
         except Exception as failure:
             # What somebody else's operator does not do is a result; what ours does not do is a failure.
             if name == "ours" or name.startswith("dense"):
                 raise
-            rows.append({**row, "verdict": "failed", "failure": f"{type(failure).__name__}: {failure}"})
+            yield {**row, "verdict": "failed", "failure": f"{type(failure).__name__}: {failure}"}
             continue
         if name == "dense random":
             dense_ms = row["median_ms"]
@@ -328,8 +125,7 @@ def bench(
             row["tflop_per_s"] = 2 * products * m * case.n * case.k * share / row["median_ms"] / 1e9
             row["speedup"] = dense_ms / row["median_ms"]
             row["of_ideal"] = row["speedup"] * share
-        rows.append(row)
-    return rows
+        yield row
 
 
 def break_even(rows: Sequence[Row]) -> float | None:
@@ -349,14 +145,14 @@ def break_even(rows: Sequence[Row]) -> float | None:
     return None
 
 
-def bench_index(block: int, shapes: Sequence[tuple[int, int]]) -> Row:
+def bench_index(block: int, shapes: Sequence[tuple[int, int]], samples: int = DEFAULT_SAMPLES) -> Row:
     """The time to rebuild the indices of a whole model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     grids = [(n // block, k // block) for n, k in shapes]
     flags = [torch.rand(grid, device=device) < 0.1 for grid in grids]
     indices = [torch.empty(index_size(*grid), dtype=torch.int32, device=device) for grid in grids]
-    table = IndexTable(flags, indices, _backend())
-    timing = TIMED([table.build])
+    table = IndexTable(flags, indices, backend_here())
+    timing = measure([table.build], graph=True, samples=samples)
     return {
         "layer": f"{len(shapes)} layers", "op": "index", "block": block, "density": 0.1, "provider": "ours",
         "verdict": "right", "median_ms": timing.median, "p20_ms": timing.p20, "p80_ms": timing.p80,
@@ -371,26 +167,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.smoke:
         refuse_without_gpu("bench_block")
     announce()
-    rows: list[Row] = []
-    densities, blocks = ((1.0, 0.3), (16,)) if args.smoke else (DENSITIES, BLOCKS)
-    for case in SMOKE_CASES if args.smoke else CASES:
-        for m in case.tokens:
-            for op in OPS:
-                dense_ms = None
-                for block in blocks:
-                    ours: list[Row] = []
-                    for density in densities:
-                        made = bench(case, m, block, density, op, dense_ms, args.tune, args.tiles)
-                        if made[0]["provider"] == "dense random":
-                            dense_ms = made[0]["median_ms"]
-                        ours += [row for row in made if row["provider"] == "ours"]
-                        rows += made
-                    equal = break_even(ours)
-                    for row in ours:
-                        row["break_even"] = equal
-    rows += [bench_index(block, SMOKE_MODEL if args.smoke else MODEL) for block in blocks]
-    publish("block", rows, COLUMNS, args.out, smoke=args.smoke)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    densities, blocks = ((1.0, 0.3), (16,)) if args.smoke else (QUICK_DENSITIES if args.quick else DENSITIES, BLOCKS)
+    samples = QUICK_SAMPLES if args.quick and not args.smoke else DEFAULT_SAMPLES
+    cases = {
+        f"{case.layer} {case.n}x{case.k} {m} {op} {block}": (case, m, op, block)
+        for case in (SMOKE_CASES if args.smoke else QUICK_CASES if args.quick else CASES)
+        for m in case.tokens
+        for block in blocks
+        for op in OPS
+    }
+    indices = {f"index {block}": block for block in blocks}
+    labels = chosen("bench_block", cases | indices, args.only)
+    report = Report("block", COLUMNS, args)
+    # Of a case that was timed with other blocks.
+    dense_ms: dict[tuple[Case, int, str], float] = {}
+    for case, m, op, block in (cases[label] for label in labels if label in cases):
+        ours: list[Row] = []
+        for density in densities:
+            known = dense_ms.get((case, m, op))
+            for row in bench(case, m, block, density, op, known, samples=samples, others=not args.quick,
+                             tune=args.tune, tiles=args.tiles):  # fmt: skip
+                report.add(row)
+                if row["provider"] == "dense random" and row["median_ms"]:
+                    dense_ms[case, m, op] = row["median_ms"]
+                ours += [row] if row["provider"] == "ours" else []
+        equal = break_even(ours)
+        for row in ours:
+            row["break_even"] = equal
+    for block in (indices[label] for label in labels if label in indices):
+        report.add(bench_index(block, SMOKE_MODEL if args.smoke else MODEL, samples))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A linear layer of packed blocks at inference, one token and many, beside the dense layer.
 
-    python benchmarks/bench_block_inference.py [--out DIR]      on a GPU
-    python benchmarks/bench_block_inference.py --smoke          two tiny cases, on any machine
+    python benchmarks/bench_block_inference.py [--quick] [--only 'llama*'] [--out DIR]      on a GPU
+    python benchmarks/bench_block_inference.py --smoke                     two tiny cases, on any machine
 
     provider   dense      F.linear of the weight with its zeros: what finalize(format="dense") leaves
                packed     packed_block_linear of the kept blocks: what finalize(format="bsr") leaves
@@ -14,7 +14,7 @@ give. The document also has the largest density at which packed was faster, by l
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,19 @@ from tritonsparse.kernels.block_packed import pack_blocks, packed_block_linear, 
 from tritonsparse.kernels.block_topology import build_index_reference
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import Row, announce, gated, input_sets, measure, parser_of, publish, refuse_without_gpu, relative_error
+from harness import (
+    QUICK_SAMPLES,
+    SAMPLES,
+    Row,
+    announce,
+    gated,
+    input_sets,
+    measure,
+    parser_of,
+    refuse_without_gpu,
+    relative_error,
+)
+from reports import Report, chosen
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ CASES = tuple(
     for layer, n, k in (("transformer-big ffn", 4096, 1024), ("llama-7b mlp in", 11008, 4096))
     for block in (128, 64, 32)
 )
+QUICK_CASES = tuple(Case("llama-7b mlp in", 11008, 4096, block, (0.2, 0.1), (1, 16, 4096)) for block in (128, 64))
 # No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
 SMOKE_CASES = (
     Case("smoke", 64, 96, 16, (0.5, 0.2), (1, 17), torch.float32),
@@ -61,12 +74,11 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def bench(case: Case) -> list[Row]:
+def bench(case: Case, samples: int = SAMPLES) -> Iterator[Row]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backend = "triton" if device == "cuda" or _triton.INTERPRETED else "torch"
     random = torch.Generator(device).manual_seed(0)
     grid = (case.n // case.block, case.k // case.block)
-    rows: list[Row] = []
     for density in case.densities:
         flags = torch.rand(grid, generator=random, device=device) < density
         index, kept = build_index_reference(flags), max(1, int(flags.sum()))
@@ -97,13 +109,12 @@ def bench(case: Case) -> list[Row]:
                     "density": kept / flags.numel(), "provider": provider,
                 }  # fmt: skip
                 error = relative_error(calls[0](), exact)
-                row = gated(facts, error, BOUND[case.dtype], partial(measure, calls, graph=True))
+                row = gated(facts, error, BOUND[case.dtype], partial(measure, calls, graph=True, samples=samples))
                 if line is not None and row["median_ms"] and line["median_ms"]:
                     row["of_dense"] = line["median_ms"] / row["median_ms"]
                     row["of_bytes"] = row["of_dense"] * row["density"]
                 line = line or row
-                rows.append(row)
-    return rows
+                yield row
 
 
 def break_even(rows: Sequence[Row]) -> list[Row]:
@@ -126,12 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.smoke:
         refuse_without_gpu("bench_block_inference")
     announce()
-    rows: list[Row] = []
+    cases = SMOKE_CASES if args.smoke else QUICK_CASES if args.quick else CASES
+    labelled = {f"{case.layer} {case.n}x{case.k} {case.block}": case for case in cases}
+    labelled = chosen("bench_block_inference", labelled, args.only)
+    report = Report("block_inference", COLUMNS, args)
     with torch.inference_mode():
-        for case in SMOKE_CASES if args.smoke else CASES:
-            rows += bench(case)
-    publish("block_inference", rows, COLUMNS, args.out, smoke=args.smoke, break_even=break_even(rows))
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+        for case in labelled.values():
+            report.extend(bench(case, QUICK_SAMPLES if args.quick else SAMPLES))
+    return report.publish(break_even=break_even(report.rows))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """A full training step of a decoder of about a billion weights: dense, and with products that skip blocks.
 
-    python benchmarks/bench_block_step.py [--block 128] [--out DIR]      on a GPU
-    python benchmarks/bench_block_step.py --smoke                        tiny, on any machine
+    python benchmarks/bench_block_step.py [--block 128] [--quick] [--only '*90*'] [--out DIR]      on a GPU
+    python benchmarks/bench_block_step.py --smoke                                          tiny, on any machine
 
 A Llama of 22 layers (hidden 2048, MLP 5632, vocabulary 32,000: 1.1 B weights), all linear layers of its attention and
 MLP sparse, embeddings and head dense; bf16 autocast over float32 masters, fused AdamW, 8 sequences of 2,048 tokens,
-torch.compile. A variant is a method that never moves its mask (`static`), so its forward, dX and dW all skip what is
-pruned, or Top-KAST with alpha = 1 on every pruned block (`annealed`), whose dW is dense.
+torch.compile.
+
+    variant                what
+    block                  a mask that never moves (`static`): forward, dX and dW all skip what is pruned
+    block, fp32 masters    the same, the products reading the float32 masters: attach(cache_dtype=False)
+    annealed               Top-KAST with alpha = 1 on every pruned block, so that dW is dense
 
 `ratio` is dense time over the variant's, each timed in turn with the dense model in one run; `ceiling` what it would be
 if the time of the linear layers fell by the share of their products that are skipped and nothing else took longer:
 1 / (1 - f + f c), f being the linear layers' share of the dense model's multiply-adds and c the share that is left.
-`extra_b` is peak memory beyond the dense model's, in bytes a sparsified weight.
+`extra_b` is peak memory beyond the dense model's, in bytes a sparsified weight. `--quick` is 90 % alone.
 
 Gate: gradients of all parameters, on one sequence of 512 tokens, by relative RMS against the same masks in float32 and
 plain PyTorch; the bound is 1.25 times what the dense model makes under autocast against itself in float32.
@@ -21,8 +25,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +40,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tritonsparse as ts
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import Row, Timing, announce, gated, parser_of, publish, refuse_without_gpu, relative_error, sample
+from harness import Row, Timing, announce, gated, parser_of, refuse_without_gpu, relative_error, sample
+from reports import Report, chosen
 
 ROUNDS, STEPS = 5, 6
-SPARSITIES = (0.5, 0.8, 0.9, 0.95)
+QUICK_ROUNDS, QUICK_STEPS = 3, 4
+# Variants by falling worth, and their sparsities.
+MASTERS = "block, fp32 masters"
+VARIANTS = (("block", 0.9), (MASTERS, 0.9), ("block", 0.8), ("block", 0.5), ("block", 0.95), ("annealed", 0.9))
 COLUMNS = {
     "variant": "", "sparsity": ".2f", "median_ms": ".1f", "p20_ms": ".1f", "p80_ms": ".1f", "ratio": ".3f",
     "ceiling": ".3f", "peak_mib": ".0f", "extra_b": ".2f", "error": ".1e", "failure": "",
@@ -98,7 +107,7 @@ class Variant:
 
 
 def build(case: Case, name: str, sparsity: float, *, autocast: bool = True, backend: str | None = None) -> Variant:
-    """`name`: "dense", "static" or "annealed"."""
+    """`name`: "dense" or a variant's."""
     torch.manual_seed(0)
     with torch.device(case.device):
         model = LlamaForCausalLM(LlamaConfig(**case.config, attn_implementation="sdpa"))
@@ -114,7 +123,8 @@ def build(case: Case, name: str, sparsity: float, *, autocast: bool = True, back
         groups = sparsifier.param_groups(lr=1e-5)
     optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True)
     if sparsifier is not None:
-        sparsifier.attach(optimizer)
+        how: dict[str, Any] = {"cache_dtype": False} if name == MASTERS else {}
+        sparsifier.attach(optimizer, **how)
 
     def loss(ids: Tensor) -> Tensor:
         with torch.autocast(case.device, torch.bfloat16) if autocast else contextlib.nullcontext():
@@ -137,23 +147,22 @@ def linear_share(case: Case) -> float:
     return linear / (linear + attention + hidden * config["vocab_size"])
 
 
-def bench(case: Case, sparsities: Sequence[float], rounds: int, steps: int) -> list[Row]:
+def bench(case: Case, variants: Sequence[tuple[str, float]], rounds: int, steps: int) -> Iterator[Row]:
     """A dense row for each variant, timed with it, and the variant's."""
     reference = build(case, "dense", 0.0, autocast=False).gradient()
     bound = 1.25 * relative_error(build(case, "dense", 0.0).gradient(), reference)
-    rows = []
-    for name, sparsity in [("static", each) for each in sparsities] + [("annealed", sparsities[-2])]:
-        row: Row = {"variant": name, "sparsity": sparsity}
+    for name, sparsity in variants:
         try:
-            rows += _pair(case, name, sparsity, bound, rounds, steps)
+            rows = _pair(case, name, sparsity, bound, rounds, steps)
         # Any failure of a compiler is a result of this benchmark, not its end.
         except Exception as error:
             failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            rows.append(row | {"verdict": "failed", "failure": failure})
+            rows = [{"variant": name, "sparsity": sparsity, "verdict": "failed", "failure": failure}]
+        yield from rows
+        gc.collect()
         if case.device == "cuda":
             torch._dynamo.reset()
             torch.cuda.empty_cache()
-    return rows
 
 
 def _pair(case: Case, name: str, sparsity: float, bound: float, rounds: int, steps: int) -> list[Row]:
@@ -181,7 +190,7 @@ def _pair(case: Case, name: str, sparsity: float, bound: float, rounds: int, ste
     # Trained for a few steps, the weights differ; the gate is of a model that is as it was made.
     error = relative_error(build(case, name, sparsity).gradient(), exact)
     reached, share = sparsifier.sparsity(), linear_share(case)
-    left = 1 - reached if name == "static" else (2 * (1 - reached) + 1) / 3
+    left = (2 * (1 - reached) + 1) / 3 if name == "annealed" else 1 - reached
     row = gated({"variant": name, "sparsity": reached}, error, bound, lambda: sparse)
     row["ceiling"] = 1 / (1 - share + share * left)
     weights = sum(layer.weight.numel() for layer in sparsifier.layers.values())
@@ -205,11 +214,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_without_gpu("bench_block_step")
     announce()
     case = SMOKE if args.smoke else Case(BILLION, args.block, 8, 2048, 512, "cuda", "inductor", "block")
-    rows = bench(case, (0.5, 0.5), 1, 2) if args.smoke else bench(case, SPARSITIES, ROUNDS, STEPS)
+    variants, rounds, steps = VARIANTS, ROUNDS, STEPS
+    if args.smoke:
+        variants, rounds, steps = tuple((name, 0.5) for name in ("block", MASTERS, "annealed")), 1, 2
+    elif args.quick:
+        variants, rounds, steps = VARIANTS[:2], QUICK_ROUNDS, QUICK_STEPS
+    labelled = chosen("bench_block_step", {f"{name} {share:.0%}": (name, share) for name, share in variants}, args.only)
     facts = {"block": case.block, "linear_share": linear_share(case), "tokens": case.sequences * case.length}
     name = "block_step" if args.smoke or case.block == 128 else f"block_step_{case.block}"
-    publish(name, rows, COLUMNS, args.out, smoke=args.smoke, **facts)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    report = Report(name, COLUMNS, args, **facts)
+    report.extend(bench(case, list(labelled.values()), rounds, steps))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The products of sparse convolutions, forward, dX and dW: every distinct layer of ResNet-50 and MobileNetV1.
 
-    python benchmarks/bench_conv.py [--model NAME] [--batch N] [--op NAME] [--out DIR]      on a GPU
-    python benchmarks/bench_conv.py --smoke                                                 tiny layers, on any machine
+    python benchmarks/bench_conv.py [--model NAME] [--batch N] [--op NAME] [--quick] [--out DIR]      on a GPU
+    python benchmarks/bench_conv.py --smoke                                           tiny layers, on any machine
 
     provider       forward                               grad_input                grad_weight
     dense random   the vendor on a random weight         the same                  the vendor
@@ -13,14 +13,15 @@
 All images and the vendor's weights are channels-last, and the vendor picks its kernels by timing them. Depthwise layers
 have no row of ours: their view is beside the product by rule. The first layer's input has no gradient. `of_dense` is a
 provider's rate, as if it did all the work, over the vendor's on a random weight. Times are of CUDA graph replays over
-inputs larger than the L2. Errors: relative RMS against float64, bounded by 1.1 times what "beside" makes.
-`make_plan_table.py` turns the rows of "beside" and "inside" into what `auto` reads.
+inputs larger than the L2. Errors: relative RMS against float64, bounded by 1.1 times what "beside" makes. `--quick`
+takes ResNet-50's 3x3 layers of 128 channels and more at 256 images. `make_plan_table.py` turns the rows of "beside" and
+"inside" into what `auto` reads.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,16 +41,18 @@ from tritonsparse.kernels.threshold_backward import threshold_backward
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (
+    QUICK_SAMPLES,
+    SAMPLES,
     Row,
     announce,
     gated,
     input_sets,
     measure,
     parser_of,
-    publish,
     refuse_without_gpu,
     relative_error,
 )
+from reports import Report, chosen
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # sigmoid(-4) = 0.018 prunes 63 % of N(0, 0.02²).
@@ -77,6 +80,13 @@ class Layer:
     @property
     def is_depthwise(self) -> bool:
         return self.geometry.groups == self.inputs > 1
+
+    @property
+    def label(self) -> str:
+        """Distinct among the layers of a model."""
+        height, width = self.geometry.kernel
+        steps, (rows, columns) = self.geometry.stride, self.image
+        return f"{self.model} {self.inputs}>{self.outputs} {height}x{width}/{steps[0]} on {rows}x{columns}"
 
 
 SMOKE_LAYERS = (
@@ -108,6 +118,11 @@ def layers_of(name: str) -> list[Layer]:
                 module.register_forward_pre_hook(note)
         model(torch.empty(1, 3, 224, 224))
     return list(found)
+
+
+def decides(layer: Layer) -> bool:
+    """Whether --quick measures it: an ordinary 3x3 layer with the channels of a later stage."""
+    return layer.geometry.kernel == (3, 3) and layer.inputs == layer.outputs >= 128 and not layer.is_depthwise
 
 
 COLUMNS = {
@@ -253,7 +268,7 @@ def _exact(layer: Layer, op: str, kind: str, provider: str, o: Operands, listed:
     )[0]
 
 
-def bench(layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int) -> list[Row]:
+def bench(layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int, samples: int = SAMPLES) -> Iterator[Row]:
     """One row a provider; the vendor on a random weight first."""
     height, width = layer.geometry.output(layer.image)
     m = batch * height * width
@@ -266,17 +281,20 @@ def bench(layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int) -> 
         "model": layer.model, "image": list(layer.image), "batch": batch, "op": conv_op_name(op, layer.geometry),
         "m": m, "n": layer.outputs, "k": layer.columns, "dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
-    rows: list[Row] = []
+    dense_ms: list[float | None] = []
 
-    def add(kind: str, provider: str, call: Provider, bound: float, listed: Tensor | None = None) -> None:
+    def timed(kind: str, provider: str, call: Provider, bound: float, listed: Tensor | None = None) -> Row:
         error = relative_error(call(operands[0]), _exact(layer, op, kind, provider, operands[0], listed))
         calls = [partial(call, one) for one in operands]
-        row = gated({**facts, "kind": kind, "provider": provider}, error, bound, partial(measure, calls, graph=True))
+        row = gated(
+            {**facts, "kind": kind, "provider": provider}, error, bound,
+            partial(measure, calls, graph=True, samples=samples),
+        )  # fmt: skip
+        dense_ms.append(row["median_ms"])
         if row["median_ms"]:
             row["tflop_per_s"] = work / row["median_ms"] / 1e9
-            first = rows[0]["median_ms"] if rows else row["median_ms"]
-            row["of_dense"] = first / row["median_ms"] if first else None
-        rows.append(row)
+            row["of_dense"] = dense_ms[0] and dense_ms[0] / row["median_ms"]
+        return row
 
     bounds = {}
     for kind in ("soft", "mask"):
@@ -290,12 +308,12 @@ def bench(layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int) -> 
             ]
             for name, provider in _dense_providers(layer, op, masked).items():
                 # The vendor rounds dW to the dtype of its operands.
-                add(kind, name, provider, max(bounds[kind], 5e-3 if name == "dense random" else 0.0))
+                yield timed(kind, name, provider, max(bounds[kind], 5e-3 if name == "dense random" else 0.0))
         for name, provider in providers.items():
-            add(kind, name, provider, bounds[kind])
+            yield timed(kind, name, provider, bounds[kind])
     inputs = layer.inputs // layer.geometry.groups
     if layer.is_depthwise or inputs % block or layer.outputs // layer.geometry.groups % block:
-        return rows
+        return
     for pruned in PRUNED:
         shape = (layer.outputs // block, layer.columns // block)
         random = torch.Generator().manual_seed(0)
@@ -314,8 +332,7 @@ def bench(layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int) -> 
         def call(o: Operands, view: dict[str, Any] = view, backend: str = backend) -> Tensor:
             return _ours(layer, op, o, dtype, backend, **view)
 
-        add("mask", f"block {pruned:.0%}", call, bounds["mask"], on_blocks(flags, (block, block)))
-    return rows
+        yield timed("mask", f"block {pruned:.0%}", call, bounds["mask"], on_blocks(flags, (block, block)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -328,17 +345,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_without_gpu("bench_conv")
     announce()
     torch.backends.cudnn.benchmark = True
-    names = [args.model] if args.model else ["resnet-50", "mobilenet-v1"]
+    names = [args.model] if args.model else ["resnet-50"] if args.quick else ["resnet-50", "mobilenet-v1"]
     layers = SMOKE_LAYERS if args.smoke else tuple(layer for name in names for layer in layers_of(name))
-    batches = (2,) if args.smoke else (args.batch,) if args.batch else BATCHES
-    rows: list[Row] = []
-    for batch in batches:
-        for layer in layers:
-            for op in [args.op] if args.op else OPS:
-                if op != "conv_grad_input" or layer.inputs > 3:
-                    rows += bench(layer, batch, op, FP32 if args.smoke else BF16, 16 if args.smoke else BLOCK)
-    publish("conv", rows, COLUMNS, args.out, smoke=args.smoke, threshold=LOGIT, alpha=ALPHA, block=BLOCK)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    if args.quick and not args.smoke:
+        layers = tuple(layer for layer in layers if decides(layer))
+    batches = (2,) if args.smoke else (args.batch,) if args.batch else (256,) if args.quick else BATCHES
+    cases = {
+        f"{layer.label} {batch} {op}": (layer, batch, op)
+        for batch in batches
+        for layer in layers
+        for op in ([args.op] if args.op else OPS)
+        if op != "conv_grad_input" or layer.inputs > 3
+    }
+    cases = chosen("bench_conv", cases, args.only)
+    report = Report("conv", COLUMNS, args, threshold=LOGIT, alpha=ALPHA, block=BLOCK)
+    dtype, block = (FP32, 16) if args.smoke else (BF16, BLOCK)
+    for layer, batch, op in cases.values():
+        report.extend(bench(layer, batch, op, dtype, block, QUICK_SAMPLES if args.quick else SAMPLES))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The products of a sparse linear layer, forward, dX and dW, with the view inside and beside them.
 
-    python benchmarks/bench_masked_gemm.py [--out DIR]      on a GPU
-    python benchmarks/bench_masked_gemm.py --smoke          two tiny cases, on any machine
+    python benchmarks/bench_masked_gemm.py [--quick] [--only '*soft*'] [--out DIR]      on a GPU
+    python benchmarks/bench_masked_gemm.py --smoke                                      two tiny cases, on any machine
 
     provider       forward [M, K] -> [M, N]              grad_input                grad_weight
     inside         fused_linear                          fused_grad_input          fused_grad_weight
@@ -20,7 +20,7 @@ times what "beside" makes. `make_plan_table.py` turns the rows into what `auto` 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,16 +37,18 @@ from tritonsparse.kernels.threshold_backward import threshold_backward
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (
+    QUICK_SAMPLES,
+    SAMPLES,
     Row,
     announce,
     gated,
     input_sets,
     measure,
     parser_of,
-    publish,
     refuse_without_gpu,
     relative_error,
 )
+from reports import Report, chosen
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # sigmoid(-4) = 0.018 prunes 63 % of N(0, 0.02²).
@@ -74,6 +76,7 @@ CASES = (
     Case("llama-7b mlp in", 11008, 4096, (1024, 4096, 16384), compiled=True),
     Case("llama-7b mlp out", 4096, 11008, (4096,)),
 )
+QUICK_CASES = (Case("llama-7b attention", 4096, 4096, (16384,)),)
 # No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
 SMOKE_CASES = (Case("smoke", 48, 40, (33,), FP32), Case("smoke", 17, 64, (7,), torch.float16))
 
@@ -192,7 +195,7 @@ def _exact(o: Operands, op: str, kind: str, provider: str) -> Tensor:
     return o.x.double() @ weight.t() if op == "forward" else o.grad_y.double() @ weight
 
 
-def bench(case: Case, m: int, kind: str, op: str) -> list[Row]:
+def bench(case: Case, m: int, kind: str, op: str, samples: int = SAMPLES) -> Iterator[Row]:
     """One row a provider; the dense ones first."""
     nbytes = case.n * case.k * 4 + m * (case.n + case.k) * case.dtype.itemsize
     operands = [Operands.draw(case, m, kind, seed) for seed in range(min(8, input_sets(nbytes)))]
@@ -203,7 +206,7 @@ def bench(case: Case, m: int, kind: str, op: str) -> list[Row]:
     providers = _providers(op, kind, case.dtype)
     if not (case.compiled and torch.cuda.is_available()):
         providers.pop("compile", None)
-    rows: list[Row] = []
+    dense_ms: float | None = None
     allowed = relative_error(providers["beside"](operands[0]), _exact(operands[0], op, kind, "beside"))
     bound = max(1.1 * allowed, 1e-6)
     for name, provider in providers.items():
@@ -211,13 +214,14 @@ def bench(case: Case, m: int, kind: str, op: str) -> list[Row]:
         calls = [partial(provider, one) for one in operands]
         # Of the vendor's dW the reference is the product before it is rounded to float32 masters.
         row = gated({**facts, "provider": name}, error, max(bound, 5e-3 if name == "dense random" else 0.0),
-                    partial(measure, calls, graph=True))  # fmt: skip
+                    partial(measure, calls, graph=True, samples=samples))  # fmt: skip
+        if name == "dense random":
+            dense_ms = row["median_ms"]
         if row["median_ms"]:
             row["tflop_per_s"] = 2 * m * case.n * case.k / row["median_ms"] / 1e9
-            row["of_dense"] = rows[0]["median_ms"] / row["median_ms"] if rows else 1.0
-        rows.append(row)
+            row["of_dense"] = dense_ms and dense_ms / row["median_ms"]
+        yield row
     torch.compiler.reset()
-    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -225,14 +229,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.smoke:
         refuse_without_gpu("bench_masked_gemm")
     announce()
-    rows: list[Row] = []
-    for case in SMOKE_CASES if args.smoke else CASES:
-        for m in case.tokens:
-            for kind in ("soft", "mask"):
-                for op in OPS:
-                    rows += bench(case, m, kind, op)
-    publish("masked_gemm", rows, COLUMNS, args.out, smoke=args.smoke, threshold=LOGIT, alpha=ALPHA)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    cases = {
+        f"{case.layer} {m} {kind} {op}": (case, m, kind, op)
+        for case in (SMOKE_CASES if args.smoke else QUICK_CASES if args.quick else CASES)
+        for m in case.tokens
+        for kind in ("soft", "mask")
+        for op in OPS
+    }
+    cases = chosen("bench_masked_gemm", cases, args.only)
+    report = Report("masked_gemm", COLUMNS, args, threshold=LOGIT, alpha=ALPHA)
+    for case, m, kind, op in cases.values():
+        report.extend(bench(case, m, kind, op, QUICK_SAMPLES if args.quick else SAMPLES))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A linear layer that saves its input packed (SWAT), forward and backward, and the bytes it holds between them.
 
-    python benchmarks/bench_packed.py [--out DIR]      on a GPU
-    python benchmarks/bench_packed.py --smoke          two tiny cases, on any machine
+    python benchmarks/bench_packed.py [--quick] [--only '*ffn*'] [--out DIR]      on a GPU
+    python benchmarks/bench_packed.py --smoke                                     two tiny cases, on any machine
 
     provider   dense      F.linear: what torch saves and multiplies
                packed     packed_linear, cut-off fresh each call
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,18 @@ from tritonsparse.kernels.activation_cutoff import activation_cutoff
 from tritonsparse.kernels.packed_linear import packed_linear
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import Row, announce, gated, measure, parser_of, publish, refuse_without_gpu, relative_error
+from harness import (
+    QUICK_SAMPLES,
+    SAMPLES,
+    Row,
+    announce,
+    gated,
+    measure,
+    parser_of,
+    refuse_without_gpu,
+    relative_error,
+)
+from reports import Report, chosen
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ CASES = (
     Case("llama-7b mlp in", 11008, 4096, 4096),
     Case("llama-7b mlp in", 11008, 4096, 4096, 0.1),
 )
+QUICK_CASES = (CASES[1], CASES[3])
 # No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
 SMOKE_CASES = (
     Case("smoke", 48, 40, 33, dtype=torch.float32),
@@ -80,7 +92,7 @@ class _Eager(torch.autograd.Function):
         return grad_y @ w, grad_y.t() @ x_hat, None
 
 
-def bench(case: Case) -> list[Row]:
+def bench(case: Case, samples: int = SAMPLES) -> Iterator[Row]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backend = "triton" if device == "cuda" or _triton.INTERPRETED else "torch"
     random = torch.Generator(device).manual_seed(0)
@@ -104,7 +116,7 @@ def bench(case: Case) -> list[Row]:
     exact = {name: grad.double().t() @ (exact_x if name == "dense" else x_hat) for name in forwards}
     # What rounding to the dtype of the product makes of a sum of so many terms.
     bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[case.dtype]
-    rows: list[Row] = []
+    dense_ms: float | None = None
     for name, (forward, parameter) in forwards.items():
 
         def step(forward: Callable[[], Tensor] = forward, parameter: Tensor = parameter) -> Tensor:
@@ -127,11 +139,12 @@ def bench(case: Case) -> list[Row]:
             "layer": case.layer, "tokens": case.tokens, "n": case.n, "k": case.k, "density": case.density,
             "provider": name, "saved_mib": sum(saved) / 2**20,
         }  # fmt: skip
-        row = gated(facts, error, bound, partial(measure, [step]))
-        if row["median_ms"] and rows and rows[0]["median_ms"]:
-            row["of_dense"] = rows[0]["median_ms"] / row["median_ms"]
-        rows.append(row)
-    return rows
+        row = gated(facts, error, bound, partial(measure, [step], samples=samples))
+        if name == "dense":
+            dense_ms = row["median_ms"]
+        elif row["median_ms"] and dense_ms:
+            row["of_dense"] = dense_ms / row["median_ms"]
+        yield row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,11 +152,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.smoke:
         refuse_without_gpu("bench_packed")
     announce()
-    rows: list[Row] = []
-    for case in SMOKE_CASES if args.smoke else CASES:
-        rows += bench(case)
-    publish("packed", rows, COLUMNS, args.out, smoke=args.smoke)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    cases = SMOKE_CASES if args.smoke else QUICK_CASES if args.quick else CASES
+    labelled = {f"{case.layer} {case.n}x{case.k} {case.tokens} {case.density}": case for case in cases}
+    labelled = chosen("bench_packed", labelled, args.only)
+    report = Report("packed", COLUMNS, args)
+    for case in labelled.values():
+        report.extend(bench(case, QUICK_SAMPLES if args.quick else SAMPLES))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A linear layer through the GPU's 2:4 sparse products beside the dense one: a training step of it, and inference.
 
-    python benchmarks/bench_semi_structured.py [--out DIR]      on a GPU
-    python benchmarks/bench_semi_structured.py --smoke          two tiny cases, on any machine
+    python benchmarks/bench_semi_structured.py [--quick] [--only 'llama*'] [--out DIR]      on a GPU
+    python benchmarks/bench_semi_structured.py --smoke                     two tiny cases, on any machine
 
     provider   dense       F.linear on the dense weight, in the dtype of the product
                masked      masked_linear: What by a kernel, dense products
@@ -20,7 +20,7 @@ The masters are float32. An output, or for a step both gradients, are compared w
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,18 @@ from tritonsparse.kernels.semi_structured import (
 from tritonsparse.kernels.transposable import transposable_mask
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import Row, announce, gated, measure, parser_of, publish, refuse_without_gpu, relative_error
+from harness import (
+    QUICK_SAMPLES,
+    SAMPLES,
+    Row,
+    announce,
+    gated,
+    measure,
+    parser_of,
+    refuse_without_gpu,
+    relative_error,
+)
+from reports import Report, chosen
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ CASES = (
     Case("square", 8192, 8192, 8192),
     Case("llama-7b mlp in, decoding", 11008, 4096, 16),
 )
+QUICK_CASES = (CASES[2], CASES[4])
 # No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
 SMOKE_CASES = (Case("smoke", 64, 32, 17, torch.float16), Case("smoke", 32, 96, 8, torch.float32))
 
@@ -72,7 +84,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def bench(case: Case) -> list[Row]:
+def bench(case: Case, samples: int = SAMPLES) -> Iterator[Row]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     elementwise = "triton" if device == "cuda" or _triton.INTERPRETED else "torch"
     random = torch.Generator(device).manual_seed(0)
@@ -105,7 +117,6 @@ def bench(case: Case) -> list[Row]:
     weights, masks = {"dense": dense.detach(), "2:4 both": w_both}, {"dense": torch.ones_like(mask), "2:4 both": both}
     # What rounding to the dtype of the product makes of a sum of so many terms.
     bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[case.dtype]
-    rows: list[Row] = []
     shape: Row = {
         "layer": case.layer, "tokens": case.tokens, "n": case.n, "k": case.k,
         "dtype": str(case.dtype).removeprefix("torch."),
@@ -131,16 +142,15 @@ def bench(case: Case) -> list[Row]:
                 assert x.grad is not None
                 error = max(error, relative_error(x.grad, exact_grad @ exact_w))
             facts = {**shape, "op": op, "provider": name, "reason": reason}
-            row = gated(facts, error, bound, partial(measure, [call]))
+            row = gated(facts, error, bound, partial(measure, [call], samples=samples))
             if row["median_ms"]:
                 times[op, name] = row["median_ms"]
                 if (op, "dense") in times:
                     row["of_dense"] = times[op, "dense"] / row["median_ms"]
-            rows.append(row)
+            yield row
     if packed is not None:
         facts = {**shape, "op": "pack", "provider": "2:4"}
-        rows.append(gated(facts, 0.0, 0.0, partial(measure, [lambda: pack_semi_structured(w_hat)])))
-    return rows
+        yield gated(facts, 0.0, 0.0, partial(measure, [lambda: pack_semi_structured(w_hat)], samples=samples))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,11 +158,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.smoke:
         refuse_without_gpu("bench_semi_structured")
     announce()
-    rows: list[Row] = []
-    for case in SMOKE_CASES if args.smoke else CASES:
-        rows += bench(case)
-    publish("semi_structured", rows, COLUMNS, args.out, smoke=args.smoke)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    cases = SMOKE_CASES if args.smoke else QUICK_CASES if args.quick else CASES
+    labelled = {f"{case.layer} {case.n}x{case.k} {case.tokens}": case for case in cases}
+    labelled = chosen("bench_semi_structured", labelled, args.only)
+    report = Report("semi_structured", COLUMNS, args)
+    for case in labelled.values():
+        report.extend(bench(case, QUICK_SAMPLES if args.quick else SAMPLES))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The threshold and cast kernel and its backward, against plain PyTorch and a copy of as many bytes.
 
-    python benchmarks/bench_threshold.py [--out DIR]      on a GPU
-    python benchmarks/bench_threshold.py --smoke          two tiny cases, on any machine
+    python benchmarks/bench_threshold.py [--quick] [--only '*soft*'] [--out DIR]      on a GPU
+    python benchmarks/bench_threshold.py --smoke                                      two tiny cases, on any machine
 
     provider  forward                                     backward
     triton    threshold_cast(backend="triton")            threshold_backward(backend="triton")
@@ -21,7 +21,7 @@ which side rounding puts those is not an error.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ from tritonsparse.kernels.threshold_backward import threshold_backward, threshol
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (
+    QUICK_SAMPLES,
+    SAMPLES,
     Row,
     Timing,
     announce,
@@ -42,10 +44,10 @@ from harness import (
     input_sets,
     measure,
     parser_of,
-    publish,
     refuse_without_gpu,
     relative_error,
 )
+from reports import Report, chosen
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SHORT = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
@@ -78,6 +80,7 @@ CASES = (
     Case("llama-7b mlp in", 11008, 4096, FP16),
     Case("llama-7b mlp in", 11008, 4096, FP32),
 )
+QUICK_CASES = (Case("llama-7b mlp in", 11008, 4096), Case("transformer-big ffn", 4096, 1024))
 # No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
 SMOKE_CASES = (Case("smoke", 96, 80, FP16), Case("smoke", 65, 130, FP32))
 
@@ -182,14 +185,14 @@ def _error(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     return error
 
 
-def _time_copy(nbytes: int, sets: int) -> Timing:
+def _time_copy(nbytes: int, sets: int, samples: int) -> Timing:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = [torch.randn(nbytes // 8, device=device) for _ in range(sets)]
     target = [torch.empty_like(tensor) for tensor in source]
-    return measure([partial(t.copy_, s) for s, t in zip(source, target, strict=True)], graph=True)
+    return measure([partial(t.copy_, s) for s, t in zip(source, target, strict=True)], graph=True, samples=samples)
 
 
-def bench(case: Case, kind: str, direction: str) -> list[Row]:
+def bench(case: Case, kind: str, direction: str, samples: int = SAMPLES) -> Iterator[Row]:
     """One row per provider; the copy comes first."""
     nbytes = _bytes(case, kind, direction)
     sets = input_sets(nbytes)
@@ -197,8 +200,15 @@ def bench(case: Case, kind: str, direction: str) -> list[Row]:
         "layer": case.layer, "shape": f"{case.rows}x{case.columns}", "dtypes": f"fp32>{SHORT[case.out]}",
         "view": kind, "pass": direction, "bytes": nbytes,
     }  # fmt: skip
-    copy = _time_copy(nbytes, sets)
-    rows = [gated({**facts, "provider": "copy"}, 0.0, 0.0, lambda: copy)]
+    copy = _time_copy(nbytes, sets, samples)
+
+    def rated(row: Row) -> Row:
+        if row["median_ms"]:
+            row["gb_per_s"] = nbytes / row["median_ms"] / 1e6
+            row["of_copy"] = copy.median / row["median_ms"]
+        return row
+
+    yield rated(gated({**facts, "provider": "copy"}, 0.0, 0.0, lambda: copy))
     operands = [Operands.draw(case, kind, seed) for seed in range(sets)]
     # Ŵ's own rounding belongs to the error: the exact result is left in float64.
     exact = _definition(operands[0].double(), kind, direction, torch.float64)
@@ -212,13 +222,8 @@ def bench(case: Case, kind: str, direction: str) -> list[Row]:
         calls = [partial(provider, one) for one in operands]
         error = _error(provider(operands[0]), exact)
         row = {**facts, "provider": name}
-        rows.append(gated(row, error, bound, partial(measure, calls, graph=True)))
-    for row in rows:
-        if row["median_ms"]:
-            row["gb_per_s"] = nbytes / row["median_ms"] / 1e6
-            row["of_copy"] = copy.median / row["median_ms"]
+        yield rated(gated(row, error, bound, partial(measure, calls, graph=True, samples=samples)))
     torch.compiler.reset()
-    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,13 +231,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.smoke:
         refuse_without_gpu("bench_threshold")
     announce()
-    rows: list[Row] = []
-    for case in SMOKE_CASES if args.smoke else CASES:
-        for kind in ("soft", "mask"):
-            for direction in ("forward", "backward"):
-                rows += bench(case, kind, direction)
-    publish("threshold", rows, COLUMNS, args.out, smoke=args.smoke, threshold=LOGIT, alpha=ALPHA)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    cases = {
+        f"{case.layer} {case.rows}x{case.columns} {SHORT[case.out]} {kind} {direction}": (case, kind, direction)
+        for case in (SMOKE_CASES if args.smoke else QUICK_CASES if args.quick else CASES)
+        for kind in ("soft", "mask")
+        for direction in ("forward", "backward")
+    }
+    cases = chosen("bench_threshold", cases, args.only)
+    report = Report("threshold", COLUMNS, args, threshold=LOGIT, alpha=ALPHA)
+    for case, kind, direction in cases.values():
+        report.extend(bench(case, kind, direction, QUICK_SAMPLES if args.quick else SAMPLES))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -1,26 +1,30 @@
 """A full training step of a translation Transformer under bf16 autocast: dense, and AutoSparse by back end.
 
-    python benchmarks/bench_train_step.py [--preset transformer-big] [--out DIR]      on a GPU
+    python benchmarks/bench_train_step.py [--preset transformer-big] [--quick] [--only PATTERN] [--out DIR]
     python benchmarks/bench_train_step.py --smoke                                     tiny, on any machine
 
     variant  dense: the stock model     triton: AutoSparse, our kernels
              torch: AutoSparse in plain PyTorch, the reference     each eager and under torch.compile
+             "triton, cached + deferred": Sparsifier.attach(cache_dtype=torch.bfloat16, defer=True), so that the sparse
+             weights are written, and the gradients multiplied, once a step in one launch each
 
 A step is forward, loss with label smoothing, backward, fused AdamW and the sparsifier's hooks, on 8,192
-source and 8,192 target tokens. `ratio` is dense time over the variant's, dense run in the same mode: what
-unstructured sparsity costs, as all products are dense (1 would be free). `extra_b` is peak memory beyond that
-dense run's, in bytes a sparsified weight. Rounds of steps of all variants are timed in turn.
+source and 8,192 target tokens. `ratio` is dense time over the variant's: what unstructured sparsity costs, as all
+products are dense (1 would be free). Rounds of steps of a variant and of the dense model in the same mode are timed
+in turn, and `ratio` is of those. `extra_b` is peak memory beyond that dense model's, in bytes a sparsified weight.
 
-Gate: gradients of all parameters at the start, by relative RMS against the same model in float32 and eager
-PyTorch; the bound is 1.25 times what eager PyTorch makes under autocast. Dropout is 0, so that every variant
-computes the same. A variant that does not run is a row with its error.
+Gate: gradients of all parameters at the start, as the optimizer sees them, by relative RMS against the same model in
+float32 and eager PyTorch; the bound is 1.25 times what eager PyTorch makes under autocast. Dropout is 0, so that every
+variant computes the same. A variant that does not run is a row with its error. `--quick` is under torch.compile only
+and leaves out "torch"; `--only` chooses among the sparse variants, as "triton compile".
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,19 +37,14 @@ import tritonsparse as ts
 from tritonsparse.train.presets import build_model
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import (
-    Row,
-    Timing,
-    announce,
-    gated,
-    parser_of,
-    publish,
-    refuse_without_gpu,
-    relative_error,
-    sample,
-)
+from harness import Row, Timing, announce, gated, parser_of, refuse_without_gpu, relative_error, sample
+from reports import Report, chosen
 
 ROUNDS, STEPS = 5, 10
+QUICK_ROUNDS, QUICK_STEPS = 3, 5
+# What is passed to Sparsifier.attach, by the end of a variant's name; before it stands the back end.
+CACHED = ", cached + deferred"
+ATTACH: dict[str, dict[str, Any]] = {CACHED: {"cache_dtype": torch.bfloat16, "defer": True}, "": {}}
 COLUMNS = {
     "variant": "", "mode": "", "median_ms": ".2f", "p20_ms": ".2f", "p80_ms": ".2f", "ratio": ".3f",
     "peak_mib": ".0f", "extra_b": ".2f", "sparsity": ".2f", "error": ".1e", "failure": "",
@@ -99,11 +98,17 @@ class Variant:
     row: Row = field(default_factory=dict)
 
     def gradient(self) -> Tensor:
-        """All gradients of one backward, end to end; leaves none behind."""
-        self.loss().backward()
-        flat = torch.cat([p.grad.float().flatten() for p in self.model.parameters() if p.grad is not None])
-        self.optimizer.zero_grad()
-        return flat
+        """All gradients of one step, as the optimizer sees them, end to end on the CPU; takes the step."""
+        found: list[Tensor] = []
+
+        def note(*_: object) -> None:
+            found.extend(p.grad.float().flatten().cpu() for p in self.model.parameters() if p.grad is not None)
+
+        # After the sparsifier's hook, which may multiply what a backward left.
+        handle = self.optimizer.register_step_pre_hook(note)
+        self.step()
+        handle.remove()
+        return torch.cat(found)
 
     def step(self) -> None:
         self.loss().backward()
@@ -117,13 +122,14 @@ def build(case: Case, name: str, mode: str, autocast: bool = True) -> Variant:
     model = build_model(case.preset, vocabulary, dropout=0.0).to(case.device)
     sparsifier = None
     groups: Any = model.parameters()
+    ending = CACHED if name.endswith(CACHED) else ""
     if name != "dense":
         method = ts.methods.AutoSparse(threshold_init=-4.0, alpha=0.4, alpha_schedule="constant")
-        sparsifier = ts.sparsify(model, method, backend=name)
+        sparsifier = ts.sparsify(model, method, backend=name.removesuffix(ending))
         groups = sparsifier.param_groups(lr=1e-4)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
     if sparsifier is not None:
-        sparsifier.attach(optimizer)
+        sparsifier.attach(optimizer, **ATTACH[ending])
     batch = case.batch()
     labels = batch.pop("labels").flatten()
 
@@ -140,10 +146,12 @@ def prepare(case: Case, name: str, mode: str) -> Variant | Row:
     """A variant with its row so far (gradient, peak memory, sparsity), or a row with its failure."""
     row: Row = {"variant": name, "mode": mode}
     cuda = case.device == "cuda"
+    # Hooks and closures hold the models that were measured in cycles.
+    gc.collect()
     before = torch.cuda.memory_allocated() if cuda else 0
     try:
         variant = build(case, name, mode)
-        row["gradient"] = variant.gradient().cpu()
+        row["gradient"] = variant.gradient()
         for _ in range(3):
             variant.step()
         if cuda:
@@ -152,6 +160,7 @@ def prepare(case: Case, name: str, mode: str) -> Variant | Row:
             variant.step()
             torch.cuda.synchronize()
             row["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+            row["peak_mib"] = row["peak_bytes"] / 2**20
     # Any failure of a compiler is a result of this benchmark, not its end.
     except Exception as error:
         failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
@@ -163,43 +172,51 @@ def prepare(case: Case, name: str, mode: str) -> Variant | Row:
     return variant
 
 
-def bench(case: Case, names: Sequence[str], modes: Sequence[str], rounds: int, steps: int) -> list[Row]:
-    """One row a variant, dense ones first in their mode."""
-    exact = {}
+def bench(case: Case, names: Sequence[str], modes: Sequence[str], rounds: int, steps: int) -> Iterator[Row]:
+    """One row a variant; in each mode the dense one first, and beside it one other at a time."""
+    exact, bounds = {}, {}
     for family, name in (("dense", "dense"), ("sparse", "torch")):
-        exact[family] = build(case, name, "eager", autocast=False).gradient().cpu()
-    prepared = [prepare(case, name, mode) for mode in modes for name in names]
-    variants = [variant for variant in prepared if isinstance(variant, Variant)]
-    times: dict[int, list[float]] = {id(variant): [] for variant in variants}
+        exact[family] = build(case, name, "eager", autocast=False).gradient()
+        bounds[family] = 1.25 * relative_error(build(case, name, "eager").gradient(), exact[family])
+
+    def timed(variant: Variant, times: Sequence[float]) -> Row:
+        family = "dense" if variant.name == "dense" else "sparse"
+        error, timing = relative_error(variant.row["gradient"], exact[family]), Timing.of(times)
+        row = gated(variant.row, error, bounds[family], lambda: timing)
+        return {key: value for key, value in row.items() if key != "gradient"}
+
+    for mode in modes:
+        dense = prepare(case, "dense", mode)
+        if isinstance(dense, Variant):
+            yield timed(dense, [time for _ in range(rounds) for time in sample([dense.step], steps)])
+        else:
+            yield {key: value for key, value in dense.items() if key != "gradient"}
+        for name in names:
+            variant = prepare(case, name, mode)
+            if not isinstance(variant, Variant):
+                yield {key: value for key, value in variant.items() if key != "gradient"}
+                continue
+            row = _beside(dense, variant, timed, rounds, steps)
+            # Before the next one is built, whose memory is measured.
+            del variant
+            yield row
+
+
+def _beside(
+    dense: Variant | Row, variant: Variant, timed: Callable[[Variant, Sequence[float]], Row], rounds: int, steps: int
+) -> Row:
+    """The variant's row, timed in turn with the dense model where that runs."""
+    beside, times = [], []
     for _ in range(rounds):
-        for variant in variants:
-            times[id(variant)] += sample([variant.step], steps)
-
-    def error(variant: Variant) -> float:
-        return relative_error(variant.row["gradient"], exact["dense" if variant.name == "dense" else "sparse"])
-
-    bounds = {v.name: 1.25 * error(v) for v in variants if v.mode == "eager" and v.name in ("dense", "torch")}
-    rows: list[Row] = []
-    for entry in prepared:
-        if not isinstance(entry, Variant):
-            rows.append({key: value for key, value in entry.items() if key != "gradient"})
-            continue
-        bound = bounds.get("dense" if entry.name == "dense" else "torch", 0.0)
-        timing = Timing.of(times[id(entry)])
-        row = gated(entry.row, error(entry), bound, lambda timing=timing: timing)  # type: ignore[misc]
-        rows.append({key: value for key, value in row.items() if key != "gradient"})
-    return [_compared(row, rows) for row in rows]
-
-
-def _compared(row: Row, rows: Sequence[Row]) -> Row:
-    """With what the dense variant of the same mode makes of it."""
-    dense = next(other for other in rows if other["variant"] == "dense" and other["mode"] == row["mode"])
-    if row.get("median_ms") and dense.get("median_ms"):
-        row["ratio"] = dense["median_ms"] / row["median_ms"]
-    if "peak_bytes" in row:
-        row["peak_mib"] = row["peak_bytes"] / 2**20
-        if "peak_bytes" in dense and "weights" in row:
-            row["extra_b"] = (row["peak_bytes"] - dense["peak_bytes"]) / row["weights"]
+        if isinstance(dense, Variant):
+            beside += sample([dense.step], steps)
+        times += sample([variant.step], steps)
+    row = timed(variant, times)
+    if row["median_ms"] and isinstance(dense, Variant):
+        row["dense_ms"] = Timing.of(beside).median
+        row["ratio"] = row["dense_ms"] / row["median_ms"]
+        if "peak_bytes" in row and "peak_bytes" in dense.row:
+            row["extra_b"] = (row["peak_bytes"] - dense.row["peak_bytes"]) / row["weights"]
     return row
 
 
@@ -210,15 +227,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.smoke:
         refuse_without_gpu("bench_train_step")
     announce()
-    case = SMOKE if args.smoke else Case(args.preset, 32768, 64, 128, "cuda", "inductor")
+    names, modes = ["triton", f"triton{CACHED}", "torch"], ["eager", "compile"]
+    case, rounds, steps = Case(args.preset, 32768, 64, 128, "cuda", "inductor"), ROUNDS, STEPS
     if args.smoke:
-        rows = bench(case, ("dense", "torch"), ("eager",), 1, 2)
-    else:
-        rows = bench(case, ("dense", "triton", "torch"), ("eager", "compile"), ROUNDS, STEPS)
-    name = "train_step" if case.preset in ("transformer-base", SMOKE.preset) else f"train_step_{case.preset}"
+        case, rounds, steps, names, modes = SMOKE, 1, 2, ["torch", f"torch{CACHED}"], ["eager"]
+    elif args.quick:
+        rounds, steps, names, modes = QUICK_ROUNDS, QUICK_STEPS, names[:2], ["compile"]
+    labels = {f"{name} {mode}": (name, mode) for mode in modes for name in names}
+    pairs = list(chosen("bench_train_step", labels, args.only).values())
     tokens = case.sentences * case.length
-    publish(name, rows, COLUMNS, args.out, smoke=args.smoke, preset=case.preset, tokens=tokens)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    name = "train_step" if case.preset in ("transformer-base", SMOKE.preset) else f"train_step_{case.preset}"
+    report = Report(name, COLUMNS, args, preset=case.preset, tokens=tokens)
+    for mode in modes:
+        of_mode = [name for name, its_mode in pairs if its_mode == mode]
+        if of_mode:
+            report.extend(bench(case, of_mode, [mode], rounds, steps))
+    return report.publish()
 
 
 if __name__ == "__main__":

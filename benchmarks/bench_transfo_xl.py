@@ -1,7 +1,7 @@
 """A full training step of Transformer-XL under bf16 autocast: dense, and with masks of blocks at 80 and 90 %.
 
-    python benchmarks/bench_transfo_xl.py [--out DIR]      transfoxl-large, on a GPU
-    python benchmarks/bench_transfo_xl.py --smoke          tiny, on any machine
+    python benchmarks/bench_transfo_xl.py [--quick] [--only '90*'] [--out DIR]      transfoxl-large, on a GPU
+    python benchmarks/bench_transfo_xl.py --smoke                                   tiny, on any machine
 
     variant  dense: the stock model     80 %, 90 %: blocks of 64 x 64 kept by magnitude, `static`, back end "block"
 
@@ -11,14 +11,14 @@ what block sparsity gains or costs. `peak_mib` is peak memory beyond what lay on
 
 Gate: gradients of all parameters at the start, by relative RMS against the same model and mask in float32 and eager
 PyTorch; the bound is 1.25 times what the dense model makes under autocast. Dropout is 0. A variant that does not run is
-a row with its error.
+a row with its error. `--only` chooses among the sparse variants, `--quick` takes 90 %.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +30,12 @@ from tritonsparse.train.lamb import Lamb
 from tritonsparse.train.language_presets import build_transfo_xl
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import Row, Timing, announce, gated, parser_of, publish, refuse_without_gpu, relative_error, sample
+from harness import Row, Timing, announce, gated, parser_of, refuse_without_gpu, relative_error, sample
+from reports import Report, chosen
 
 ROUNDS, STEPS = 5, 5
-VARIANTS = {"dense": None, "80 %": 0.8, "90 %": 0.9}
+QUICK_ROUNDS, QUICK_STEPS = 2, 3
+SPARSITIES = {"80 %": 0.8, "90 %": 0.9}
 COLUMNS = {
     "variant": "", "median_ms": ".2f", "p20_ms": ".2f", "p80_ms": ".2f", "ratio": ".3f", "peak_mib": ".0f",
     "sparsity": ".2f", "error": ".1e", "failure": "",
@@ -120,21 +122,21 @@ def prepare(case: Case, name: str, sparsity: float | None) -> tuple[Row, Variant
     return row, variant
 
 
-def bench(case: Case, rounds: int, steps: int) -> list[Row]:
+def bench(case: Case, sparsities: Mapping[str, float], rounds: int, steps: int) -> Iterator[Row]:
     """One row a variant, the dense one first; one variant is on the device at a time."""
-    rows: list[Row] = []
-    for name, sparsity in VARIANTS.items():
+    dense: Row = {}
+    for name, sparsity in {"dense": None, **sparsities}.items():
         row, variant = prepare(case, name, sparsity)
         if variant is not None:
-            bound = 1.25 * (rows[0] if rows else row).get("error", 0.0)
+            bound = 1.25 * (dense or row).get("error", 0.0)
             times = [time for _ in range(rounds) for time in sample([variant.step], steps)]
             timing = Timing.of(times)
             row = gated(row, row["error"], bound, lambda timing=timing: timing)  # type: ignore[misc]
         del variant
-        if rows and row.get("median_ms") and rows[0].get("median_ms"):
-            row["ratio"] = rows[0]["median_ms"] / row["median_ms"]
-        rows.append(row)
-    return rows
+        if row.get("median_ms") and dense.get("median_ms"):
+            row["ratio"] = dense["median_ms"] / row["median_ms"]
+        dense = dense or row
+        yield row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,10 +145,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_without_gpu("bench_transfo_xl")
     announce()
     case = SMOKE if args.smoke else LARGE
-    rows = bench(case, 1 if args.smoke else ROUNDS, 2 if args.smoke else STEPS)
+    sparsities = {"90 %": 0.9} if args.quick or args.smoke else SPARSITIES
+    sparsities = chosen("bench_transfo_xl", sparsities, args.only)
+    rounds, steps = (1, 2) if args.smoke else (QUICK_ROUNDS, QUICK_STEPS) if args.quick else (ROUNDS, STEPS)
     tokens = case.columns * case.tgt_len
-    publish("train_step_transfoxl-large", rows, COLUMNS, args.out, smoke=args.smoke, preset=case.preset, tokens=tokens)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    report = Report("train_step_transfoxl-large", COLUMNS, args, preset=case.preset, tokens=tokens)
+    report.extend(bench(case, sparsities, rounds, steps))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a method does to all weights of a model at once: threshold and cast, multiplier, exact top-k.
 
-    python benchmarks/bench_whole_model.py [--out DIR]      on a GPU
-    python benchmarks/bench_whole_model.py --smoke          two tiny cases, on any machine
+    python benchmarks/bench_whole_model.py [--quick] [--only '1.3*'] [--out DIR]      on a GPU
+    python benchmarks/bench_whole_model.py --smoke                                    two tiny cases, on any machine
 
     pass       provider     what
     cast       many         cast_many: every layer in one launch, counts included
@@ -11,18 +11,19 @@
                each         threshold_backward, layer by layer
     top-k      select       topk_cutoff over all layers (predicted bracket; exact in any case)
                hinted       the same from the cut-off of a model that was trained on since
-               sort         torch.sort of the concatenated magnitudes
-               kthvalue     torch.kthvalue of them
                read         torch.sum over the weights: one read of them, the ceiling
+               sort         torch.sort of the first `elements` magnitudes, at most 1e8: it takes 60 bytes a weight
+               kthvalue     torch.kthvalue of the first `elements` magnitudes, at most 1e7: it takes 0.7 s for 1e8
 
-GB/s count each operand once. Host time is part of what is timed: these are one call a step. Results are compared with
-the references: kept counts and cut-offs exactly, Ŵ and gradients by relative RMS.
+GB/s count each of `elements` weights, and what is written of it, once. Host time is part of what is timed: these are
+one call a step. Kept counts are compared exactly, Ŵ and gradients by relative RMS. A cut-off t is right if the weights
+above it and those at or above it, counted one tensor at a time, enclose the number to be kept: nothing is sorted.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +35,27 @@ from tritonsparse.kernels.threshold import threshold_cast
 from tritonsparse.kernels.threshold_backward import threshold_backward
 from tritonsparse.kernels.threshold_backward_many import backward_many
 from tritonsparse.kernels.threshold_many import cast_many
-from tritonsparse.kernels.topk import topk_cutoff
+from tritonsparse.kernels.topk import Cutoff, topk_cutoff
 from tritonsparse.kernels.view_table import View, ViewTable
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import Row, announce, gated, measure, parser_of, publish, refuse_without_gpu, relative_error
+from harness import (
+    QUICK_SAMPLES,
+    SAMPLES,
+    Row,
+    announce,
+    gated,
+    measure,
+    parser_of,
+    refuse_without_gpu,
+    relative_error,
+)
+from reports import Report, chosen
 
 # sigmoid(-4) = 0.018 prunes 63 % of N(0, 0.02²).
 LOGIT, DEVIATION, ALPHA, KEPT = -4.0, 0.02, 0.4, 0.1
+# The most elements and samples of the calls that are too slow, or take too much memory, for a whole model.
+SORTED, RANKED, SLOW_SAMPLES = 10**8, 10**7, 3
 
 
 @dataclass(frozen=True)
@@ -62,11 +76,12 @@ CASES = (
     Case("transformer-big", transformer(6, 1024, 4096, 1) + transformer(6, 1024, 4096, 2)),
     Case("1.3 billion", transformer(24, 2048, 8192, 1)),
 )
+QUICK_CASES = (CASES[2], CASES[1])
 # No bfloat16: under TRITON_INTERPRET=1 the kernels run as well, and the interpreter is wrong in it.
 SMOKE_CASES = (Case("smoke", ((96, 80), (65, 130)), torch.float16), Case("smoke", ((33, 17),), torch.float32))
 
 COLUMNS = {
-    "model": "", "weights": "", "layers": "", "pass": "", "provider": "",
+    "model": "", "weights": "", "layers": "", "pass": "", "provider": "", "elements": "",
     "median_ms": ".4f", "p20_ms": ".4f", "p80_ms": ".4f", "gb_per_s": ".0f", "error": ".1e",
 }  # fmt: skip
 
@@ -87,19 +102,80 @@ def views_of(case: Case) -> list[View]:
     return views
 
 
-def bench(case: Case) -> list[Row]:
+def is_exact(weights: Sequence[Tensor], kept: int, cutoff: Cutoff) -> bool:
+    """Whether `cutoff` is that of the `kept` largest magnitudes, by counting those above it and those at it.
+
+    The key of a float32 magnitude is its bits.
+    """
+    magnitude = cutoff.key.to(torch.int32).view(torch.float32)
+    above = at_least = 0
+    for weight in weights:
+        above += int((weight.abs() > magnitude).sum())
+        at_least += int((weight.abs() >= magnitude).sum())
+    return above == int(cutoff.above) < kept <= at_least and int(cutoff.ties_kept) == kept - above
+
+
+def bench(case: Case, samples: int = SAMPLES) -> Iterator[Row]:
     backend = "triton" if torch.cuda.is_available() or _triton.INTERPRETED else "torch"
     views = views_of(case)
     weights = sum(view.weight.numel() for view in views)
     table = ViewTable(views, backend)
     facts: Row = {"model": case.model, "weights": weights, "layers": len(views)}
-    rows: list[Row] = []
 
-    def add(name: str, provider: str, nbytes: int, call: Callable[[], object], error: float, bound: float) -> None:
-        row = gated({**facts, "pass": name, "provider": provider}, error, bound, lambda: measure([call]))
+    def timed(
+        name: str,
+        provider: str,
+        width: int,
+        call: Callable[[], object],
+        error: float = 0.0,
+        bound: float = 0.0,
+        *,
+        elements: int = weights,
+        samples: int = samples,
+    ) -> Row:
+        row = {**facts, "pass": name, "provider": provider, "elements": elements}
+        row = gated(row, error, bound, lambda: measure([call], samples=samples))
         if row["median_ms"]:
-            row["gb_per_s"] = nbytes / row["median_ms"] / 1e6
-        rows.append(row)
+            row["gb_per_s"] = elements * width / row["median_ms"] / 1e6
+        return row
+
+    yield from _casts(case, views, table, backend, timed)
+    yield from _backwards(views, table, backend, timed)
+    del table
+    magnitudes = [view.weight for view in views]
+    del views
+    kept = max(1, int(KEPT * weights))
+    cutoff = topk_cutoff(magnitudes, kept, magnitude=True, backend=backend)
+    wrong = float(not is_exact(magnitudes, kept, cutoff))
+    yield timed("top-k", "select", 4, lambda: topk_cutoff(magnitudes, kept, magnitude=True, backend=backend), wrong)
+    for weight in magnitudes:
+        weight.mul_(1.001)
+
+    def hinted() -> Cutoff:
+        return topk_cutoff(magnitudes, kept, magnitude=True, hint=cutoff, backend=backend)
+
+    yield timed("top-k", "hinted", 4, hinted, float(not is_exact(magnitudes, kept, hinted())))
+    flat = torch.cat([weight.flatten() for weight in magnitudes])
+    yield timed("top-k", "read", 4, flat.sum)
+    few, fewer = flat[:SORTED].abs(), flat[:RANKED].abs()
+    del flat
+    slow = min(samples, SLOW_SAMPLES)
+    yield timed("top-k", "sort", 4, lambda: few.sort(), elements=few.numel(), samples=slow)
+    rank = fewer.numel() - max(1, int(KEPT * fewer.numel())) + 1
+    yield timed("top-k", "kthvalue", 4, lambda: fewer.kthvalue(rank), elements=fewer.numel(), samples=slow)
+
+
+def _casts(
+    case: Case, views: Sequence[View], table: ViewTable, backend: str, timed: Callable[..., Row]
+) -> Iterator[Row]:
+    width = 4 + case.out.itemsize
+    counted, error, miscounted = cast_many(table), 0.0, 0.0
+    for view, count in zip(views, counted.kept, strict=True):
+        expected, kept, *_ = threshold_cast(view.weight, view.threshold, kind="soft", out_dtype=case.out)
+        assert view.w_hat is not None  # views_of
+        error = max(error, relative_error(view.w_hat, expected))
+        miscounted = max(miscounted, float(int(count) != int(kept)))
+    yield timed("cast", "many", width, lambda: cast_many(table), error + miscounted, 1e-3)
 
     def each() -> list[Tensor]:
         return [
@@ -107,63 +183,29 @@ def bench(case: Case) -> list[Row]:
             for view in views
         ]
 
-    nbytes = weights * (4 + case.out.itemsize)
-    reference = [threshold_cast(view.weight, view.threshold, kind="soft", out_dtype=case.out)[:2] for view in views]
-    counted = cast_many(table)
-    miscounted = float(any(int(a) != int(b[1]) for a, b in zip(counted.kept, reference, strict=True)))
-    error = max(
-        relative_error(view.w_hat, expected) for view, (expected, _) in zip(views, reference, strict=True)
-        if view.w_hat is not None
-    )  # fmt: skip
-    add("cast", "many", nbytes, lambda: cast_many(table), error + miscounted, 1e-3)
-    add("cast", "each", nbytes, each, 0.0, 0.0)
-    source = torch.empty(nbytes // 8, device=_device())
+    yield timed("cast", "each", width, each)
+    source = torch.empty(sum(view.weight.numel() for view in views) * width // 8, device=_device())
     target = torch.empty_like(source)
-    add("cast", "copy", nbytes, lambda: target.copy_(source), 0.0, 0.0)
+    yield timed("cast", "copy", width, lambda: target.copy_(source))
 
+
+def _backwards(views: Sequence[View], table: ViewTable, backend: str, timed: Callable[..., Row]) -> Iterator[Row]:
     grads = [torch.randn_like(view.weight) for view in views]
-    expected = [
-        threshold_backward(grad, view.weight, view.threshold, alpha=view.alpha, kind="soft")[0]
-        for grad, view in zip(grads, views, strict=True)
-    ]
     changed = [grad.clone() for grad in grads]
     backward_many(table, changed)
-    error = max(relative_error(a, b) for a, b in zip(changed, expected, strict=True))
-    add("backward", "many", weights * 12, lambda: backward_many(table, changed), error, 1e-6)
+    error = 0.0
+    for grad, view, actual in zip(grads, views, changed, strict=True):
+        expected = threshold_backward(grad, view.weight, view.threshold, alpha=view.alpha, kind="soft")[0]
+        error = max(error, relative_error(actual, expected))
+    yield timed("backward", "many", 12, lambda: backward_many(table, changed), error, 1e-6)
 
-    def backward_each() -> list[Tensor]:
+    def each() -> list[Tensor]:
         return [
             threshold_backward(grad, view.weight, view.threshold, alpha=view.alpha, kind="soft", backend=backend)[0]
             for grad, view in zip(grads, views, strict=True)
         ]
 
-    add("backward", "each", weights * 12, backward_each, 0.0, 0.0)
-
-    magnitudes = [view.weight for view in views]
-    kept = max(1, int(KEPT * weights))
-    flat = torch.cat([weight.flatten() for weight in magnitudes]).abs()
-    ranked = flat.sort(descending=True).values
-    cutoff = topk_cutoff(magnitudes, kept, magnitude=True, backend=backend)
-    right = float(int((flat > ranked[kept - 1]).sum()) != int(cutoff.above))
-    add(
-        "top-k",
-        "select",
-        weights * 4,
-        lambda: topk_cutoff(magnitudes, kept, magnitude=True, backend=backend),
-        right,
-        0.0,
-    )
-    hint = cutoff
-    for weight in magnitudes:
-        weight.mul_(1.001)
-    add(
-        "top-k", "hinted", weights * 4,
-        lambda: topk_cutoff(magnitudes, kept, magnitude=True, hint=hint, backend=backend), right, 0.0,
-    )  # fmt: skip
-    add("top-k", "sort", weights * 4, lambda: flat.sort(), 0.0, 0.0)
-    add("top-k", "kthvalue", weights * 4, lambda: flat.kthvalue(weights - kept + 1), 0.0, 0.0)
-    add("top-k", "read", weights * 4, lambda: flat.sum(), 0.0, 0.0)
-    return rows
+    yield timed("backward", "each", 12, each)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,11 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.smoke:
         refuse_without_gpu("bench_whole_model")
     announce()
-    rows: list[Row] = []
-    for case in SMOKE_CASES if args.smoke else CASES:
-        rows += bench(case)
-    publish("whole_model", rows, COLUMNS, args.out, smoke=args.smoke, threshold=LOGIT, kept=KEPT)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    cases = SMOKE_CASES if args.smoke else QUICK_CASES if args.quick else CASES
+    labelled = {f"{case.model} {len(case.shapes)} layers": case for case in cases}
+    labelled = chosen("bench_whole_model", labelled, args.only)
+    report = Report("whole_model", COLUMNS, args, threshold=LOGIT, kept=KEPT)
+    for case in labelled.values():
+        report.extend(bench(case, QUICK_SAMPLES if args.quick else SAMPLES))
+    return report.publish()
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-# Samples of a timing: enough for p20 and p80 to mean something.
-SAMPLES = 50
+# Samples of a timing: enough for p20 and p80 to mean something; and of one by --quick.
+SAMPLES, QUICK_SAMPLES = 50, 10
 
 Row = dict[str, Any]
 
@@ -200,7 +200,10 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="two tiny cases, on any machine")
+    parser.add_argument("--quick", action="store_true", help="few cases, those that decide, and few samples")
+    parser.add_argument("--only", metavar="PATTERN", help="cases whose label matches, * and ? as in file names")
     parser.add_argument("--out", type=Path, default=None, help=f"folder of results, {RESULTS} by default")
+    parser.add_argument("--rows", type=Path, default=None, help="file that rows are appended to as they are made")
     return parser
 
 

@@ -1,15 +1,12 @@
-"""How the queue of GPU work runs: what is due, what it costs, what is written.
+"""How the queue of GPU work runs: one entry after the other until the budget is spent, each with its record.
 
-A record lives in `<folder>/<file>.json`, alone or, for entries with a key "a/b", at `document["a"]["b"]`. It
-is the entry's result with a part "queue": state, hash of the sources, seconds, when. An entry is due unless
-its record is done and its sources have the hash they had then. An attempt that ends badly does not overwrite
-an earlier result: it is noted in it as "last_attempt".
+An entry whose command has {rows} appends its rows to that file, `<folder>/<file>.<key>.jsonl`, as they are made. When
+it ends badly, or is ended, its record holds the rows it had. A file that is left because this program was killed itself
+becomes a record at the next start.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -19,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from harness import ROOT, write_json
+from harness import ROOT
+from queue_store import Entry, Record, Store
+from reports import read_run
+from row_log import RowLog
 
-Record = dict[str, Any]
 # Seconds kept from the budget for writing what has been found.
 RESERVE = 1.0
 # The end of a failed entry's output that its record keeps.
@@ -32,112 +30,13 @@ TAIL = 2000
 SIDE_BY_SIDE = 3
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One experiment.
-
-    command: words of its command; {work} is a folder of its own, deleted afterwards, {data} is `data`.
-    collect: (that folder, standard output) -> result; called when the command ends, well or badly.
-    sources: globs below the root of the files it measures.
-    estimate, minimum: seconds it takes, and without which it is not started.
-    file, key: where the record lives. Neighbours that share a file and have keys run side by side, unless `alone`.
-    alone: it takes times, which nothing beside it may disturb.
-    data: folder of the data it reads, None where there is none; no part of the hash.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    collect: Callable[[Path, str], Record]
-    sources: tuple[str, ...]
-    estimate: float
-    minimum: float
-    file: str
-    key: str | None = None
-    data: Path | None = None
-    alone: bool = False
-
-    @property
-    def missing(self) -> str:
-        """What it lacks to be run, "" if nothing."""
-        return "no data" if self.data is None and any("{data}" in word for word in self.command) else ""
-
-    def hash(self, root: Path = ROOT) -> str:
-        """Of the command's words and of names and contents of the sources."""
-        digest = hashlib.sha256(json.dumps(self.command[1:]).encode())
-        for pattern in self.sources:
-            paths = sorted(path for path in root.glob(pattern) if path.is_file())
-            if not paths:
-                raise ValueError(
-                    f"Entry.hash: expected files for {pattern!r} (sources of {self.name}), got none; correct the entry"
-                )
-            for path in paths:
-                digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-        return digest.hexdigest()[:16]
-
-
-def read_document(path: Path) -> Record:
-    """A results file; empty where there is none or no JSON."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-@dataclass(frozen=True)
-class Store:
-    """Records of one device: read from `folder`, else from `earlier` (results that came along)."""
-
-    folder: Path
-    earlier: Path | None = None
-
-    def document(self, entry: Entry) -> Record:
-        name = f"{entry.file}.json"
-        document = read_document(self.folder / name)
-        if not document and self.earlier is not None:
-            document = read_document(self.earlier / name)
-        return document
-
-    def record(self, entry: Entry) -> Record:
-        record = self.document(entry)
-        for part in entry.key.split("/") if entry.key else ():
-            record = record.get(part, {})
-        return record
-
-    def state(self, entry: Entry) -> str:
-        """ "done", "stale", "failed", "unfinished", "no result", or what is missing."""
-        queue = self.record(entry).get("queue", {})
-        if queue.get("state") == "done":
-            return "done" if queue.get("sources") == entry.hash() else "stale"
-        return entry.missing or queue.get("state") or "no result"
-
-    def due(self, entry: Entry) -> bool:
-        return not entry.missing and self.state(entry) != "done"
-
-    def write(self, entry: Entry, result: Mapping[str, Any], queue: Mapping[str, Any]) -> None:
-        """Write one record; other keys of its file are kept."""
-        before = self.record(entry)
-        if queue["state"] != "done" and before.get("queue", {}).get("state") == "done":
-            record = {**before, "queue": {**before["queue"], "last_attempt": {**queue, **result}}}
-        else:
-            record = {"queue": dict(queue), **result}
-        document = record
-        if entry.key:
-            document = self.document(entry)
-            *parts, last = entry.key.split("/")
-            place = document
-            for part in parts:
-                place = place.setdefault(part, {})
-            place[last] = record
-        write_json(self.folder / f"{entry.file}.json", document)
-
-
 @dataclass
 class _Running:
     entry: Entry
     hash: str
     process: subprocess.Popen[bytes]
     work: Path
+    rows: Path
     start: float
 
     def output(self) -> str:
@@ -163,7 +62,10 @@ def run_queue(
     """
     deadline = time.monotonic() + budget - RESERVE
     outcomes: dict[str, str] = {}
-    waiting = [entry for entry in entries if store.state(entry) != "done"]
+    for entry in entries:
+        if store.rows(entry).exists() and store.recover(entry):
+            say(f"         {entry.name}: rows of an earlier attempt are kept")
+    waiting = store.order([entry for entry in entries if store.state(entry) != "done"])
     while waiting:
         group = _together(waiting)
         waiting = waiting[len(group) :]
@@ -196,7 +98,10 @@ def _run_group(
 ) -> dict[str, str]:
     outcomes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="tritonsparse-queue-") as folder:
-        running = [_start(entry, Path(folder) / str(number), environment) for number, entry in enumerate(group)]
+        running = [
+            _start(entry, Path(folder) / str(number), store.rows(entry), environment)
+            for number, entry in enumerate(group)
+        ]
         try:
             while running:
                 over = time.monotonic() >= deadline
@@ -209,20 +114,29 @@ def _run_group(
                     say(f"         {job.entry.name}: {outcomes[job.entry.name]}")
                 time.sleep(0.05)
         finally:
+            # This program is being ended: what they have so far is kept.
             for job in running:
                 job.kill()
+                _finish(job, None, len(group), store)
     return outcomes
 
 
-def _start(entry: Entry, work: Path, environment: Mapping[str, str]) -> _Running:
+def _start(entry: Entry, work: Path, rows: Path, environment: Mapping[str, str]) -> _Running:
     work.mkdir()
-    command = [word.replace("{work}", str(work)).replace("{data}", str(entry.data)) for word in entry.command]
+    places = {"{work}": str(work), "{data}": str(entry.data), "{rows}": str(rows)}
+    command = list(entry.command)
+    for mark, place in places.items():
+        command = [word.replace(mark, place) for word in command]
+    digest = entry.hash()
+    if any("{rows}" in word for word in entry.command):
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        RowLog(rows).append({"queue": {"entry": entry.name, "sources": digest, "started": started}})
     with (work / "output").open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=dict(environment), stdout=output, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-    return _Running(entry, entry.hash(), process, work, time.monotonic())
+    return _Running(entry, digest, process, work, rows, time.monotonic())
 
 
 def _finish(job: _Running, status: int | None, beside: int, store: Store) -> str:
@@ -244,5 +158,9 @@ def _finish(job: _Running, status: int | None, beside: int, store: Store) -> str
             queue |= {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
     if queue["state"] != "done":
         queue |= {"status": status, "output": output[-TAIL:]}
+    if not result:
+        rows = read_run(job.rows)
+        result = job.entry.partial(rows) if rows else {}
     store.write(job.entry, result, queue)
+    job.rows.unlink(missing_ok=True)
     return "ran" if queue["state"] == "done" else str(queue["state"])

@@ -12,6 +12,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import bench_block
+import block_products
 
 
 def of_times(times: dict[float, float]) -> list[bench_block.Row]:
@@ -30,23 +31,23 @@ def test_break_even_is_where_a_line_between_measured_times_meets_the_dense_one()
 
 
 def test_another_library_that_fails_is_a_row_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: object) -> bench_block.Provider:
+    def absent(*_: object) -> block_products.Provider:
         raise RuntimeError("no such operator")
 
-    made = bench_block._providers(16, 0.5, "step", tune=False, tiles=False)
-    monkeypatch.setattr(bench_block, "_providers", lambda *_: made | {"torch bsr": absent})
-    rows = bench_block.bench(bench_block.SMOKE_CASES[0], 7, 16, 0.5, "step")
+    made = block_products.providers_of(16, 0.5, "step", others=True, tune=False, tiles=False)
+    monkeypatch.setattr(bench_block, "providers_of", lambda *_, **__: made | {"torch bsr": absent})
+    rows = list(bench_block.bench(bench_block.SMOKE_CASES[0], 7, 16, 0.5, "step"))
     assert [row["verdict"] for row in rows] == ["right"] * 3 + ["failed"]
     assert "no such operator" in rows[3]["failure"] and "median_ms" not in rows[3]
     assert rows[2]["of_ideal"] == pytest.approx(rows[2]["speedup"] * 0.5)
 
 
 def test_other_configurations_are_lines_of_their_own() -> None:
-    rows = bench_block.bench(bench_block.SMOKE_CASES[0], 7, 16, 0.5, "forward", tiles=True)
+    rows = list(bench_block.bench(bench_block.SMOKE_CASES[0], 7, 16, 0.5, "forward", tiles=True))
     names = [row["provider"] for row in rows]
     assert names[:4] == ["dense random", "dense masked", "ours", "ours, pointers"] and len(names) == 7
     assert {row["verdict"] for row in rows} == {"right"}
-    assert bench_block._variants(64)["512 rows"]["m"] == 512
+    assert block_products.other_tiles(64)["512 rows"]["m"] == 512
 
 
 def test_smoke_covers_every_op_and_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

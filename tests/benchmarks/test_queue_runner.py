@@ -1,0 +1,240 @@
+"""The queue of GPU work runs what is due, within its budget, and keeps what it has whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import queue_runner  # noqa: E402
+from queue_runner import run_queue  # noqa: E402
+from queue_store import Entry, Record, Store  # noqa: E402
+
+
+def read_result(work: Path, output: str) -> Record:
+    return {"output": output.strip()}
+
+
+def fake(name: str, code: str = "print('fine')", **changes: Any) -> Entry:
+    """An entry that runs a line of Python and measures `benchmarks/harness.py`."""
+    facts: dict[str, Any] = {
+        "name": name, "command": (sys.executable, "-S", "-c", code), "collect": read_result,
+        "sources": ("benchmarks/harness.py",), "estimate": 1, "minimum": 0, "file": name,
+    }  # fmt: skip
+    return Entry(**(facts | changes))
+
+
+def run(entries: list[Entry], folder: Path, budget: float = 60.0) -> dict[str, str]:
+    return run_queue(entries, Store(folder), budget, os.environ, say=lambda line: None)
+
+
+def test_results_are_written_and_not_made_twice(tmp_path: Path) -> None:
+    entry = fake("a")
+    assert run([entry], tmp_path) == {"a": "ran"}
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["output"] == "fine" and record["queue"]["state"] == "done"
+    assert run([entry], tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_changed_sources_or_another_command_make_a_result_stale(tmp_path: Path) -> None:
+    (tmp_path / "source.py").write_text("1")
+    entry = fake("a", sources=("*.py",))
+    before = entry.hash(tmp_path)
+    assert entry.hash(tmp_path) == before
+    (tmp_path / "source.py").write_text("2")
+    assert entry.hash(tmp_path) != before
+    assert fake("a", "print(2)").hash() != fake("a").hash()
+    with pytest.raises(ValueError, match=r"expected files for 'none\.py'.*correct the entry"):
+        fake("a", sources=("none.py",)).hash(tmp_path)
+
+    store = Store(tmp_path / "results")
+    store.write(entry, {}, {"state": "done", "sources": "older"})
+    assert store.state(fake("a")) == "stale" and store.due(fake("a"))
+
+
+def test_a_failing_entry_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None:
+    failing = fake("bad", "import sys; print('it broke'); sys.exit(3)")
+    assert run([failing, fake("good")], tmp_path) == {"bad": "failed", "good": "ran"}
+    queue = json.loads((tmp_path / "bad.json").read_text())["queue"]
+    assert queue["state"] == "failed" and queue["status"] == 3 and "it broke" in queue["output"]
+
+    def unreadable(work: Path, output: str) -> Record:
+        raise ValueError("no JSON")
+
+    assert run([fake("odd", collect=unreadable)], tmp_path) == {"odd": "failed"}
+    assert json.loads((tmp_path / "odd.json").read_text())["queue"]["reason"] == "ValueError: no JSON"
+
+
+def test_a_failure_does_not_overwrite_an_earlier_result(tmp_path: Path) -> None:
+    run([fake("a")], tmp_path)
+    assert run([fake("a", "import sys; sys.exit(1)")], tmp_path) == {"a": "failed"}
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["output"] == "fine" and record["queue"]["state"] == "done"
+    assert record["queue"]["last_attempt"]["state"] == "failed"
+    assert Store(tmp_path).state(fake("a", "import sys; sys.exit(1)")) == "stale"
+
+
+def test_the_budget_ends_an_entry_and_what_it_started(tmp_path: Path) -> None:
+    sleep = "import subprocess, sys, time; time.sleep(60)"
+    marker = tmp_path / "child"
+    code = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-S', '-c', '{sleep}'])\n"
+        f"open({str(marker)!r}, 'w').write(str(child.pid))\nchild.wait()"
+    )
+    start = time.monotonic()
+    outcomes = run([fake("slow", code), fake("later", minimum=0.5)], tmp_path, queue_runner.RESERVE + 2)
+    assert time.monotonic() - start < 30
+    assert outcomes == {"slow": "unfinished", "later": "left"}
+    assert json.loads((tmp_path / "slow.json").read_text())["queue"]["state"] == "unfinished"
+    assert not (tmp_path / "later.json").exists()
+    status = Path(f"/proc/{marker.read_text()}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
+def test_an_entry_that_needs_more_than_is_left_is_not_started_but_a_shorter_one_is(tmp_path: Path) -> None:
+    outcomes = run([fake("long", minimum=1e6), fake("short")], tmp_path)
+    assert outcomes == {"long": "left", "short": "ran"}
+
+
+def test_an_entry_without_its_data_is_left(tmp_path: Path) -> None:
+    entry = fake("a", "print('{data}')", data=None)
+    assert Store(tmp_path).state(entry) == "no data"
+    assert run([entry], tmp_path) == {"a": "left"} and not list(tmp_path.iterdir())
+    assert run([fake("a", "print('{data}')", data=tmp_path)], tmp_path) == {"a": "ran"}
+    assert json.loads((tmp_path / "a.json").read_text())["output"] == str(tmp_path)
+
+
+def test_keyed_entries_share_a_file_and_earlier_results_count(tmp_path: Path) -> None:
+    keys = ("dense/0", "str/0", "dense/1")
+    runs = [fake(key, file="runs", key=key) for key in keys]
+    earlier, folder = tmp_path / "earlier", tmp_path / "new"
+    assert run(runs[:1], earlier) == {"dense/0": "ran"}
+    store = Store(folder, earlier)
+    outcomes = run_queue(runs, store, 60.0, os.environ, say=lambda line: None)
+    assert outcomes == {"str/0": "ran", "dense/1": "ran"}
+    document = json.loads((folder / "runs.json").read_text())
+    assert {method: sorted(seeds) for method, seeds in document.items()} == {"dense": ["0", "1"], "str": ["0"]}
+    assert all(store.state(entry) == "done" for entry in runs)
+
+
+def test_what_failed_and_has_not_changed_comes_last(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    bad, good, late = fake("bad", value=9.0, stage=0), fake("good", value=1.0, stage=0), fake("late", stage=3)
+    assert [entry.name for entry in store.order([late, good, bad])] == ["bad", "good", "late"]
+    store.write(bad, {}, {"state": "failed", "sources": bad.hash()})
+    assert [entry.name for entry in store.order([late, good, bad])] == ["good", "late", "bad"]
+    # Its sources changed: by value again.
+    store.write(bad, {}, {"state": "failed", "sources": "older"})
+    assert store.order([late, good, bad])[0] is bad
+    # The same where an earlier result is kept beside the failure.
+    store.write(bad, {}, {"state": "done", "sources": "older"})
+    store.write(bad, {}, {"state": "failed", "sources": bad.hash()})
+    assert store.state(bad) == "stale" and store.order([late, good, bad])[-1] is bad
+
+
+def test_value_counts_by_the_second_it_takes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    slow, quick = fake("slow", value=5.0, estimate=100.0), fake("quick", value=4.0, estimate=10.0)
+    assert store.order([slow, quick]) == [quick, slow]
+    # What it took counts more than what was thought; what was ended took at least that long.
+    store.write(slow, {}, {"state": "done", "sources": "older", "seconds": 5.0})
+    store.write(quick, {}, {"state": "unfinished", "sources": "older", "seconds": 60.0})
+    assert (store.expected(slow), store.expected(quick)) == (5.0, 60.0)
+    assert store.order([quick, slow]) == [slow, quick]
+
+
+ROWS = """
+import json, os, sys, time
+path = "{rows}"
+with open(path, "a") as file:
+    file.write(json.dumps({"run": {"name": "x", "block": 64}}) + "\\n")
+    for number in range(3):
+        file.write(json.dumps({"number": number}) + "\\n")
+    file.write('{"number": 3, "cut sh')
+"""
+WAITING = """
+open("{rows}.ready", "w").close()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(3)", "os.kill(os.getpid(), 9)", "time.sleep(600)"])
+def test_an_entry_that_ends_badly_leaves_the_rows_it_had(ending: str, tmp_path: Path) -> None:
+    entry = fake("a", ROWS + ending, collect=unreadable)
+    (outcome,) = run([entry], tmp_path, queue_runner.RESERVE + 5).values()
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert outcome == record["queue"]["state"] == ("unfinished" if "sleep" in ending else "failed")
+    assert record["block"] == 64 and record["rows"] == [{"number": number} for number in range(3)]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def unreadable(work: Path, output: str) -> Record:
+    raise ValueError("no JSON")
+
+
+def test_fewer_rows_of_the_same_sources_replace_no_more(tmp_path: Path) -> None:
+    store, entry = Store(tmp_path), fake("a")
+    queue = {"state": "unfinished", "sources": entry.hash()}
+    for count, kept in ((3, 3), (1, 3), (4, 4)):
+        store.write(entry, {"rows": [{}] * count}, queue)
+        assert len(store.record(entry)["rows"]) == kept
+    store.write(entry, {"rows": [{}]}, queue | {"sources": "newer"})
+    assert len(store.record(entry)["rows"]) == 1
+
+
+QUEUE = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+from pathlib import Path
+from test_queue_runner import ROWS, WAITING, fake
+from queue_runner import run_queue
+from queue_store import Store
+run_queue([fake("a", ROWS + WAITING)], Store(Path({folder!r})), 600.0, os.environ, say=lambda line: None)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_queue_that_is_killed_itself_loses_no_row(how: signal.Signals, tmp_path: Path) -> None:
+    path = [str(ROOT / "benchmarks"), str(Path(__file__).parent)]
+    process = subprocess.Popen([sys.executable, "-c", QUEUE.format(path=path, folder=str(tmp_path))])
+    try:
+        while not (tmp_path / "a.jsonl.ready").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    finally:
+        process.send_signal(how)
+        process.wait()
+    store, entry = Store(tmp_path), fake("a", ROWS + WAITING)
+    if how == signal.SIGKILL:
+        # The entry has a session of its own and outlives the queue.
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        assert not (tmp_path / "a.json").exists() and store.recover(entry)
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["rows"] == [{"number": number} for number in range(3)] and record["block"] == 64
+    assert record["queue"]["state"] == "unfinished" and record["queue"]["sources"] == entry.hash()
+    assert not (tmp_path / "a.jsonl").exists() and not store.recover(entry)
+
+
+def test_a_queue_starts_with_what_an_earlier_one_left(tmp_path: Path) -> None:
+    store, entry = Store(tmp_path), fake("a", "print('fine')", minimum=1e6)
+    lines = [{"queue": {"entry": "a", "sources": "s"}}, {"run": {"name": "a"}}, {"number": 0}]
+    store.rows(entry).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said: list[str] = []
+    run_queue([entry], store, 60.0, os.environ, said.append)
+    assert store.record(entry)["rows"] == [{"number": 0}] and store.record(entry)["queue"]["sources"] == "s"
+    assert any("a: rows of an earlier attempt are kept" in line for line in said)

@@ -1,0 +1,141 @@
+"""Rows of a benchmark are on the disk as soon as they exist, whatever becomes of the run that makes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import bench_packed  # noqa: E402
+import bench_threshold  # noqa: E402
+import harness  # noqa: E402
+import reports  # noqa: E402
+import row_log  # noqa: E402
+
+
+def test_rows_come_back_in_order_and_a_missing_file_has_none(tmp_path: Path) -> None:
+    log = row_log.RowLog(tmp_path / "new" / "rows.jsonl")
+    for number in range(3):
+        log.append({"number": number, "text": "Ŵ\nα"})
+    assert row_log.read_rows(tmp_path / "new" / "rows.jsonl") == [
+        {"number": number, "text": "Ŵ\nα"} for number in range(3)
+    ]
+    assert row_log.read_rows(tmp_path / "none.jsonl") == []
+    row_log.RowLog(None).append({"kept": "nowhere"})
+
+
+def test_a_line_cut_short_is_left_out_and_spoils_no_later_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row_log.RowLog(path).append({"a": 1})
+    with path.open("ab") as file:
+        file.write(b'{"a": 2, "b"')
+    assert row_log.read_rows(path) == [{"a": 1}]
+    row_log.RowLog(path).append({"a": 3})
+    assert row_log.read_rows(path) == [{"a": 1}, {"a": 3}]
+
+
+def test_a_row_that_json_cannot_hold_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(TypeError):
+        row_log.RowLog(path).append({"what": object()})
+    assert not path.exists()
+
+
+def test_a_document_is_made_of_the_last_run_s_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    log = row_log.RowLog(path)
+    for facts, count in (({"name": "old"}, 3), ({"name": "new", "block": 64}, 2)):
+        log.append({"run": facts})
+        for number in range(count):
+            log.append({"number": number})
+    assert reports.read_run(path) == {"name": "new", "block": 64, "rows": [{"number": 0}, {"number": 1}]}
+    log.append({"run": {"name": "without rows"}})
+    assert reports.read_run(path) == {} and reports.read_run(tmp_path / "none.jsonl") == {}
+
+
+SLOW = """
+import sys, time
+sys.path[:0] = [{benchmarks!r}]
+import bench_threshold
+
+whole = bench_threshold.bench
+def slow(*given):
+    for number, row in enumerate(whole(*given)):
+        yield row
+        if number:
+            print("two rows", flush=True)
+            time.sleep(600)
+
+bench_threshold.bench = slow
+bench_threshold.main(["--smoke", "--out", {out!r}])
+"""
+
+
+def test_a_benchmark_killed_between_two_rows_keeps_those_it_had(tmp_path: Path) -> None:
+    code = SLOW.format(benchmarks=str(BENCHMARKS), out=str(tmp_path))
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with contextlib.ExitStack() as stack:
+        stack.callback(process.stdout.close)
+        stack.callback(process.kill)
+        assert any("two rows" in line for line in process.stdout)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+    (path,) = tmp_path.glob("*/*")
+    assert path.name == "threshold.jsonl"
+    document = reports.read_run(path)
+    assert document["name"] == "threshold" and document["smoke"] and document["environment"]["torch"]
+    # The generator is resumed, and sleeps, after its second row was kept.
+    assert [row["provider"] for row in document["rows"]] == ["copy", "eager"]
+    assert all(row["verdict"] == "right" and row["median_ms"] > 0 for row in document["rows"])
+
+
+def test_only_chooses_cases_and_writes_beside_the_whole_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench_threshold.main(["--smoke", "--only", "*96x80*mask*", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*/*")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert path.name == "threshold_only.json" and document == json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {(row["shape"], row["view"]) for row in document["rows"]} == {("96x80", "mask")}
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_cases_that_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as status:
+        bench_packed.main(["--smoke", "--only", "nothing", "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert status.value.code == 2 and not list(tmp_path.iterdir())
+    assert error.startswith("bench_packed: expected --only to match a case, got 'nothing'") and "smoke 48x40" in error
+
+
+def test_quick_and_given_files_of_rows(tmp_path: Path) -> None:
+    parser = harness.parser_of("")
+    rows = tmp_path / "rows.jsonl"
+    args = parser.parse_args(["--quick", "--out", str(tmp_path), "--rows", str(rows)])
+    report = reports.Report("bench", {"a": ""}, args, block=64)
+    report.extend({"a": number, "verdict": "right"} for number in range(2))
+    assert report.publish(more=1) == 0
+    (written,) = tmp_path.glob("*/*")
+    document = json.loads(written.read_text(encoding="utf-8"))
+    assert written.name == "bench_quick.json" and document["more"] == 1 and document["quick"]
+    # A file that was asked for is left to whoever asked.
+    assert reports.read_run(rows)["rows"] == document["rows"] and reports.read_run(rows)["block"] == 64
+
+
+def test_a_wrong_row_is_the_exit_status() -> None:
+    report = reports.Report("bench", {"a": ""}, harness.parser_of("").parse_args([]))
+    report.extend([{"a": 1, "verdict": "failed"}, {"a": 2, "verdict": "WRONG"}])
+    assert report.publish() == 1
