@@ -176,7 +176,7 @@ def test_a_hooked_module_runs_its_sparse_forward_and_its_stock_one_after_finaliz
     dense = model(x)
     sparsifier = ts.sparsify(model, "str", include=["0"])
     sparsifier.layers["0"].threshold.data.fill_(20.0)  # T = 1: nothing is left of layer 0 but its bias
-    assert torch.equal(model(x), model[3](model[0].bias.relu().expand(3, -1)))
+    assert torch.equal(model(x), model[3](model[0].bias.relu().repeat(3, 1)))
     assert hook.calls == 2
     sparsifier.layers["0"].threshold.data.fill_(-200.0)
     sparsifier.finalize()
