@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+# For `tolerances`.
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture

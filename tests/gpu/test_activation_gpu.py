@@ -1,7 +1,7 @@
 """Packed activations on a GPU: bfloat16, graphs, compilers, memory, and offsets beyond 2^31.
 
-A bound is 1.1 times the error that the reference makes on the same data, at least 1e-6: relative RMS against
-the product in float64.
+A bound is 1.1 times the error that the reference makes on the same data, at least that of `tolerances.py`: relative RMS
+against the product in float64.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import product_bound
 from torch import Tensor
 
 from tritonsparse.kernels.activation import pack_activation, unpack_activation
@@ -79,7 +80,8 @@ def test_the_product_is_as_exact_as_the_vendors(shape: tuple[int, int], transpos
     exact = grad_y.double().t() @ unpack_activation(*packed, shape[1]).double()
     exact = exact.t() if transposed else exact
     assert torch.equal(results[0], results[1])
-    assert error(results[0], exact) <= max(1.1 * error(results[2], exact), 1e-6)
+    bound = max(1.1 * error(results[2], exact), product_bound(dtype, results[0].dtype, shape[0]))
+    assert error(results[0], exact) <= bound
 
 
 @pytest.mark.parametrize("kind", ["dense", "soft", "mask"])
@@ -98,7 +100,8 @@ def test_the_ops_back_ends_agree_also_when_it_overflows(kind: str) -> None:
             assert bool(overflow) == (cutoff is not None)
             results.append([y, used, *torch.autograd.grad(y, leaves, grad_y)])
         for name, expected, actual in zip(("y", "cutoff", "dx", "dW"), *results, strict=True):
-            assert error(actual, expected.double()) <= 5e-3, name
+            # Each back end rounds once; dW sums over 1024 rows.
+            assert error(actual, expected.double()) <= 2 * product_bound(x.dtype, x.dtype, 1024), name
 
 
 def test_a_captured_pass_follows_x_and_the_cutoff() -> None:

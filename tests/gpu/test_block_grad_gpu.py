@@ -1,7 +1,7 @@
 """The gradient of kept blocks on a GPU: bfloat16, odd shapes, tf32, graphs, and offsets beyond 2^31.
 
-A bound is 1.1 times the error that torch's own product makes on the same data, at least 2e-6: relative RMS against the
-reference in float64.
+A bound is 1.1 times the error that torch's own product makes on the same data, at least that of `tolerances.py`:
+relative RMS against the reference in float64.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tolerances import product_bound
 from torch import Tensor
 
 from tritonsparse.kernels.block_grad import block_grad_weight
@@ -44,6 +45,8 @@ def case(
     random = torch.Generator(DEVICE).manual_seed(0)
     grid = -(-n // block[0]), -(-k // block[1])
     listed = torch.rand(grid, generator=random, device=DEVICE) < density
+    # Of a single block too something is left to compare with.
+    listed[:1, :1] = True
     capacity = int(listed.sum()) + 3 if form == "packed" else None
     stored = {"dense": (n, k), "transposed": (k, n), "packed": (capacity, *block)}[form]
     return {
@@ -89,7 +92,7 @@ def test_the_gradient_is_as_exact_as_the_dense_product(
     operands = case(*shape, form, dtype)
     expected, expected_inner = block_grad_weight(**exact(operands))
     reference = block_grad_weight(**operands)[0]
-    bound = max(1.1 * error(reference, expected), 2e-6)
+    bound = max(1.1 * error(reference, expected), product_bound(dtype, reference.dtype, shape[0], precision))
     actual, inner = block_grad_weight(**operands, backend="triton")
     assert error(actual, expected) <= bound
     assert torch.equal(actual != 0, expected != 0)
@@ -104,7 +107,8 @@ def test_the_gradient_is_as_exact_as_the_dense_product(
         # All of the index kept, no weight, out in bfloat16: one rounding more.
         plain = {name: value for name, value in operands.items() if name not in ("kept", "alpha", "weight")}
         actual, none = block_grad_weight(**plain, out_dtype=BF16, backend="triton")
-        assert none is None and error(actual, block_grad_weight(**exact(plain))[0]) <= 4e-3
+        bound = product_bound(BF16, BF16, shape[0])
+        assert none is None and error(actual, block_grad_weight(**exact(plain))[0]) <= bound
 
 
 def test_the_gradient_replays_in_a_graph_after_the_topology_moved() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tolerances import product_bound
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -23,7 +24,7 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
-BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def operands(n: int, k: int, block: tuple[int, int], density: float, dtype: torc
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m", [1, 16, 17, 500, 4096])
 @pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (128, 128), (16, 128), (128, 16), (48, 48)], ids=str)
 def test_output_and_gradients_are_those_of_the_reference(dtype: torch.dtype, m: int, block: tuple[int, int]) -> None:
@@ -67,11 +68,12 @@ def test_output_and_gradients_are_those_of_the_reference(dtype: torch.dtype, m: 
         y = packed_block_linear(x_in, values_in, bias.to(exact), index, shape=(n, k), backend=backend)
         y.backward(grad_y.to(exact))
         results.append({"y": y.detach(), "dx": x_in.grad, "dvalues": values_in.grad})
+    lengths = {"y": k, "dx": n, "dvalues": m}
     for name, expected in results[1].items():
-        assert relative_error(results[0][name], expected) <= BOUND[dtype], name
+        assert relative_error(results[0][name], expected) <= product_bound(dtype, dtype, lengths[name]), name
 
 
-@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m", [1, 700])
 def test_a_packed_model_takes_the_kernels_and_gives_what_the_dense_one_gives(dtype: torch.dtype, m: int) -> None:
     sparsifier = ts.sparsify(network().to(dtype), "static", sparsity=0.8, pattern="block:32")
@@ -80,7 +82,8 @@ def test_a_packed_model_takes_the_kernels_and_gives_what_the_dense_one_gives(dty
     assert [product_backend(layer.backend, layer.values) for layer in layers] == ["triton"] * 3
     x = torch.randn(m, 256, device=DEVICE, dtype=dtype)
     with torch.no_grad():
-        assert relative_error(packed(x), dense(x)) <= 3 * BOUND[dtype]
+        # Three layers, the longest sum of 512.
+        assert relative_error(packed(x), dense(x)) <= 3 * product_bound(dtype, dtype, 512)
 
 
 def test_one_token_is_replayed_from_a_graph_and_compiles_whole() -> None:
@@ -88,7 +91,9 @@ def test_one_token_is_replayed_from_a_graph_and_compiles_whole() -> None:
     packed.bfloat16().requires_grad_(False)
     x = torch.randn(1, 256, device=DEVICE, dtype=torch.bfloat16)
     expected = packed(x)
-    assert relative_error(torch.compile(packed, fullgraph=True)(x), expected) <= BOUND[torch.bfloat16]
+    # Three layers; the compiler may leave out roundings in between.
+    bound = 3 * product_bound(torch.bfloat16, torch.bfloat16, 512)
+    assert relative_error(torch.compile(packed, fullgraph=True)(x), expected) <= bound
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,0 +1,195 @@
+"""The bounds of the GPU tests, against products emulated bit by bit: correct ones lie below, bugs above."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "gpu"))
+from tolerances import CANCELLING, FLOOR, product_bound, rounding
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Rule = Callable[[Array, int], Array]
+M = N = 48
+
+
+def truncate(values: Array, bits: int) -> Array:
+    """Toward zero, to so many bits of significand: the lower ones of float64's 53 are cleared."""
+    mask = ~np.int64((1 << (53 - bits)) - 1)
+    return (np.ascontiguousarray(values).view(np.int64) & mask).view(np.float64)
+
+
+def nearest(values: Array, bits: int) -> Array:
+    fraction, exponent = np.frexp(values)
+    scale = np.ldexp(1.0, bits)
+    rounded: Array = np.ldexp(np.rint(fraction * scale) / scale, exponent)
+    return rounded
+
+
+def accumulate(a: Array, b: Array, step: int, rule: Rule = truncate, bits: int = 24) -> Array:
+    """A B with a running sum of so many bits, cut by `rule` after every `step` products."""
+    total = np.zeros((a.shape[0], b.shape[1]))
+    for k in range(0, a.shape[1], step):
+        total = rule(total + a[:, k : k + step] @ b[k : k + step], bits)
+    return total
+
+
+def operands(k: int, bits: int, seed: int = 0) -> tuple[Array, Array]:
+    random = np.random.default_rng(seed)
+    return nearest(random.standard_normal((M, k)), bits), nearest(random.standard_normal((k, N)), bits)
+
+
+def error(actual: Array, expected: Array) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+LENGTHS = [7, 64, 511, 2048, 4096, 16_384]
+
+
+def test_truncation_and_rounding_are_what_their_names_say() -> None:
+    values = np.array([1 + 2.0**-10 - 2.0**-20, -1 - 2.0**-11 - 2.0**-20, 3.0, 0.0])
+    assert truncate(values, 11).tolist() == [1.0, -1.0, 3.0, 0.0]
+    assert nearest(values, 11).tolist() == [1 + 2.0**-10, -1 - 2.0**-10, 3.0, 0.0]
+    for dtype, bits in ((BF16, 8), (FP16, 11), (FP32, 24)):
+        sample = nearest(np.random.default_rng(0).standard_normal(1000), 30)
+        assert np.array_equal(nearest(sample, bits), torch.from_numpy(sample).to(dtype).double().numpy())
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+def test_one_rounding_errs_as_derived(dtype: torch.dtype) -> None:
+    sample = torch.randn(100_000, dtype=torch.float64)
+    assert error(sample.to(dtype).double().numpy(), sample.numpy()) == pytest.approx(rounding(dtype), rel=0.05)
+
+
+@pytest.mark.parametrize("step", [8, 16])
+@pytest.mark.parametrize("k", LENGTHS)
+def test_a_truncated_sum_of_16_bit_products_is_within_its_bound(k: int, step: int) -> None:
+    a, b = operands(k, 8)
+    assert error(accumulate(a, b, step), a @ b) <= product_bound(BF16, FP32, k)
+    # Terms of one sign grow steadily.
+    a, b = np.abs(a), np.abs(b)
+    assert error(accumulate(a, b, step), a @ b) <= product_bound(BF16, FP32, k)
+    rounded = error(nearest(accumulate(a, b, step), 8), a @ b)
+    assert rounded <= product_bound(BF16, BF16, k) < 2e-3 + 2 * rounded
+
+
+def test_on_hopper_a_float32_sum_errs_more_than_two_in_a_million() -> None:
+    """A floor of 2e-6 beside a reference in full float32 fails correct kernels, one of 2e-5 those of long sums."""
+    errors = {k: error(accumulate(*operands(k, 8), 16), np.matmul(*operands(k, 8))) for k in (2048, 4096, 16_384)}
+    assert errors[2048] == pytest.approx(2.5e-6, rel=0.1) and errors[4096] == pytest.approx(5.2e-6, rel=0.1)
+    assert errors[16_384] > 2e-5
+    # The bound assumes the shorter step of Ampere, and its walk starts with sums that need no truncation.
+    assert all(value < product_bound(BF16, FP32, k) < 6 * value for k, value in errors.items())
+
+
+@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("k", LENGTHS)
+def test_truncated_tf32_operands_are_within_their_bound_and_above_that_of_rounded_ones(k: int, step: int) -> None:
+    a, b = operands(k, 24)
+    exact = a @ b
+    found = error(accumulate(truncate(a, 11), truncate(b, 11), step), exact)
+    of_rounded = error(nearest(a, 11) @ nearest(b, 11), exact)
+    bound = product_bound(FP32, FP32, k, "tf32")
+    assert found <= bound < 1.5 * found
+    assert found > 1.1 * of_rounded
+    if k >= 511:
+        assert error(truncate(a, 11) @ truncate(b, 11), exact) == pytest.approx(7.7e-4, rel=0.06)
+        assert of_rounded == pytest.approx(2.9e-4, rel=0.06)
+
+
+@pytest.mark.parametrize("k", LENGTHS)
+def test_full_float32_is_within_its_bound(k: int) -> None:
+    a, b = operands(k, 24)
+    assert error(accumulate(a, b, 1, nearest), a @ b) <= product_bound(FP32, FP32, k)
+
+
+Case = tuple[torch.dtype, torch.dtype, str]
+CASES: list[Case] = [(BF16, FP32, ""), (BF16, BF16, ""), (FP16, FP16, ""), (FP32, FP32, ""), (FP32, FP32, "tf32")]
+
+
+def computed(a: Array, b: Array, case: Case) -> Array:
+    """The product as a correct kernel gives it."""
+    taken, out, precision = case
+    if precision == "tf32":
+        total = accumulate(truncate(a, 11), truncate(b, 11), 8)
+    elif taken == FP32:
+        total = accumulate(a, b, 1, nearest)
+    else:
+        total = accumulate(a, b, 16)
+    return nearest(total, {BF16: 8, FP16: 11, FP32: 24}[out])
+
+
+def drop_a_step(a: Array, b: Array, case: Case) -> Array:
+    return computed(a[:, :-16], b[:-16], case)
+
+
+def drop_one_column(a: Array, b: Array, case: Case) -> Array:
+    return computed(a[:, :-1], b[:-1], case)
+
+
+def mask_one_in_a_hundred_wrongly(a: Array, b: Array, case: Case) -> Array:
+    return computed(a, b * (np.random.default_rng(1).random(b.shape) >= 0.01), case)
+
+
+def sum_in_bfloat16(a: Array, b: Array, case: Case) -> Array:
+    return accumulate(a, b, 16, nearest, bits=8)
+
+
+def leave_out_a_row(a: Array, b: Array, case: Case) -> Array:
+    product = computed(a, b, case)
+    product[-1] = 0.0
+    return product
+
+
+def threshold_by_a_rounded_cutoff(a: Array, b: Array, case: Case) -> Array:
+    """Every weight off by one rounding of bfloat16, as where a view of float32 weights is cast too early."""
+    return computed(a, nearest(b, 7), case)
+
+
+BUGS = [
+    drop_a_step, drop_one_column, mask_one_in_a_hundred_wrongly, sum_in_bfloat16, leave_out_a_row,
+    threshold_by_a_rounded_cutoff,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [256, 1024, 4096])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bugs_lie_above_the_bound_and_correct_products_below(case: Case, k: int) -> None:
+    a, b = operands(k, {BF16: 8, FP16: 11, FP32: 24}[case[0]])
+    exact, bound = a @ b, product_bound(case[0], case[1], k, case[2])
+    assert error(computed(a, b, case), exact) <= bound
+    assert [bug.__name__ for bug in BUGS if error(bug(a, b, case), exact) <= bound] == []
+
+
+def test_float32_that_was_asked_for_in_full_and_came_as_tf32_is_found() -> None:
+    a, b = operands(1024, 24)
+    assert error(nearest(a, 11) @ nearest(b, 11), a @ b) > 50 * product_bound(FP32, FP32, 1024)
+
+
+def test_a_sum_that_cancels_needs_the_bound_of_its_terms_times_five() -> None:
+    """Terms that are all smaller by 7e-4 make the sum smaller by as much, and the sum may be some times their norm."""
+    terms = np.random.default_rng(0).standard_normal((500, 4096))
+    wrong = np.abs((truncate(terms, 11) * (1 - 3.5e-4)).sum(1) - terms.sum(1)) / np.linalg.norm(terms, axis=1)
+    bound = product_bound(FP32, FP32, 4096, "tf32")
+    assert bound < wrong.max() <= CANCELLING * bound
+    # One term in a hundred of the wrong sign is found.
+    signs = np.where(np.random.default_rng(1).random(terms.shape) < 0.01, -1.0, 1.0)
+    flipped = np.abs((terms * signs).sum(1) - terms.sum(1)) / np.linalg.norm(terms, axis=1)
+    assert np.median(flipped) > CANCELLING * bound
+
+
+def test_bounds_grow_with_the_sum_and_the_floor_is_that_of_float32() -> None:
+    for case in CASES:
+        bounds = [product_bound(case[0], case[1], k, case[2]) for k in (1, 1024, 65_536)]
+        assert bounds == sorted(bounds) and bounds[0] > FLOOR
+    # The figures that this replaces: 2e-6, 1e-3 and 2e-5.
+    assert product_bound(FP32, FP32, 64) == pytest.approx(2.1e-6, rel=0.05)
+    assert product_bound(FP32, FP32, 1024, "tf32") == pytest.approx(1e-3, rel=0.02)
+    assert product_bound(BF16, FP32, 4096) == pytest.approx(2e-5, rel=0.1)
