@@ -95,10 +95,11 @@ def _largest(speedups: Mapping[float, float]) -> float:
 
 
 def rows_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of a result file, or of all records in one."""
+    """The rows of a result file, or of all records in one; of quick forms first, so that full ones replace them."""
     if "rows" in document:
         return list(document["rows"])
-    return [row for record in document.values() if isinstance(record, dict) for row in record.get("rows", ())]
+    records = sorted((name != "quick", name) for name, record in document.items() if isinstance(record, dict))
+    return [row for _, name in records for row in rows_of(document[name])]
 
 
 PARTS = {

@@ -3,8 +3,9 @@
     python benchmarks/readme_speed.py [--check]
 
 Read are `benchmarks/results/<device>/kernels.json` and `train_step.json`, as the GPU queue writes them: the records
-`block` (bench_block.py), `block_step` (bench_block_step.py) and the file of bench_train_step.py. A case that was not
-timed, because it was wrong or did not run, is named as such. Without a file the text says that there is none.
+`block` (bench_block.py), `block_step` (bench_block_step.py) and the file of bench_train_step.py; where one has no rows,
+that of its quick form, `quick/block` and so on. A case that was not timed, because it was wrong or did not run, is
+named as such, and so is a run that was ended before its last case. Without a file the text says that there is none.
 """
 
 from __future__ import annotations
@@ -67,15 +68,22 @@ def _layers_of_blocks(record: Mapping[str, Any]) -> list[str]:
         cases.setdefault(case, {})[round(row["density"], 2)] = row
     rows = []
     for (layer, n, k, m, block), found in cases.items():
-        equal = next(iter(found.values())).get("break_even")
+        first = next(iter(found.values()))
         cells = [_number(found[each], "speedup", ".2f") if each in found else "-" for each in densities]
-        rows.append([layer, f"{n}x{k}", f"{m:,}", str(block), *cells, "never" if equal is None else f"{1 - equal:.0%}"])
+        rows.append([layer, f"{n}x{k}", f"{m:,}", str(block), *cells, _break_even(first)])
     head = ("layer", "weight", "tokens", "block", *(f"{1 - each:.0%} sparse" for each in densities), "break-even")
     text = (
         "Forward, dX and dW of one layer, the rewriting of its index included: times as fast as the vendor's dense "
         "products on random weights, and the sparsity from which that is more than 1 (`bench_block.py`):"
     )
     return [text, "", *_table(head, rows)]
+
+
+def _break_even(row: Row) -> str:
+    """Of an unfinished run it is not known."""
+    if "break_even" not in row:
+        return "-"
+    return "never" if row["break_even"] is None else f"{1 - row['break_even']:.0%}"
 
 
 def _element_steps(document: Mapping[str, Any]) -> list[str]:
@@ -93,20 +101,29 @@ def _element_steps(document: Mapping[str, Any]) -> list[str]:
     return [text, "", *_table(head, rows)]
 
 
+PARAGRAPHS = {"block_step": _step_of_blocks, "block": _layers_of_blocks, "train_step": _element_steps}
+
+
+def _reservation(record: Mapping[str, Any]) -> list[str]:
+    """What keeps the figures from being whole."""
+    state = record.get("queue", {}).get("state", "done")
+    parts = ["few cases and few samples (`--quick`)"] if record.get("quick") else []
+    parts += [f"the run is {state}: cases are missing"] if state in ("failed", "unfinished") else []
+    return ["", f"Of these: {'; '.join(parts)}."] if parts else []
+
+
 def section(results: Path) -> str:
     """The text between the marks."""
     parts: list[str] = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         records = _read(folder / "kernels.json")
-        paragraphs = [
-            make(record)
-            for make, record in (
-                (_step_of_blocks, records.get("block_step")),
-                (_layers_of_blocks, records.get("block")),
-                (_element_steps, _read(folder / "train_step.json")),
-            )
-            if record and record.get("rows")
-        ]
+        full = {**records, "train_step": _read(folder / "train_step.json")}
+        paragraphs = []
+        for name, make in PARAGRAPHS.items():
+            forms = (full.get(name) or {}, (records.get("quick") or {}).get(name) or {})
+            record = next((form for form in forms if form.get("rows")), None)
+            if record:
+                paragraphs.append([*make(record), *_reservation(record)])
         if paragraphs:
             parts += [f"**{folder.name}**", ""]
             for lines in paragraphs:

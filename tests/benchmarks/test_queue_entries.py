@@ -139,7 +139,8 @@ def test_what_an_entry_compiles_is_in_its_estimate(monkeypatch: pytest.MonkeyPat
     counted = estimates()
     added = {name: counted[name] - none[name] for name in none if counted[name] != none[name]}
     # The tests' kernels are compiled by 14 processes.
-    assert added == {"block": pytest.approx(45), "gpu tests": pytest.approx(45)}
+    # Where nobody has counted them 50 s stand for it.
+    assert added == {"block": pytest.approx(45), "gpu tests": pytest.approx(45 - 50)}
 
 
 def test_counts_are_of_entries_that_exist() -> None:

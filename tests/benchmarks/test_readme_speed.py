@@ -49,6 +49,28 @@ def test_every_case_has_its_cell_the_losing_and_the_wrong_ones_too(tmp_path: Pat
     assert "| dense | compile | 50.0 | - | - |" in lines
 
 
+def test_quick_and_unfinished_runs_stand_in_and_are_named(tmp_path: Path) -> None:
+    row = {"op": "step", "provider": "ours", "layer": "mlp", "n": 512, "k": 256, "m": 8192, "verdict": "right"}
+    rows = [{**row, "block": 64, "density": 0.5, "speedup": 1.5}]
+    step = {"variant": "triton", "mode": "compile", "median_ms": 50.0, "ratio": 0.95, "verdict": "right"}
+    quick = {
+        "block": {"rows": rows, "quick": True, "queue": {"state": "unfinished"}},
+        "train_step": {"rows": [step], "preset": "transformer-big", "quick": True, "queue": {"state": "done"}},
+    }
+    folder = tmp_path / "nvidia-h200"
+    folder.mkdir()
+    write = (folder / "kernels.json").write_text
+    write(json.dumps({"quick": quick}))
+    text = readme_speed.section(tmp_path)
+    # Without the other densities nobody knows where it breaks even.
+    assert "| mlp | 512x256 | 8,192 | 64 | 1.50 | - |" in text and "| triton | compile | 50.0 | 0.950 | - |" in text
+    assert "few samples (`--quick`); the run is unfinished: cases are missing." in text
+    full = {"rows": [{**rows[0], "speedup": 1.75, "break_even": 0.8}], "queue": {"state": "done"}}
+    write(json.dumps({"quick": quick, "block": full}))
+    text = readme_speed.section(tmp_path)
+    assert "| mlp | 512x256 | 8,192 | 64 | 1.75 | 20% |" in text and "unfinished" not in text and "1.50" not in text
+
+
 def test_a_readme_without_the_marks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="readme_speed: expected <!-- "):
         readme_marks.updated("no marks", "", readme_speed.MARKS, "readme_speed")

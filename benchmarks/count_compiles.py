@@ -1,0 +1,155 @@
+"""Counts the kernels that each entry of the GPU queue compiles, without a GPU, for the queue's estimates.
+
+    python benchmarks/count_compiles.py [--only 'block*'] [--write]
+
+The benchmarks run as they are, on a machine without a GPU: Triton is told of an H100's driver, and a kernel that is
+asked for, with its types, constants and options, is noted in place of being compiled. Operations on large tensors are
+left out, so results mean nothing. `--write` updates `compile_counts.json`. Entries that train a model are not counted,
+for torch.compile takes most of their time, nor those whose launchers read what a kernel would have written, nor the
+tests; their estimates stand in `queue_entries.py`. Run it under the Triton of the GPU machines (PYTHONPATH).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
+from harness import Timing, write_json
+from queue_entries import COUNTS, entries
+from queue_store import FULL, QUICK
+from reports import chosen
+
+# Elements of a tensor on which nothing is computed.
+LARGE = 2**18
+# Programs that are not counted.
+UNCOUNTED = ("bench_block_step", "bench_train_step", "bench_transfo_xl", "bench_semi_structured")
+# Seconds for one entry.
+LIMIT = 600
+
+
+class Allocated(TorchDispatchMode):
+    """Operations on large tensors allocate their results and compute nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "tritonsparse":
+            # Ours launch: what they call is met here as well.
+            ours = OPDEFS[func._schema.name]._backend_fns[None]
+            with self:
+                return ours(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not tensors:
+            sizes = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+            if math.prod(sizes) <= LARGE or str(kwargs.get("device")) == "meta":
+                return func(*args, **kwargs)
+            return torch.empty(sizes, dtype=kwargs.get("dtype"))
+        if func.is_view or tensors[0].is_meta or max(each.numel() for each in tensors) <= LARGE:
+            return func(*args, **kwargs)
+        schema = func._schema
+        if schema.is_mutable:
+            return args[0] if schema.name.endswith("_") else kwargs.get("out", args[0])
+        meta = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        try:
+            made = func(*meta[0], **{k: "meta" if k == "device" and v else v for k, v in meta[1].items()})
+        except (NotImplementedError, RuntimeError):
+            # Its shape depends on what the tensors hold.
+            return func(*args, **kwargs)
+        return tree_map_only(Tensor, _like, made)
+
+
+def _like(meta: Tensor) -> Tensor:
+    """A small one, as a norm or a count, is ones; a large one is not written."""
+    if meta.numel() <= LARGE:
+        return torch.ones(meta.shape, dtype=meta.dtype)
+    return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype)
+
+
+def count_launches() -> set[tuple[str, str]]:
+    """From now on a launch is noted in the returned set, once for each kernel that would be compiled."""
+    import triton
+    from first_contact_dry import pretend
+    from row_log import RowLog
+    from triton.runtime import jit
+
+    pretend(RowLog(None), "")
+    found: set[tuple[str, str]] = set()
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        *_, binder = self.device_caches[0]
+        kwargs.setdefault("debug", self.debug or triton.knobs.runtime.debug)
+        _, specialization, options = binder(*args, **kwargs)
+        # Kernels handed to a kernel are told apart by name, not by address.
+        key = f"{specialization} {sorted((k, getattr(v, '__name__', v)) for k, v in options.items())}"
+        found.add((self.fn.__name__, key))
+
+    jit.JITFunction.run = run
+    return found
+
+
+def count(command: Sequence[str]) -> int:
+    """How many kernels the program of an entry compiles; in a process of its own, for it changes torch and Triton."""
+    found = count_launches()
+    program: Any = importlib.import_module(Path(command[1]).stem)
+    program.refuse_without_gpu = program.announce = lambda *_: None
+    program.relative_error = lambda *_: 0.0
+    program.input_sets = lambda *_: 1
+
+    def once(calls: Sequence[Callable[[], object]], **_: object) -> Timing:
+        calls[0]()
+        return Timing(1.0, 1.0, 1.0)
+
+    program.measure = once
+    sys.stdout = sys.stderr
+    with Allocated():
+        program.main([word for word in command[2:] if "{" not in word])
+    sys.stdout = sys.__stdout__
+    return len(found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="PATTERN", help="entries whose name matches, * and ? as in file names")
+    parser.add_argument("--write", action="store_true", help=f"update {COUNTS.name}")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    counted = {
+        entry.name: entry
+        for entry in entries(None)
+        if entry.stage in (QUICK, FULL) and Path(entry.command[1]).stem not in UNCOUNTED
+    }
+    if args.one:
+        print(count(counted[args.only].command))
+        return 0
+    made: dict[str, int] = {}
+    for name in chosen("count_compiles", counted, args.only):
+        command = (sys.executable, __file__, "--one", "--only", name)
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+            made[name] = int(run.stdout.split()[-1])
+        except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
+            said = run.stderr.strip().splitlines()[-1:] if not isinstance(error, subprocess.TimeoutExpired) else error
+            print(f"count_compiles: expected a count for {name!r}, got none: {said}", file=sys.stderr)
+            continue
+        print(f"{made[name]:6d}  {name}", flush=True)
+    if args.write:
+        document = json.loads(COUNTS.read_text(encoding="utf-8"))
+        write_json(COUNTS, document | {"kernels": dict(sorted((document["kernels"] | made).items()))})
+    return int(not made)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
