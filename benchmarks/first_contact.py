@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import os
 import signal
 import sys
@@ -59,7 +60,7 @@ class Step:
         file: rows are appended to `<out>/<file>.jsonl`.
         least: seconds without which it is not started.
         most: seconds after which it is ended; it stops beginning cases a little before.
-        interpreted: its smoke form runs kernels through Triton's interpreter.
+        interpreted: its smoke form runs kernels through Triton's interpreter, if that works.
     """
 
     name: str
@@ -115,6 +116,15 @@ def set_caches(variables: dict[str, str], scratch: Path) -> None:
     variables.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
 
 
+def interprets() -> bool:
+    """Whether Triton's interpreter runs here: that of 3.6 fails beside numpy 2.5, which is what there is."""
+    try:
+        version = importlib.metadata.version("triton").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return (int(version[0]), int(version[1])) >= (3, 9)
+
+
 class Run:
     """One call of the program.
 
@@ -143,7 +153,7 @@ class Run:
         command = [sys.executable, str(ROOT / "benchmarks" / "first_contact_child.py"), step.name, step.module]
         command += ["--file", str(self.path(step)), "--run", self.id] + ["--smoke"] * self.smoke
         variables = dict(self.variables)
-        if self.smoke and step.interpreted:
+        if self.smoke and step.interpreted and interprets():
             variables["TRITON_INTERPRET"] = "1"
         child = Child(command, variables)
         self.children.append(child)

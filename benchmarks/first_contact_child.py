@@ -4,16 +4,20 @@
 
 Imports what the step needs, prints "@ready", and waits for a line "go SECONDS" on its input, so that the imports of one
 step pass while another has the GPU. SECONDS is its deadline, of the system's monotonic clock. Before a case it prints
-"@case SECONDS NAME": the most that the case may take. The exit status is 0 where all cases ran or were skipped, 3 where
-the GPU no longer answers: the parent starts the step again, which goes on behind the case that broke it; 4 where there
-is no GPU.
+"@case SECONDS NAME", the most that the case may take, and "@over" after it. The exit status is 0 where all cases ran or
+were skipped, 3 where the GPU no longer answers: the parent starts the step again, which goes on behind the case that
+broke it; 4 where there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import importlib
+import importlib.util
+import signal
 import sys
 import time
 import traceback
@@ -27,6 +31,7 @@ from row_log import RowLog, read_rows
 
 Row = dict[str, Any]
 BROKEN, NO_GPU = 3, 4
+PR_SET_PDEATHSIG = 1
 # A case may take this many times its estimate before the parent ends it, and at least this long.
 PATIENCE, LEAST_PATIENCE = 5.0, 30.0
 
@@ -87,6 +92,7 @@ class Context:
             add({"verdict": "failed", "failure": failure, "seconds": round(time.monotonic() - start, 2)})
             self._check_alive()
         _free()
+        print("@over", flush=True)
 
     def _check_alive(self) -> None:
         import torch
@@ -105,6 +111,12 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _end_with_parent() -> None:
+    """On Linux, a parent that is killed takes this process with it: a later run has the GPU to itself."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _count_compiles(context: Context) -> None:
@@ -144,6 +156,8 @@ def _describe_machine(log: RowLog, run: str) -> None:
         properties = torch.cuda.get_device_properties(0)
         names = ("total_memory", "multi_processor_count", "L2_cache_size", "shared_memory_per_block_optin")
         row["device"] = {name: getattr(properties, name, None) for name in names}
+    found = importlib.util.find_spec("tritonsparse")
+    row["package"] = str(Path(found.origin).resolve().parent) if found is not None and found.origin else None
     row["targets"] = _targets(str(row["environment"]["device"]))
     log.append(row)
 
@@ -156,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True)
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args(argv)
+    _end_with_parent()
     module = importlib.import_module(args.module)
     print("@ready", flush=True)
     word, _, seconds = sys.stdin.readline().partition(" ")

@@ -66,7 +66,9 @@ def build(name: str, exact: bool, smoke: bool) -> Trained:
         return forward
 
     if exact:
-        model.gradient_checkpointing_enable()
+        # The name that transformers 5.24 gives it, and the one before.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
         model.train()
     else:
         compile_layers(list(model.model.layers), smoke)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -81,9 +82,10 @@ class NoArithmetic(TorchDispatchMode):
         returns = func._schema.returns
         aliases = [each.alias_info for each in returns if each.alias_info is not None]
         if func.namespace != "aten":
-            # Operators of ours launch kernels, and call PyTorch's beside them.
-            with self:
-                return func(*args, **kwargs)
+            # Operators of ours launch kernels, and call PyTorch's beside them: their own code, seen by this mode too.
+            own = OPDEFS.get(func._schema.name)
+            with self if own is not None else contextlib.nullcontext():
+                return (func if own is None else own._init_fn)(*args, **kwargs)
         if not large or any(not alias.is_write for alias in aliases):
             return func(*args, **kwargs)
         if aliases or not returns:

@@ -87,6 +87,8 @@ class Child:
             if word == "@case":
                 seconds, _, case = rest.partition(" ")
                 case_limit = time.monotonic() + float(seconds)
+            elif word == "@over":
+                case, case_limit = "", limit
             elif word == "@kernels":
                 facts["kernels_cached"], facts["kernels_compiled"] = map(int, rest.split())
             elif word != "@ready":
