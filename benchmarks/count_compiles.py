@@ -36,7 +36,9 @@ from reports import chosen
 # Elements of a tensor on which nothing is computed.
 LARGE = 2**18
 # Programs that are not counted.
-UNCOUNTED = ("bench_block_step", "bench_train_step", "bench_transfo_xl", "bench_semi_structured")
+UNCOUNTED = (
+    "bench_block_step", "bench_train_step", "bench_transfo_xl", "bench_semi_structured", "bench_block_inference",
+)  # fmt: skip
 # Seconds for one entry.
 LIMIT = 600
 
