@@ -214,22 +214,32 @@ def launch_tests(path: str) -> None:
     import pytest
 
     cuda: Any = torch.cuda
+    cuda.is_available = lambda: True
+    cuda.get_device_capability = lambda *_: (Properties.major, Properties.minor)
     cuda.synchronize = cuda.empty_cache = lambda *_: None
-    real = torch.device
     # Tests ask for "cuda" by name.
     for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "tensor", "arange", "randperm"):
-        made = getattr(torch, name)
-        setattr(torch, name, functools.partial(_on_cpu, made, real))
-    fixed = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT)]
-    pytest.main([*fixed, "-c", str(ROOT / "pyproject.toml"), "-m", "gpu", path])
+        setattr(torch, name, functools.partial(_on_cpu, getattr(torch, name)))
+    torch_: Any = torch
+    torch_.Generator = type("Generator", (torch.Generator,), {"__new__": lambda cls, device=None: _generator(cls)})
+    torch_.Tensor.to = functools.partialmethod(_moved, torch.Tensor.to)
+    torch_.Tensor.cuda = torch_.nn.Module.cuda = lambda self, *_, **__: self
+    fixed = ["-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT)]
+    with NoArithmetic(), on_gpu():
+        pytest.main([*fixed, "-c", str(ROOT / "pyproject.toml"), "-m", "gpu", path])
 
 
-def _on_cpu(make: Callable[..., Any], device: Any, *args: Any, **kwargs: Any) -> Any:
-    if "device" in kwargs:
-        kwargs["device"] = "cpu"
-    if isinstance(kwargs.get("generator"), torch.Generator):
-        kwargs["generator"] = None
-    return make(*args, **kwargs)
+def _on_cpu(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return make(*args, **{**kwargs, **({"device": "cpu"} if "device" in kwargs else {})})
+
+
+def _generator(cls: Any, base: Any = torch.Generator) -> Any:
+    return base.__new__(cls)
+
+
+def _moved(self: Any, move: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    args = tuple("cpu" if each == "cuda" else each for each in args)
+    return move(self, *args, **{**kwargs, **({"device": "cpu"} if "device" in kwargs else {})})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
