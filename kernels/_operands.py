@@ -5,11 +5,14 @@ Shared by `threshold.py` and `masked_matmul.py`; every check raises ValueError b
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 
 __all__ = [
     "FLOATS",
     "KINDS",
+    "check_alpha",
     "check_estimator",
     "check_input",
     "check_kind",
@@ -18,6 +21,7 @@ __all__ = [
     "check_w_hat",
     "compute_dtype",
     "expect",
+    "refuse",
 ]
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -32,8 +36,8 @@ def compute_dtype(weight: torch.Tensor) -> torch.dtype:
 
 def check_kind(function: str, kind: str, threshold: torch.Tensor | None, mask: torch.Tensor | None) -> None:
     """Refuse a kind that is unknown, or not given exactly what it reads."""
-    given = [name for name, t in (("threshold", threshold), ("mask", mask)) if t is not None]
-    if given != (["mask"] if kind == "mask" else ["threshold"]) or kind not in KINDS:
+    if (threshold is None) != (kind == "mask") or (mask is None) == (kind == "mask") or kind not in KINDS:
+        given = [name for name, t in (("threshold", threshold), ("mask", mask)) if t is not None]
         raise ValueError(
             f'{function}: expected kind "soft", "hard" or "step" with a threshold, or kind "mask" with a mask, '
             f"got kind {kind!r} with {' and '.join(given) or 'neither'}; pass only what the kind reads"
@@ -42,8 +46,8 @@ def check_kind(function: str, kind: str, threshold: torch.Tensor | None, mask: t
 
 def check_estimator(function: str, kind: str, grad_mask: torch.Tensor | None, alpha: torch.Tensor | None) -> None:
     """Refuse what kind "step" does not read: its multiplier is the estimator's."""
-    given = [name for name, t in (("grad_mask", grad_mask), ("alpha", alpha)) if t is not None]
-    if kind == "step" and given:
+    if kind == "step" and not (grad_mask is None and alpha is None):
+        given = [name for name, t in (("grad_mask", grad_mask), ("alpha", alpha)) if t is not None]
         raise ValueError(
             f'{function}: expected neither grad_mask nor alpha with kind "step", got {" and ".join(given)}; '
             f'leave them out, or use kind "hard"'
@@ -53,16 +57,22 @@ def check_estimator(function: str, kind: str, grad_mask: torch.Tensor | None, al
 def expect(holds: bool, function: str, expected: str, tensor: torch.Tensor, remedy: str) -> None:
     """Refuse `tensor` unless `holds`, saying what it is."""
     if not holds:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        got = f"{dtype} {list(tensor.shape)} on {tensor.device}"
-        raise ValueError(f"{function}: expected {expected}, got {got}; {remedy}")
+        refuse(function, expected, tensor, remedy)
+
+
+def refuse(function: str, expected: str, tensor: torch.Tensor, remedy: str) -> NoReturn:
+    """Refuse `tensor`, saying what it is. Checks of every forward call it where they fail: sentences cost time."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    got = f"{dtype} {list(tensor.shape)} on {tensor.device}"
+    raise ValueError(f"{function}: expected {expected}, got {got}; {remedy}")
 
 
 def check_input(function: str, x: torch.Tensor, k: int, out_dtype: torch.dtype) -> None:
     """Refuse a layer's input that is not `[..., k]` in the dtype of the product."""
-    if x.dim() == 0 or x.shape[-1] != k:
+    shape = x.shape
+    if not shape or shape[-1] != k:
         raise ValueError(
-            f"{function}: expected x of shape [..., {k}] (the weight's input features), got {list(x.shape)}; check "
+            f"{function}: expected x of shape [..., {k}] (the weight's input features), got {list(shape)}; check "
             f"the layer's input"
         )
     if x.dtype != out_dtype:
@@ -74,9 +84,10 @@ def check_input(function: str, x: torch.Tensor, k: int, out_dtype: torch.dtype) 
 
 def check_w_hat(function: str, w_hat: torch.Tensor | None, weight: torch.Tensor, dtype: torch.dtype) -> None:
     """Refuse a view that the caller keeps unless it is of the weight's shape and device, in `dtype`."""
-    if w_hat is not None:
-        expect(
-            w_hat.shape == weight.shape and w_hat.dtype == dtype and w_hat.device == weight.device,
+    if w_hat is not None and not (
+        w_hat.shape == weight.shape and w_hat.dtype == dtype and w_hat.device == weight.device
+    ):
+        refuse(
             function,
             f"w_hat to be {dtype} {list(weight.shape)} on {weight.device}",
             w_hat,
@@ -96,37 +107,58 @@ def check_operands(
     check_kind(function, kind, threshold, masks["mask"])
     if backend not in ("torch", "triton"):
         raise ValueError(f'{function}: expected backend "torch" or "triton", got {backend!r}; pass either')
-    expect(
-        weight.dim() == 2 and weight.dtype in FLOATS,
-        function,
-        "weight to be a floating-point matrix [N, K]",
-        weight,
-        "flatten a convolution's weight to [N, K] first",
-    )
-    check_triton_dtype(function, "weight", weight.dtype, backend)
-    if threshold is not None:
-        n, k = weight.shape
-        per_block = threshold.dim() == 2 and all(
-            parts > 0 and size % parts == 0 for size, parts in zip((n, k), threshold.shape, strict=True)
-        )
-        expect(
-            (per_block or threshold.shape in ((1,), (n,)))
-            and threshold.dtype in (torch.float32, compute_dtype(weight))
-            and threshold.device == weight.device,
+    shape, dtype, device = weight.shape, weight.dtype, weight.device
+    if len(shape) != 2 or dtype not in FLOATS:
+        refuse(
             function,
-            f"threshold to be float32 [1], [{n}], or [R, C] that divide [{n}, {k}], on {weight.device}",
+            "weight to be a floating-point matrix [N, K]",
+            weight,
+            "flatten a convolution's weight to [N, K] first",
+        )
+    check_triton_dtype(function, "weight", dtype, backend)
+    if threshold is not None and not (
+        _divides(threshold.shape, shape)
+        and (threshold.dtype == torch.float32 or threshold.dtype == compute_dtype(weight))
+        and threshold.device == device
+    ):
+        n, k = shape
+        refuse(
+            function,
+            f"threshold to be float32 [1], [{n}], or [R, C] that divide [{n}, {k}], on {device}",
             threshold,
             "keep one float32 value for the matrix, one per row or one per block, beside the weight",
         )
     for name, mask in masks.items():
-        if mask is not None:
-            expect(
-                mask.shape == weight.shape and mask.dtype == torch.bool and mask.device == weight.device,
+        if mask is not None and not (mask.shape == shape and mask.dtype == torch.bool and mask.device == device):
+            refuse(
                 function,
-                f"{name} to be bool {list(weight.shape)} on {weight.device}",
+                f"{name} to be bool {list(shape)} on {device}",
                 mask,
                 "make it of the weight's shape, True where kept",
             )
+
+
+def _divides(parts: torch.Size, shape: torch.Size) -> bool:
+    """Whether a threshold of shape `parts` is one for the matrix, one a row, or one a block of equal blocks."""
+    if len(parts) == 1:
+        return parts[0] == 1 or parts[0] == shape[0]
+    return len(parts) == 2 and all(part > 0 and size % part == 0 for size, part in zip(shape, parts, strict=True))
+
+
+def check_alpha(function: str, alpha: torch.Tensor | None, weight: torch.Tensor) -> None:
+    """Refuse a multiplier that is not one value beside the weight."""
+    if alpha is not None and not (
+        alpha.numel() == 1
+        and alpha.dim() < 2
+        and (alpha.dtype == torch.float32 or alpha.dtype == compute_dtype(weight))
+        and alpha.device == weight.device
+    ):
+        refuse(
+            function,
+            f"alpha to be one float32 value on {weight.device}",
+            alpha,
+            "keep the schedule's value in a float32 tensor beside the weight",
+        )
 
 
 def check_triton_dtype(function: str, name: str, dtype: torch.dtype, backend: str) -> None:

@@ -29,18 +29,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._eager import as_dtype, is_eager, outside_autocast
+from ._masked_matmul_op import register
 from ._operands import check_estimator, check_input, check_operands, check_w_hat
 from .masked_gemm import fused_grad_input, fused_linear
 from .masked_grad import fused_grad_weight
 from .plan import choose
-from .threshold import threshold_cast, view_reference
-from .threshold_backward import threshold_backward
+from .threshold import cast_alone, view_reference
+from .threshold_backward import gradients_alone
 
 __all__ = ["masked_linear"]
 
 
-@torch.library.custom_op("tritonsparse::masked_linear", mutates_args=())
-def _forward_op(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -55,8 +56,8 @@ def _forward_op(
     out_dtype: torch.dtype,
     defer: bool,
     save_view: bool,
-) -> tuple[Tensor, Tensor]:
-    # grad_mask, alpha and defer are the backward's; they pass through here because autograd saves op inputs only.
+) -> tuple[Tensor, Tensor | None]:
+    """Y, and What where it was built to be saved; grad_mask, alpha and defer are for the backward."""
     saved = None
     if w_hat is None and (
         backend == "fused" or (backend == "triton" and not save_view and _inside("forward", x, weight, threshold, kind))
@@ -65,26 +66,26 @@ def _forward_op(
             x.reshape(-1, x.shape[-1]), weight, bias, kind=kind, threshold=threshold, mask=mask,
             transposed=transposed, out_dtype=out_dtype, backend="triton",
         )  # fmt: skip
-        return y.view(*x.shape[:-1], y.shape[-1]), weight.new_empty(0, dtype=out_dtype)
+        return y.view(*x.shape[:-1], y.shape[-1]), None
     if w_hat is None:
-        w_hat = saved = _view(weight, threshold, mask, kind, out_dtype, backend)
-    with torch.autocast(x.device.type, enabled=False):
+        w_hat = _view(weight, threshold, mask, kind, out_dtype, backend)
+        saved = w_hat if save_view else None
+    with outside_autocast(x, bias):
         y = F.linear(x, w_hat.t() if transposed else w_hat, bias)
-    # An output must not alias an input, so a given view is saved as the input it is.
-    return y, weight.new_empty(0, dtype=out_dtype) if saved is None or not save_view else saved
+    return y, saved
 
 
 def _inside(op: str, x: Tensor, weight: Tensor, threshold: Tensor | None, kind: str) -> bool:
     """Whether the product of these operands is faster with the view inside."""
-    if kind == "step" or (threshold is not None and threshold.dim() == 2) or not x.is_cuda:
+    if not x.is_cuda or kind == "step" or (threshold is not None and threshold.dim() == 2):
         return False
-    rows, (n, k) = x.numel() // max(1, x.shape[-1]), weight.shape
-    return _planned(op, rows, n, k, x.dtype, kind, torch.cuda.get_device_name(x.device))
+    n, k = weight.shape
+    return _planned(op, x.numel() // max(1, x.shape[-1]), n, k, x.dtype, kind, x.device)
 
 
 @functools.cache
-def _planned(op: str, rows: int, n: int, k: int, dtype: torch.dtype, kind: str, device_name: str) -> bool:
-    return choose(op, rows, n, k, dtype, kind, device_name).fused
+def _planned(op: str, rows: int, n: int, k: int, dtype: torch.dtype, kind: str, device: torch.device) -> bool:
+    return choose(op, rows, n, k, dtype, kind, torch.cuda.get_device_name(device)).fused
 
 
 def _view(
@@ -92,38 +93,18 @@ def _view(
 ) -> Tensor:
     if backend == "torch":
         return view_reference(weight, threshold, mask, kind, out_dtype)
-    return threshold_cast(weight, threshold, mask, kind=kind, out_dtype=out_dtype, backend=backend)[0]
+    return cast_alone(weight, threshold, mask, kind, out_dtype)
 
 
-@_forward_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    grad_mask: Tensor | None,
-    alpha: Tensor | None,
-    w_hat: Tensor | None,
-    kind: str,
-    transposed: bool,
-    backend: str,
-    out_dtype: torch.dtype,
-    defer: bool,
-    save_view: bool,
-) -> tuple[Tensor, Tensor]:
-    features = weight.shape[1] if transposed else weight.shape[0]
-    builds = w_hat is None and save_view and backend != "fused"
-    saved = weight.new_empty(weight.shape if builds else 0, dtype=out_dtype)
-    return x.new_empty((*x.shape[:-1], features)), saved
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
-@torch.library.custom_op("tritonsparse::masked_linear_backward", mutates_args=())
-def _backward_op(
+def _gradients(
     grad_y: Tensor,
     x: Tensor,
     weight: Tensor,
-    w_hat: Tensor,
+    w_hat: Tensor | None,
     threshold: Tensor | None,
     mask: Tensor | None,
     grad_mask: Tensor | None,
@@ -134,94 +115,94 @@ def _backward_op(
     need_x: bool,
     need_weight: bool,
     defer: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = grad_y.reshape(-1, grad_y.shape[-1])
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of x, the weight and the threshold."""
+    rows = _matrix(grad_y)
     # Only the fused forward leaves nothing to multiply by.
-    fused = w_hat.numel() != weight.numel()
-    view: dict[str, Any] = {"kind": kind, "threshold": threshold, "mask": mask, "transposed": transposed}
-    with torch.autocast(x.device.type, enabled=False):
-        grad_x = x.new_empty(0)
+    fused = w_hat is None or w_hat.numel() != weight.numel()
+    grad_x = None
+    with outside_autocast(x):
         if need_x and fused:
-            grad_x = fused_grad_input(rows, weight, **view, out_dtype=x.dtype, backend="triton").view(x.shape)
+            grad_x = fused_grad_input(
+                rows, weight, kind=kind, threshold=threshold, mask=mask, transposed=transposed,
+                out_dtype=x.dtype, backend="triton",
+            ).view(x.shape)  # fmt: skip
         elif need_x:
-            grad_x = (rows @ (w_hat.t() if transposed else w_hat)).reshape(x.shape)
+            assert w_hat is not None  # not fused
+            grad_x = torch.mm(rows, w_hat.t() if transposed else w_hat)
+            grad_x = grad_x if x.dim() == 2 else grad_x.reshape(x.shape)
         if not need_weight:
-            empty = weight.new_empty(0)
-            return grad_x, empty, empty.clone()
-        columns = x.reshape(-1, x.shape[-1])
+            return grad_x, None, None
+        columns = _matrix(x)
         inside = fused or (backend == "triton" and _inside("grad_weight", x, weight, threshold, kind))
         if inside and not defer:
-            grad_weight, grad_threshold = fused_grad_weight(
-                rows, columns, weight, **view, grad_mask=grad_mask, alpha=alpha, backend="triton"
-            )
-            return grad_x, grad_weight, grad_threshold
-        dense = columns.t() @ rows if transposed else rows.t() @ columns
+            grad_weight, of_threshold = fused_grad_weight(
+                rows, columns, weight, kind=kind, threshold=threshold, mask=mask, grad_mask=grad_mask, alpha=alpha,
+                transposed=transposed, backend="triton",
+            )  # fmt: skip
+            return grad_x, grad_weight, None if threshold is None else of_threshold
+        dense = torch.mm(columns.t(), rows) if transposed else torch.mm(rows.t(), columns)
     if defer:
-        return grad_x, dense.to(weight.dtype), weight.new_zeros(0) if threshold is None else torch.zeros_like(threshold)
-    grad_weight, grad_threshold = threshold_backward(
-        dense, weight, threshold, mask, grad_mask, alpha, kind=kind, backend=_elementwise(backend)
-    )
-    return grad_x, grad_weight, grad_threshold
+        return grad_x, as_dtype(dense, weight.dtype), None if threshold is None else torch.zeros_like(threshold)
+    return grad_x, *gradients_alone(dense, weight, threshold, mask, grad_mask, alpha, kind, _elementwise(backend))
 
 
 def _elementwise(backend: str) -> str:
     return "triton" if backend == "fused" else backend
 
 
-@_backward_op.register_fake
-def _(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    w_hat: Tensor,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    grad_mask: Tensor | None,
-    alpha: Tensor | None,
-    kind: str,
-    transposed: bool,
-    backend: str,
-    need_x: bool,
-    need_weight: bool,
-    defer: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape if need_x else 0)
-    if not need_weight:
-        return grad_x, weight.new_empty(0), weight.new_empty(0)
-    if threshold is None:
-        return grad_x, weight.new_empty(weight.shape), weight.new_empty(0, dtype=torch.float32)
-    return grad_x, weight.new_empty(weight.shape), threshold.new_empty(threshold.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
     x, weight, bias, threshold, mask, grad_mask, alpha, w_hat, kind, transposed, backend, _, defer, _ = inputs
     ctx.save_for_backward(x, weight, output[1] if w_hat is None else w_hat, threshold, mask, grad_mask, alpha)
-    ctx.kind, ctx.transposed, ctx.backend, ctx.defer = kind, transposed, backend, defer
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.how = kind, transposed, backend, defer, None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, grad_w_hat: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_y: Tensor | None, grad_w_hat: Tensor | None = None) -> tuple[Tensor | None, ...]:
     x, weight, w_hat, threshold, mask, grad_mask, alpha = ctx.saved_tensors
+    kind, transposed, backend, defer, bias_dtype = ctx.how
     need_x, need_weight, need_bias, need_threshold = ctx.needs_input_grad[:4]
     if grad_y is None:
-        grad_y = x.new_zeros((*x.shape[:-1], weight.shape[1] if ctx.transposed else weight.shape[0]))
-    grad_x, grad_weight, grad_threshold = torch.ops.tritonsparse.masked_linear_backward(
+        grad_y = x.new_zeros((*x.shape[:-1], weight.shape[1] if transposed else weight.shape[0]))
+    # The op has no derivative: under create_graph it is in the graph, so that asking for one is an error.
+    gradients = _gradients if is_eager(grad_y, weight) and not torch.is_grad_enabled() else _backward_op
+    grad_x, grad_weight, grad_threshold = gradients(
         grad_y, x, weight, w_hat, threshold, mask, grad_mask, alpha,
-        ctx.kind, ctx.transposed, ctx.backend, need_x, need_weight or need_threshold, ctx.defer,
+        kind, transposed, backend, need_x, need_weight or need_threshold, defer,
     )  # fmt: skip
-    grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype) if need_bias else None
     return (
         grad_x if need_x else None,
         grad_weight if need_weight else None,
-        grad_bias,
+        as_dtype(_matrix(grad_y).sum(0), bias_dtype) if need_bias else None,
         # DDP waits for every parameter: a threshold gets a gradient, zeros included, never None.
         grad_threshold if need_threshold else None,
         *[None] * 10,
     )
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
+class _MaskedLinear(torch.autograd.Function):
+    """The op as eager code runs it (`_eager.py`); what gets no gradient is one argument, for each costs time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        threshold: Tensor | None,
+        rest: tuple[Any, ...],
+    ) -> Tensor:
+        inputs = (x, weight, bias, threshold, *rest)
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, grad_y)[:5]
+
+
+_forward_op, _backward_op = register(_forward, _gradients, _setup_context, _backward)
 
 
 def masked_linear(
@@ -279,9 +260,11 @@ def masked_linear(
         )
     check_estimator("masked_linear", kind, grad_mask, alpha)
     check_w_hat("masked_linear", w_hat, weight, out_dtype)
-    k = weight.shape[0] if transposed else weight.shape[1]
-    check_input("masked_linear", x, k, out_dtype)
-    view = (threshold, mask, grad_mask, alpha, w_hat)
+    check_input("masked_linear", x, weight.shape[0 if transposed else 1], out_dtype)
     save_view = torch.is_grad_enabled()
-    y, _ = _forward_op(x, weight, bias, *view, kind, transposed, backend, out_dtype, defer, save_view)
-    return y
+    rest = (mask, grad_mask, alpha, w_hat, kind, transposed, backend, out_dtype, defer, save_view)
+    if not is_eager(x, weight):
+        return _forward_op(x, weight, bias, threshold, *rest)[0]
+    if not save_view:
+        return _forward(x, weight, bias, threshold, *rest)[0]
+    return _MaskedLinear.apply(x, weight, bias, threshold, rest)

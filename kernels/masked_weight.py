@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._eager import is_eager
 from ._operands import check_estimator, check_operands
-from .threshold import threshold_cast, view_reference
-from .threshold_backward import threshold_backward
+from .threshold import cast_alone, view_reference
+from .threshold_backward import gradients_alone, threshold_backward
 
 __all__ = ["masked_weight"]
 
 
-@torch.library.custom_op("tritonsparse::masked_weight", mutates_args=())
-def _forward_op(
+def _forward(
     weight: Tensor,
     threshold: Tensor | None,
     mask: Tensor | None,
@@ -39,7 +39,10 @@ def _forward_op(
     # grad_mask and alpha are the backward's; they pass through here because autograd saves op inputs only.
     if backend == "torch":
         return view_reference(weight, threshold, mask, kind, out_dtype)
-    return threshold_cast(weight, threshold, mask, kind=kind, out_dtype=out_dtype, backend=backend)[0]
+    return cast_alone(weight, threshold, mask, kind, out_dtype)
+
+
+_forward_op = torch.library.custom_op("tritonsparse::masked_weight", _forward, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -94,14 +97,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     weight, threshold, mask, grad_mask, alpha = ctx.saved_tensors
-    grad_weight, grad_threshold = torch.ops.tritonsparse.masked_weight_backward(
-        grad, weight, threshold, mask, grad_mask, alpha, ctx.kind, ctx.backend
-    )
+    # The op has no derivative: under create_graph it is in the graph, so that asking for one is an error.
+    gradients = gradients_alone if is_eager(grad, weight) and not torch.is_grad_enabled() else _backward_op
+    grad_weight, grad_threshold = gradients(grad, weight, threshold, mask, grad_mask, alpha, ctx.kind, ctx.backend)
     need_weight, need_threshold = ctx.needs_input_grad[:2]
     return grad_weight if need_weight else None, grad_threshold if need_threshold else None, *[None] * 6
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """The op as eager code runs it (`_eager.py`); what gets no gradient is one argument, for each costs time."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor | None, rest: tuple[Any, ...]) -> Tensor:
+        inputs = (weight, threshold, *rest)
+        w_hat = _forward(*inputs)
+        _setup_context(ctx, inputs, w_hat)
+        return w_hat
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, grad)[:3]
 
 
 def masked_weight(
@@ -137,4 +155,9 @@ def masked_weight(
     """
     check_operands("masked_weight", weight, threshold, {"mask": mask, "grad_mask": grad_mask}, kind, backend)
     check_estimator("masked_weight", kind, grad_mask, alpha)
-    return _forward_op(weight, threshold, mask, grad_mask, alpha, kind, backend, out_dtype or weight.dtype)
+    rest = (mask, grad_mask, alpha, kind, backend, out_dtype or weight.dtype)
+    if not is_eager(weight, weight):
+        return _forward_op(weight, threshold, *rest)
+    if not torch.is_grad_enabled():
+        return _forward(weight, threshold, *rest)
+    return _MaskedWeight.apply(weight, threshold, rest)

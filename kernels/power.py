@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._eager import is_eager
+
 __all__ = ["power", "power_reference", "root"]
 
 
@@ -25,9 +27,7 @@ def power_reference(theta: Tensor, exponent: float) -> Tensor:
     return theta * theta.abs().pow(exponent - 1.0)
 
 
-@torch.library.custom_op("tritonsparse::power", mutates_args=())
-def _forward_op(theta: Tensor, exponent: float) -> Tensor:
-    return power_reference(theta, exponent)
+_forward_op = torch.library.custom_op("tritonsparse::power", power_reference, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -35,10 +35,12 @@ def _(theta: Tensor, exponent: float) -> Tensor:
     return torch.empty_like(theta)
 
 
-@torch.library.custom_op("tritonsparse::power_backward", mutates_args=())
-def _backward_op(grad: Tensor, theta: Tensor, exponent: float) -> Tensor:
+def _gradient(grad: Tensor, theta: Tensor, exponent: float) -> Tensor:
     # |theta|^(a-1) is finite everywhere for a >= 1; no division by theta, so no NaN where it is 0.
     return theta.abs().pow(exponent - 1.0).mul_(exponent).mul_(grad)
+
+
+_backward_op = torch.library.custom_op("tritonsparse::power_backward", _gradient, mutates_args=())
 
 
 @_backward_op.register_fake
@@ -54,10 +56,24 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> No
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (theta,) = ctx.saved_tensors
-    return torch.ops.tritonsparse.power_backward(grad, theta, ctx.exponent), None
+    # The op has no derivative: under create_graph it is in the graph, so that asking for one is an error.
+    gradient = _gradient if is_eager(grad, theta) and not torch.is_grad_enabled() else _backward_op
+    return gradient(grad, theta, ctx.exponent), None
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Power(torch.autograd.Function):
+    """The op as eager code runs it (`_eager.py`)."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, exponent: float) -> Tensor:
+        w_hat = power_reference(theta, exponent)
+        _setup_context(ctx, (theta, exponent), w_hat)
+        return w_hat
+
+    backward = staticmethod(_backward)
 
 
 def power(theta: Tensor, exponent: float) -> Tensor:
@@ -77,7 +93,9 @@ def power(theta: Tensor, exponent: float) -> Tensor:
         raise ValueError(f"power: expected an exponent of at least 1, got {exponent}; 2 is the paper's usual choice")
     if not theta.is_floating_point():
         raise ValueError(f"power: expected a floating-point theta, got {theta.dtype}; convert it")
-    return _forward_op(theta, float(exponent))
+    if not is_eager(theta, theta):
+        return _forward_op(theta, float(exponent))
+    return _Power.apply(theta, float(exponent)) if torch.is_grad_enabled() else power_reference(theta, float(exponent))
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ._eager import as_dtype, on_device_of
 from ._operands import FLOATS, check_kind, check_operands, check_triton_dtype, compute_dtype
 from ._triton import require, tl, triton
 
@@ -30,11 +31,15 @@ NUM_WARPS = 4
 
 
 def cutoff(weight: torch.Tensor, threshold: torch.Tensor, kind: str) -> torch.Tensor:
-    """The cut-off on |W|, in the dtype of computation: `[1, 1]`, `[N, 1]`, or `[N, K]` of a threshold per block."""
-    t = threshold.to(compute_dtype(weight))
-    t = t.sigmoid() if kind == "soft" else t
+    """The cut-off on |W|, in the dtype of computation: `[1]`, `[N, 1]`, or `[N, K]` of a threshold per block."""
+    t = as_dtype(threshold, compute_dtype(weight))
+    return spread(t.sigmoid() if kind == "soft" else t, weight)
+
+
+def spread(t: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What a threshold says to each weight: `[1]`, `[N, 1]`, or `[N, K]` of a threshold per block."""
     if t.dim() == 1:
-        return t[:, None]
+        return t if t.shape[0] == 1 else t[:, None]
     (n, k), (rows, columns) = weight.shape, t.shape
     return t.repeat_interleave(n // rows, 0).repeat_interleave(k // columns, 1)
 
@@ -47,7 +52,7 @@ def kept_reference(
         assert mask is not None  # check_kind
         return mask
     # "not <=" rather than ">": a NaN weight is kept, so it reaches the loss instead of vanishing.
-    return ~(weight.to(compute_dtype(weight)).abs() <= cutoff(weight, threshold, kind))
+    return ~(as_dtype(weight, compute_dtype(weight)).abs() <= cutoff(weight, threshold, kind))
 
 
 def view_reference(
@@ -59,13 +64,14 @@ def view_reference(
 ) -> torch.Tensor:
     """The definition of Ŵ; computes in float64 for float64 weights, else in float32."""
     check_kind("view_reference", kind, threshold, mask)
-    w = weight.to(compute_dtype(weight))
+    w = as_dtype(weight, compute_dtype(weight))
     if kind != "soft":
-        return torch.where(kept_reference(weight, threshold, mask, kind), w, 0.0).to(out_dtype).contiguous()
+        w_hat = torch.where(kept_reference(weight, threshold, mask, kind), w, 0.0)
+        return as_dtype(w_hat, out_dtype).contiguous()
     assert threshold is not None  # check_kind
     t = cutoff(weight, threshold, kind)
-    # sign(W) · relu(|W| − T) in two vectorised passes (torch.where is ten times slower on a CPU); + 0 for -0.
-    return (w - w.clamp(-t, t) + 0.0).to(out_dtype).contiguous()
+    # sign(W) · relu(|W| − T) in two vectorised passes; + 0 for −0.
+    return as_dtype((w - w.clamp(-t, t)).add_(0.0), out_dtype).contiguous()
 
 
 def threshold_cast_reference(
@@ -155,7 +161,8 @@ def _threshold_cast_kernel(  # type: ignore[no-untyped-def]
         kept = tl.load(mask + o_n[:, None] * stride_mn + o_k[None, :] * stride_mk, mask=inside, other=0) != 0
 
     tl.store(w_hat + o_n[:, None] * K + o_k[None, :], tl.where(kept, w, 0.0), mask=inside)
-    tl.store(occupancy + program, tl.sum(kept.to(tl.int32)))
+    if occupancy is not None:
+        tl.store(occupancy + program, tl.sum(kept.to(tl.int32)))
 
 
 def strides(matrix: torch.Tensor | None) -> tuple[int, int]:
@@ -169,7 +176,7 @@ def threshold_strides(threshold: torch.Tensor | None, weight: torch.Tensor) -> t
     n, k = weight.shape
     if threshold.dim() == 1:
         # One threshold for the matrix is a threshold a row at stride 0: no flag, no second kernel.
-        return threshold.expand(n).stride(0), 0, 1, 1
+        return threshold.stride(0) if threshold.shape[0] == n else 0, 0, 1, 1
     return *strides(threshold), n // threshold.shape[0], k // threshold.shape[1]
 
 
@@ -179,21 +186,42 @@ def _launch(
     mask: torch.Tensor | None,
     kind: str,
     out_dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    occupancy: torch.Tensor | None,
+) -> torch.Tensor:
+    """Ŵ; and the tiles' counts where there is a tensor for them."""
     n, k = weight.shape
-    tiles_n, tiles_k = -(-n // TILE), -(-k // TILE)
     w_hat = weight.new_empty((n, k), dtype=out_dtype)
-    occupancy = weight.new_empty((tiles_n, tiles_k), dtype=torch.int32)
-    if weight.numel():
-        with torch.cuda.device_of(weight):
-            _threshold_cast_kernel[(tiles_n * tiles_k,)](
+    if n and k:
+        with on_device_of(weight):
+            _threshold_cast_kernel[(-(-n // TILE) * -(-k // TILE),)](
                 w_hat, occupancy, weight, threshold, mask, n, k,
                 *strides(weight), *threshold_strides(threshold, weight), *strides(mask),
                 SOFT=kind == "soft", PER_BLOCK=threshold is not None and threshold.dim() == 2,
                 TILE=TILE, num_warps=NUM_WARPS,
             )  # fmt: skip
-    # Summing the tiles' counts costs the one small launch that zeroing a counter would, without its atomics.
-    return w_hat, occupancy.sum(dtype=torch.int64), occupancy
+    return w_hat
+
+
+def _check_out_dtype(out_dtype: torch.dtype, backend: str) -> None:
+    if out_dtype not in FLOATS:
+        raise ValueError(
+            f"threshold_cast: expected a floating-point out_dtype, got {out_dtype}; "
+            f"pass the dtype of the product that reads w_hat"
+        )
+    check_triton_dtype("threshold_cast", "out_dtype", out_dtype, backend)
+
+
+def cast_alone(
+    weight: torch.Tensor,
+    threshold: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    kind: str,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """Ŵ of `threshold_cast` by its kernel, for callers that have checked the operands: one launch, nothing counted."""
+    _check_out_dtype(out_dtype, "triton")
+    require("threshold_cast", weight)
+    return _launch(weight, threshold, mask, kind, out_dtype, None)
 
 
 def threshold_cast(
@@ -238,13 +266,12 @@ def threshold_cast(
     """
     out_dtype = weight.dtype if out_dtype is None else out_dtype
     check_operands("threshold_cast", weight, threshold, {"mask": mask}, kind, backend)
-    if out_dtype not in FLOATS:
-        raise ValueError(
-            f"threshold_cast: expected a floating-point out_dtype, got {out_dtype}; "
-            f"pass the dtype of the product that reads w_hat"
-        )
-    check_triton_dtype("threshold_cast", "out_dtype", out_dtype, backend)
+    _check_out_dtype(out_dtype, backend)
     if backend == "torch":
         return threshold_cast_reference(weight, threshold, mask, kind, out_dtype)
     require("threshold_cast", weight)
-    return _launch(weight, threshold, mask, kind, out_dtype)
+    n, k = weight.shape
+    occupancy = weight.new_empty((-(-n // TILE), -(-k // TILE)), dtype=torch.int32)
+    w_hat = _launch(weight, threshold, mask, kind, out_dtype, occupancy)
+    # Summing the tiles' counts costs the one small launch that zeroing a counter would, without its atomics.
+    return w_hat, occupancy.sum(dtype=torch.int64), occupancy

@@ -22,78 +22,18 @@ from __future__ import annotations
 
 import torch
 
-from ._operands import (
-    FLOATS,
-    check_estimator,
-    check_kind,
-    check_operands,
-    check_triton_dtype,
-    compute_dtype,
-    expect,
-)
+from ._eager import on_device_of
+from ._operands import FLOATS, check_alpha, check_estimator, check_operands, check_triton_dtype, expect, refuse
 from ._triton import require, tl, triton
-from .threshold import NUM_WARPS, TILE, cutoff, kept_reference, load_cutoff, sigmoid, strides, threshold_strides
+from ._view_gradient import gradients_reference, sum_shared, threshold_backward_reference
+from .threshold import NUM_WARPS, TILE, load_cutoff, sigmoid, strides, threshold_strides
+
+__all__ = ["HARD_WARPS", "SUM_COLUMNS", "gradients_alone", "threshold_backward", "threshold_backward_reference"]
 
 # Columns whose terms of a threshold's gradient are summed before they are written, where thresholds are per block.
 SUM_COLUMNS = 16
 # Kind "hard" with 4 warps spills two registers on sm_90 to fit a seventh program on a multiprocessor.
 HARD_WARPS = 8
-
-
-def threshold_backward_reference(
-    grad: torch.Tensor,
-    weight: torch.Tensor,
-    threshold: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    grad_mask: torch.Tensor | None,
-    alpha: torch.Tensor | None,
-    kind: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition of `threshold_backward`; computes in the dtype `view_reference` does."""
-    check_kind("threshold_backward_reference", kind, threshold, mask)
-    w, g = weight.to(compute_dtype(weight)), grad.to(compute_dtype(weight))
-    kept = kept_reference(weight, threshold, mask, kind)
-    if kind == "step":
-        assert threshold is not None  # check_kind
-        tail = long_tail(w.abs() - cutoff(weight, threshold, kind))
-        reach = torch.where(tail == 0, 0.0, w * tail)
-        multiplier = kept + reach.abs()
-        due = multiplier != 0
-    elif alpha is None:
-        multiplier, due = w.new_ones(()), kept
-    else:
-        on_kept = kept.to(w.dtype)
-        multiplier = on_kept + (1.0 - on_kept) * alpha.to(w.dtype)
-        pruned_due = (w != 0) & (alpha != 0) if kind == "soft" else (alpha != 0).expand_as(w)
-        due = kept | (pruned_due if grad_mask is None else pruned_due & grad_mask)
-    # A choice, not a product: where no gradient is due, a NaN in g must not leave one behind.
-    grad_w = torch.where(due, multiplier * g, 0.0)
-    grad_weight = grad_w.to(weight.dtype).contiguous()
-    if threshold is None:
-        return grad_weight, weight.new_zeros(0, dtype=torch.float32)
-    if kind == "hard":
-        return grad_weight, torch.zeros_like(threshold)
-    if kind == "step":
-        return grad_weight, -sum_shared(torch.where(reach == 0, 0.0, reach * g), threshold).to(threshold.dtype)
-
-    s = threshold.to(w.dtype)
-    slope = s.sigmoid() * (-s).sigmoid()
-    total = sum_shared(w.sign() * grad_w, threshold)
-    return grad_weight, torch.where(slope == 0, 0.0, -slope * total).to(threshold.dtype)
-
-
-def long_tail(q: torch.Tensor) -> torch.Tensor:
-    """DST's estimate of the derivative of the unit step at q: 2 − 4|q|, 0.4, 0."""
-    q = q.abs()
-    return torch.where(q <= 0.4, 2.0 - 4.0 * q, torch.where(q <= 1.0, 0.4, 0.0))
-
-
-def sum_shared(terms: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """Sum of terms `[N, K]` over the weights that share an element of `threshold`; its shape."""
-    if threshold.dim() == 1:
-        return terms.sum_to_size(threshold.numel(), 1).flatten()
-    (n, k), (rows, columns) = terms.shape, threshold.shape
-    return terms.reshape(rows, n // rows, columns, k // columns).sum(dim=(1, 3))
 
 
 @triton.jit
@@ -194,7 +134,7 @@ def _launch(
     grad_mask: torch.Tensor | None,
     alpha: torch.Tensor | None,
     kind: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     n, k = weight.shape
     tiles_n, tiles_k = -(-n // TILE), -(-k // TILE)
     per_block = threshold is not None and threshold.dim() == 2
@@ -203,7 +143,7 @@ def _launch(
     if kind in ("soft", "step"):
         sums = weight.new_empty((k // SUM_COLUMNS if per_block else tiles_k, n), dtype=torch.float32)
     if weight.numel():
-        with torch.cuda.device_of(weight):
+        with on_device_of(weight):
             _threshold_backward_kernel[(tiles_n * tiles_k,)](
                 grad_weight, sums, grad, weight, threshold, mask, grad_mask, alpha, n, k,
                 *strides(grad), *strides(weight), *threshold_strides(threshold, weight),
@@ -212,10 +152,57 @@ def _launch(
                 TILE=TILE, SUM_COLUMNS=SUM_COLUMNS, num_warps=HARD_WARPS if kind == "hard" else NUM_WARPS,
             )  # fmt: skip
     if threshold is None:
-        return grad_weight, weight.new_zeros(0, dtype=torch.float32)
+        return grad_weight, None
     if sums is None:
         return grad_weight, torch.zeros_like(threshold)
-    return grad_weight, sum_shared(sums.t(), threshold) if per_block else sum_shared(sums.sum(0)[:, None], threshold)
+    if per_block:
+        return grad_weight, sum_shared(sums.t(), threshold)
+    of_rows = sums.sum(0)
+    return grad_weight, of_rows if threshold.shape[0] == n else of_rows.sum(0, keepdim=True)
+
+
+def _by_kernel(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    threshold: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    grad_mask: torch.Tensor | None,
+    alpha: torch.Tensor | None,
+    kind: str,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    require("threshold_backward", weight)
+    if threshold is not None and threshold.dim() == 2:
+        if threshold.shape == (1, weight.shape[1]) and kind != "hard":
+            # One a column, as beside a transposed weight: one a row of the transposed matrices.
+            turned = None if grad_mask is None else grad_mask.t()
+            new, of_rows = _launch(grad.t(), weight.t(), threshold[0], None, turned, alpha, kind)
+            assert of_rows is not None  # a threshold was given
+            return new.t().contiguous(), of_rows[None]
+        if kind != "hard" and weight.shape[1] // threshold.shape[1] % SUM_COLUMNS:
+            refuse(
+                "threshold_backward",
+                f'blocks of a multiple of {SUM_COLUMNS} columns for backend="triton"',
+                threshold,
+                'pass backend="torch", which takes any',
+            )
+    return _launch(grad, weight, threshold, mask, grad_mask, alpha, kind)
+
+
+def gradients_alone(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    threshold: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    grad_mask: torch.Tensor | None,
+    alpha: torch.Tensor | None,
+    kind: str,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`threshold_backward` for callers that have checked the view and made `grad`; None where there is no threshold."""
+    check_triton_dtype("threshold_backward", "grad", grad.dtype, backend)
+    check_alpha("threshold_backward", alpha, weight)
+    compute = gradients_reference if backend == "torch" else _by_kernel
+    return compute(grad, weight, threshold, mask, grad_mask, alpha, kind)
 
 
 def threshold_backward(
@@ -269,33 +256,8 @@ def threshold_backward(
         grad,
         "pass the gradient of w_hat",
     )
-    check_triton_dtype("threshold_backward", "grad", grad.dtype, backend)
     check_estimator("threshold_backward", kind, grad_mask, alpha)
-    if alpha is not None:
-        expect(
-            alpha.shape in ((), (1,))
-            and alpha.dtype in (torch.float32, compute_dtype(weight))
-            and alpha.device == weight.device,
-            "threshold_backward",
-            f"alpha to be one float32 value on {weight.device}",
-            alpha,
-            "keep the schedule's value in a float32 tensor beside the weight",
-        )
-    if backend == "torch":
-        return threshold_backward_reference(grad, weight, threshold, mask, grad_mask, alpha, kind)
-    require("threshold_backward", weight)
-    if threshold is not None and threshold.dim() == 2:
-        if threshold.shape == (1, weight.shape[1]) and kind != "hard":
-            # One a column, as beside a transposed weight: one a row of the transposed matrices.
-            turned = [None if each is None else each.t() for each in (grad_mask, grad, weight)]
-            assert turned[1] is not None and turned[2] is not None
-            new, of_rows = _launch(turned[1], turned[2], threshold[0], None, turned[0], alpha, kind)
-            return new.t().contiguous(), of_rows[None]
-        expect(
-            kind == "hard" or weight.shape[1] // threshold.shape[1] % SUM_COLUMNS == 0,
-            "threshold_backward",
-            f'blocks of a multiple of {SUM_COLUMNS} columns for backend="triton"',
-            threshold,
-            'pass backend="torch", which takes any',
-        )
-    return _launch(grad, weight, threshold, mask, grad_mask, alpha, kind)
+    grad_weight, grad_threshold = gradients_alone(grad, weight, threshold, mask, grad_mask, alpha, kind, backend)
+    if grad_threshold is None:
+        return grad_weight, weight.new_zeros(0, dtype=torch.float32)
+    return grad_weight, grad_threshold

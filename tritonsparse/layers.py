@@ -205,11 +205,15 @@ class SparseLayer(nn.Module):
             self.overflows += int(overflow)
 
     def forward(self, x: Tensor) -> Tensor:
-        packs = self.packs_activation(x)
-        if self.kind == "dense" and not packs:
+        packs = self.activation_density is not None and self.packs_activation(x)
+        kind, backend = self.kind, self.backend
+        if kind == "dense" and not packs:
             return cast(Tensor, super().forward(x))
+        # Every look at a Parameter goes through nn.Module's __getattr__.
+        weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        out_dtype = self.weight.dtype
+        threshold = self.threshold
+        out_dtype = weight.dtype
         device = x.device.type
         # float64 stays out of autocast, as it does for torch's own ops.
         if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
@@ -219,51 +223,33 @@ class SparseLayer(nn.Module):
         w_hat = self.w_hat
         if w_hat is not None and (
             w_hat.dtype != out_dtype
-            or (not torch.compiler.is_compiling() and self.w_hat_versions != view_versions(self))
+            or (not torch.compiler.is_compiling() and self.w_hat_versions != _versions(weight, threshold, self.mask))
         ):
             w_hat = None
-        if self.backend == "block" and self.kind == "mask" and not packs:
+        if backend == "block" and kind == "mask" and not packs:
             return self._skip_blocks(x, bias, w_hat, out_dtype)
-        if self.backend == "semi_structured" and self.kind == "mask" and not packs:
+        weight = weight if self.exponent is None else self.dense_weight()
+        if backend == "semi_structured" and kind == "mask" and not packs:
             assert self.mask is not None  # kind "mask"
             return semi_structured_linear(
-                x,
-                self.dense_weight(),
-                bias,
-                mask=self.mask,
-                grad_mask=self.grad_mask,
-                alpha=self.alpha,
-                w_hat=w_hat,
-                transposed=self.transposed,
-                backend="semi_structured",
-                defer=self.defer,
+                x, weight, bias, mask=self.mask, grad_mask=self.grad_mask, alpha=self.alpha, w_hat=w_hat,
+                transposed=self.transposed, backend="semi_structured", defer=self.defer,
                 sparse_grad_input=self.sparse_grad_input,
-            )
-        view: dict[str, Any] = {
-            "kind": self.kind,
-            "threshold": self.threshold,
-            "mask": self.mask,
-            "grad_mask": self.grad_mask,
-            "alpha": self.alpha,
-            "w_hat": w_hat,
-            "transposed": self.transposed,
-            "backend": "triton" if self.backend in ("block", "semi_structured") else self.backend,
-            "out_dtype": out_dtype,
-        }
+            )  # fmt: skip
         if not packs:
-            return masked_linear(x, self.dense_weight(), bias, **view, defer=self.defer)
-        assert self.activation_density is not None  # packs_activation
+            return masked_linear(
+                x, weight, bias, kind=kind, threshold=threshold, mask=self.mask, grad_mask=self.grad_mask,
+                alpha=self.alpha, w_hat=w_hat, transposed=self.transposed, out_dtype=out_dtype, defer=self.defer,
+                backend="triton" if backend in ("block", "semi_structured") else backend,
+            )  # fmt: skip
+        assert self.activation_density is not None  # packs
         y, cutoff, overflow = packed_linear(
-            x,
-            self.dense_weight(),
-            bias,
-            **view | {"backend": "torch" if self.backend == "torch" else "triton"},
-            density=self.activation_density,
-            cutoff=self.activation_cutoff,
-            row_mask=self.counted_rows(x),
-            scope=self.activation_scope,
+            x, weight, bias, kind=kind, threshold=threshold, mask=self.mask, grad_mask=self.grad_mask,
+            alpha=self.alpha, w_hat=w_hat, transposed=self.transposed, out_dtype=out_dtype,
+            backend="torch" if backend == "torch" else "triton", density=self.activation_density,
+            cutoff=self.activation_cutoff, row_mask=self.counted_rows(x), scope=self.activation_scope,
             slack=self.activation_slack,
-        )
+        )  # fmt: skip
         self.note_packing(cutoff, overflow)
         return y
 
@@ -342,7 +328,15 @@ class SparseLayer(nn.Module):
 
 def view_versions(layer: SparseLayer) -> tuple[int, ...]:
     """Counters that an in-place edit of what the view is made of moves."""
-    return tuple(-1 if each is None else each._version for each in (layer.weight, layer.threshold, layer.mask))
+    return _versions(layer.weight, layer.threshold, layer.mask)
+
+
+def _versions(weight: Tensor, threshold: Tensor | None, mask: Tensor | None) -> tuple[int, ...]:
+    return (
+        weight._version,
+        -1 if threshold is None else threshold._version,
+        -1 if mask is None else mask._version,
+    )
 
 
 def _reclass(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tritonsparse.kernels.masked_matmul import masked_linear
 
@@ -125,6 +126,91 @@ def test_both_ops_pass_opcheck(kind: str, transposed: bool, bias: bool) -> None:
     for need_x, need_weight, defer in ((1, 1, 0), (1, 0, 0), (0, 1, 0), (1, 1, 1)):
         backward = (*tensors, threshold, *view[1:], *how, bool(need_x), bool(need_weight), bool(defer))
         torch.library.opcheck(torch.ops.tritonsparse.masked_linear_backward.default, backward)
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["", "deferred"])
+@pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["soft", "mask"])
+def test_eager_code_and_the_registered_op_agree_bit_for_bit(
+    kind: str, dtype: torch.dtype, cached: bool, defer: bool
+) -> None:
+    given = operands(kind, False, 2, 3, dtype=dtype)
+    if given["threshold"] is not None:
+        given["threshold"] = given["threshold"].detach().float().requires_grad_()
+    shape = given["weight"].shape
+    view = {"grad_mask": torch.rand(shape) < 0.7, "alpha": torch.tensor(0.5)}
+    w_hat = torch.randn(shape, dtype=dtype) if cached else None
+    eager = masked_linear(**given, **view, kind=kind, w_hat=w_hat, defer=defer)
+    tensors = (*given.values(), *view.values(), w_hat)
+    op, _ = torch.ops.tritonsparse.masked_linear(*tensors, kind, False, "torch", dtype, defer, True)
+    grad_y = torch.randn_like(eager)
+    ours, theirs = grads(eager, grad_y, given), grads(op, grad_y, given)
+    assert torch.equal(eager, op)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_tracers_and_transforms_see_the_registered_op() -> None:
+    given = operands("mask", False, 3)
+    weight, mask = given["weight"].detach(), given["mask"]
+
+    def op(x: Tensor) -> Tensor:
+        return masked_linear(x, weight, kind="mask", mask=mask)
+
+    x = given["x"].detach()
+    traced = [str(node.target) for node in make_fx(op)(x).graph.nodes]
+    assert "tritonsparse.masked_linear.default" in traced and not any("aten.addmm" in target for target in traced)
+    batch = torch.stack([x, 2.0 * x])
+    assert torch.equal(torch.func.vmap(op)(batch), torch.stack([op(each) for each in batch]))
+    y = masked_linear(**given, kind="mask")
+    grad_ys = torch.randn(2, *y.shape, dtype=F64)
+    (batched,) = torch.autograd.grad(y, given["weight"], grad_ys, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, given["weight"], grad_y, retain_graph=True)[0] for grad_y in grad_ys]
+    assert torch.equal(batched, torch.stack(each))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_where_nothing_is_differentiated_nothing_is_saved(context: Any) -> None:
+    given = operands("soft", False, 3)
+    expected = masked_linear(**given, kind="soft")
+    with context():
+        y = masked_linear(**given, kind="soft")
+    assert torch.equal(y, expected) and not y.requires_grad and y.is_inference() == (context is torch.inference_mode)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
+@pytest.mark.parametrize("kind", ["soft", "mask"])
+def test_beyond_its_operands_it_keeps_what_it_built_and_nothing_else(kind: str, cached: bool) -> None:
+    given = operands(kind, False, 2, 3)
+    shape = given["weight"].shape
+    view = {"grad_mask": torch.rand(shape) < 0.7, "alpha": torch.tensor(0.5)}
+    w_hat = torch.randn(shape, dtype=F64) if cached else None
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        masked_linear(**given, **view, kind=kind, w_hat=w_hat)
+    for operand in (*given.values(), *view.values(), w_hat):
+        if operand is not None:
+            kept.pop(operand.untyped_storage().data_ptr(), None)
+    assert sum(kept.values()) == (0 if cached else 8 * N * K)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["fp32", "fp64"])
+def test_under_an_autocast_that_is_not_its_dtype_it_computes_as_without(dtype: torch.dtype) -> None:
+    given = operands("soft", False, 3, dtype=dtype)
+    plain_y = masked_linear(**given, kind="soft")
+    grad_y = torch.randn_like(plain_y)
+    expected = grads(plain_y, grad_y, given)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = masked_linear(**given, kind="soft")
+        ours = grads(y, grad_y, given)
+    assert torch.equal(y, plain_y)
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("kind", ["soft", "mask"])
