@@ -28,7 +28,7 @@ from ._operands import FLOATS, check_estimator, check_input, check_operands, com
 from .activation import check_backend, pack_activation
 from .activation_cutoff import SCOPES, activation_cutoff, check_density
 from .packed_grad_weight import packed_grad_weight
-from .threshold import threshold_cast, view_reference
+from .threshold import cast_alone, view_reference
 from .threshold_backward import threshold_backward
 
 __all__ = ["packed_linear"]
@@ -80,7 +80,7 @@ def _forward_op(
     elif w_hat is None and backend == "torch":
         w_hat = made = view_reference(weight, threshold, mask, kind, out_dtype)
     elif w_hat is None:
-        w_hat = made = threshold_cast(weight, threshold, mask, kind=kind, out_dtype=out_dtype, backend=backend)[0]
+        w_hat = made = cast_alone(weight, threshold, mask, kind, out_dtype)
     with torch.autocast(x.device.type, enabled=False):
         y = F.linear(x, w_hat.t() if transposed else w_hat, bias)
     return y, made, fresh, bits, values, row_offsets, torch.tensor(overflow)
