@@ -143,7 +143,8 @@ def _block_grad_kernel(  # type: ignore[no-untyped-def]
     entry, o_k, in_k = _gathered(start, blocks, i_block, i_part, K, SIDE_K, ALIGNED, TILE_K)
     place_k, in_k = _places(positions, entry, o_k, in_k, total, stride_gk, PACKED, SIDE_N, SIDE_K)
 
-    steps = tl.cdiv(tl.cdiv(M, TILE_M), SPLITS)
+    # One step at least, of zeros: `masked_gemm.py` says why.
+    steps = tl.maximum(tl.cdiv(tl.cdiv(M, TILE_M), SPLITS), 1)
     i_m = i_split * steps * TILE_M
     o_m = i_m + tl.arange(0, TILE_M)
     p_left = left + o_m[:, None] * stride_lm + o_n[None, :] * stride_ln

@@ -15,6 +15,11 @@ __all__ = ["BlockGradTiles", "block_grad_tiles", "takes_rows"]
 DENSITY = 1 / 8
 # The longest own side of a tile.
 OWN_LIMIT = 128
+# Programs that a multiprocessor of Hopper and later holds at once: while one waits for its first tiles or writes its
+# results, the other multiplies. Each has half of the shared memory, and of 256 threads 128 registers.
+RESIDENT = 2
+# Shared memory that the driver takes of each program.
+PROGRAM_RESERVE = 1024
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def block_grad_tiles(
     precision: str,
     aligned: bool,
     limits: Limits,
+    resident: int = RESIDENT,
 ) -> BlockGradTiles:
     """The configuration for `blocks` of `side` along a tile's own axis and `gathered` elements along the other.
 
@@ -75,6 +81,8 @@ def block_grad_tiles(
         precision: from `input_precision`.
         aligned: whether `is_aligned` says so of dY and X; else each thread holds an address for each element.
         limits: of the device.
+        resident: programs that a multiprocessor of Hopper and later is to hold at once, 1 or 2. Where W is read for
+            sums, its registers leave room for one.
     """
     fp32 = operand_bytes == 4
     exact = fp32 and precision == "ieee"
@@ -82,21 +90,28 @@ def block_grad_tiles(
     tile_n = power_of_two(side, 16, 64 if exact else OWN_LIMIT)
     tile_k = 64 if exact else 128
     rows = blocks * -(-side // tile_n)
-    if limits.shared_bytes >= HOPPER_SHARED and aligned and not fp32 and not (summed and tile_n == 128):
-        # Fewer bytes a product into each multiprocessor, where there is a tile for every one of them.
-        tile_k = 256 if rows * -(-gathered // 256) * DENSITY >= limits.multiprocessors else 128
-    tile_m = 64
-    if fp32 or not aligned or limits.shared_bytes < 2 * 64 * (tile_n + tile_k) * operand_bytes:
-        tile_m = 32
+    hopper = limits.shared_bytes >= HOPPER_SHARED and aligned and not fp32
+    if not hopper or summed:
+        resident = 1
+    places = resident * limits.multiprocessors
+    # Two programs have no registers for 128 x 256 sums each, nor has one for these and W.
+    if hopper and not (tile_n == 128 and (summed or resident > 1)):
+        # Fewer bytes a product into each multiprocessor, where there is a tile for every place.
+        tile_k = 256 if rows * -(-gathered // 256) * DENSITY >= places else 128
+    room = Limits((limits.shared_bytes + PROGRAM_RESERVE) // resident - PROGRAM_RESERVE, limits.multiprocessors)
+    # A step's bytes for each row of its reduction; three short buffers hide more of the latency than two long ones.
+    row_bytes = (tile_n + tile_k) * operand_bytes
+    tile_m = 32 if fp32 or not aligned or room.shared_bytes < (3 if hopper else 2) * 64 * row_bytes else 64
     programs = rows * -(-gathered // tile_k) * DENSITY
     splits = 1
     # A program with fewer than four tiles to reduce spends its time filling its pipeline.
-    while splits < MAX_SPLITS and 2 * splits * programs <= limits.multiprocessors and m >= 8 * splits * tile_m:
+    while splits < MAX_SPLITS and 2 * splits * programs <= places and m >= 8 * splits * tile_m:
         splits *= 2
     area = tile_n * tile_k
     # W and dW beside the whole of G would not fit into registers.
     subtiles = min(max(area // 4096, 1), tile_n // 16)
-    stages = stages_that_fit(tile_m * (tile_n + tile_k) * operand_bytes, 0, limits)
     # Addresses and places of 256 gathered columns, or of single elements, are too many for four warps.
     num_warps = 8 if area >= 16_384 or tile_k == 256 or exact or not aligned else 4
-    return BlockGradTiles(tile_m, tile_n, tile_k, splits, subtiles, num_warps, stages)
+    return BlockGradTiles(
+        tile_m, tile_n, tile_k, splits, subtiles, num_warps, stages_that_fit(tile_m * row_bytes, 0, room)
+    )

@@ -236,10 +236,12 @@ def _conv_grad_kernel(  # type: ignore[no-untyped-def]
 
     tiles_m = tl.cdiv(M, TILE_M)
     share = tl.cdiv(tiles_m, splits)
+    first = i_split * share
     # [TILE_N, TILE_K]
     g = tl.zeros((TILE_N, TILE_K), dtype=tl.float32)
-    for i_m in range(i_split * share, tl.minimum(i_split * share + share, tiles_m)):
-        o_m = i_m * TILE_M + tl.arange(0, TILE_M)
+    # One step at least, of zeros: `masked_gemm.py` says why.
+    for step in range(tl.maximum(tl.minimum(share, tiles_m - first), 1)):
+        o_m = (first + step) * TILE_M + tl.arange(0, TILE_M)
         in_m = o_m < M
         o_b = (o_m // (y_height * y_width)).to(tl.int64)
         o_p = o_m % (y_height * y_width)

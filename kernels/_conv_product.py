@@ -118,12 +118,18 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
         group, i_n = i_n // tiles_n, i_n % tiles_n * TILE_N
     share = tl.cdiv(steps, SPLITS)
     first = i_split * share
-    last = tl.minimum(first + share, steps)
+    count = tl.minimum(share, steps - first)
 
     o_n = i_n + tl.arange(0, TILE_N)
     in_n = o_n < N
+    in_w = in_n
     o_m = i_m * TILE_M + tl.arange(0, TILE_M)
     in_m = o_m < M
+    in_x_m = in_m
+    if not INDEXED:
+        # One step at least, of zeros where there is none to take: `masked_gemm.py` says why.
+        in_w, in_x_m = o_n < tl.where(count > 0, N, 0), o_m < tl.where(count > 0, M, 0)
+        count = tl.maximum(count, 1)
     # Offsets of 32 bits, where all elements are within their reach, take half the registers.
     o_b = (o_m // (y_height * y_width)).to(OFFSET)
     o_p = (o_m % (y_height * y_width)).to(tl.int32)
@@ -140,7 +146,7 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
             bits |= _in_image(h_first + i_bit * step_h, x_height, DIVISOR_H).to(tl.int32) << i_bit
         for i_bit in range(taps_w):
             bits |= _in_image(w_first + i_bit * step_w, x_width, DIVISOR_W).to(tl.int32) << (i_bit + 16)
-        bits = tl.where(in_m, bits, 0)
+        bits = tl.where(in_x_m, bits, 0)
     p_x = x + group * K
     p_w = weight + group * stride_wg
     o_w_n = o_n.to(OFFSET) * stride_wn
@@ -156,7 +162,8 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
 
     # [TILE_N, TILE_M]
     product = tl.zeros((TILE_N, TILE_M), dtype=tl.float32)
-    for i in range(first, last):
+    for step in range(count):
+        i = first + step
         if FLAT:
             o_r = i * TILE_K + tl.arange(0, TILE_K)
             in_k = o_r < taps * K
@@ -181,7 +188,7 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
         if SMALL:
             in_x = ((bits[None, :] >> t_h) & (bits[None, :] >> (t_w + 16)) & 1) != 0
         else:
-            in_x = in_m[None, :] & _in_image(h_first[None, :] + d_h, x_height, DIVISOR_H)
+            in_x = in_x_m[None, :] & _in_image(h_first[None, :] + d_h, x_height, DIVISOR_H)
             in_x = in_x & _in_image(w_first[None, :] + d_w, x_width, DIVISOR_W)
         if DIVISOR_H * DIVISOR_W == 1:
             moved = tl.cast(d_h, OFFSET) * stride_xh + tl.cast(d_w, OFFSET) * stride_xw
@@ -198,10 +205,10 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
             # Blocks are whole.
             w = tl.load(p_w + o_weight)
         else:
-            w = tl.load(p_w + o_weight, mask=in_n[:, None] & in_k[None, :], other=0.0)
+            w = tl.load(p_w + o_weight, mask=in_w[:, None] & in_k[None, :], other=0.0)
         if mask is not None:
             o_kept = o_mask_n[:, None] + (o_t * stride_mt + o_c * stride_mk)
-            kept = tl.load(p_mask + o_kept, mask=in_n[:, None] & in_k[None, :], other=0) != 0
+            kept = tl.load(p_mask + o_kept, mask=in_w[:, None] & in_k[None, :], other=0) != 0
             w = tl.where(kept, w, 0.0)
         elif threshold is not None:
             w = w.to(tl.float32)

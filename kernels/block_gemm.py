@@ -81,6 +81,10 @@ def _launch(
     y = x.new_empty((m, n), dtype=out_dtype)
     if not y.numel():
         return y
+    if not weight.numel():
+        # Packed values of no block at all: no descriptor describes them, and nothing is to be read.
+        result = x.new_zeros(n) if bias is None else bias
+        return y.copy_(ACTIVATIONS[activation](result.float()))
     precision, limits = input_precision(x.dtype), limits_of(x.device)
     even_n, even_k = n % side_n == 0, k % side_k == 0
     if tiles is None:

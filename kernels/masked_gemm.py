@@ -84,7 +84,9 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
     o_n = i_n * TILE_N + tl.arange(0, TILE_N)
     in_m, in_n = o_m < M, o_n < N
 
-    tiles = tl.cdiv(tl.cdiv(K, TILE_K), SPLITS)
+    # One step at least, of zeros where K is 0: where a loop may take none, ptxas copies the accumulators between its
+    # last product and their wait, and serialises every product of the loop.
+    tiles = tl.maximum(tl.cdiv(tl.cdiv(K, TILE_K), SPLITS), 1)
     i_k = i_split * tiles * TILE_K
     o_k = i_k + tl.arange(0, TILE_K)
     p_x = x + o_m[None, :] * stride_xm + o_k[:, None] * stride_xk

@@ -126,7 +126,8 @@ def _masked_grad_kernel(  # type: ignore[no-untyped-def]
 
     # [TILE_N, TILE_K]
     g = tl.zeros((TILE_N, TILE_K), dtype=tl.float32)
-    for i_m in range(tl.cdiv(M, TILE_M)):
+    # One step at least, of zeros where M is 0: `masked_gemm.py` says why.
+    for i_m in range(tl.maximum(tl.cdiv(M, TILE_M), 1)):
         in_m = o_m < M - i_m * TILE_M
         a = tl.load(p_left, mask=in_n[:, None] & in_m[None, :], other=0.0)
         b = tl.load(p_right, mask=in_m[:, None] & in_k[None, :], other=0.0)

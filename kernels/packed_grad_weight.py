@@ -81,8 +81,9 @@ def _packed_grad_weight_kernel(  # type: ignore[no-untyped-def]
     below = (1 << o_bit) - 1
 
     total = tl.zeros((TILE_N, TILE_K), dtype=tl.float32)
-    for start in range(0, M, TILE_M):
-        o_m = (start + tl.arange(0, TILE_M)).to(tl.int64)
+    # One step at least, of zeros where M is 0: `masked_gemm.py` says why.
+    for step in range(tl.maximum(tl.cdiv(M, TILE_M), 1)):
+        o_m = (step * TILE_M + tl.arange(0, TILE_M)).to(tl.int64)
         in_m = o_m < M
         # [TILE_M, TILE_N]
         g = tl.load(

@@ -164,6 +164,22 @@ def test_descriptors_read_what_pointers_read(
     assert_close("grad_x", grad_x, exact(block_grad_input, grad_y, given).to(dtype), BOUND[dtype])
 
 
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_packed_values_of_no_block_at_all_leave_the_bias(with_bias: bool, activation: str | None) -> None:
+    index = build_index_reference(torch.zeros(2, 3, dtype=torch.bool))
+    x, values = torch.randn(5, 96).half(), torch.empty(0, 32, 32, dtype=torch.float16)
+    bias = torch.randn(64).half() if with_bias else None
+    common: dict[str, Any] = {"block": (32, 32), "shape": (64, 96), "packed": True}
+    for descriptors in (False, True):
+        tiles = BlockTiles(16, 32, 32, descriptors=descriptors)
+        y = block_linear(x, values, bias, index, activation=activation, backend="triton", tiles=tiles, **common)
+        expected = block_linear(x, values, bias, index, activation=activation, **common)
+        torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+        grad_x = block_grad_input(x.new_ones(5, 64), values, index, backend="triton", tiles=tiles, **common)
+        assert grad_x.shape == (5, 96) and not grad_x.any()
+
+
 def test_computed_configurations_give_the_reference_too(assert_close: Close) -> None:
     random = torch.Generator().manual_seed(0)
     given = weight_of(128, 192, (64, 64), 0.5, "stored", torch.float16, random)

@@ -12,6 +12,8 @@ A kernel is added as rows of `compile_cases`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.compiler import ASTSource
 
 # A script under PYTHONSAFEPATH sees no folder of its own.
@@ -42,6 +45,10 @@ MATRIX_INSTRUCTION = {
 # Hopper's, with a list of registers after that of the sums rather than the address of a tile.
 LEFT_IN_REGISTERS = re.compile(r"wgmma\.mma_async[^;{]*\{[^}]*\}\s*,\s*\{")
 PIPELINED = re.compile(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x")
+# What ptxas says where it makes each matrix instruction wait for the one before (C7510, C7514, C7515 and others).
+SERIALIZED = re.compile(r"wgmma\.mma_async instructions are serialized due to ([^\n]*?) in the function")
+# Address, name and operands of an instruction of SASS.
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\d+ )?\s*([A-Z][A-Z0-9_.]+)\s*([^;]*);")
 WIDE_LOAD = re.compile(r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:global|buffer)_load_dwordx4")
 
 CASES = (
@@ -78,13 +85,16 @@ def compile_case(case: Case, name: str) -> dict[str, Any]:
         },
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    compiled = triton.compile(source, target=target, options=options)
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        compiled = triton.compile(source, target=target, options=options)
+    loop: dict[str, int] = {}
     if target.backend == "cuda":
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
-            usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        # Nothing is asked of a kernel whose remarks were not seen.
+        assert "ptxas info" in log.getvalue(), f"{case.name}: expected ptxas's remarks, got none"
+        usage = dump(compiled.asm["cubin"], "--dump-resource-usage")
+        if name == "sm_90":
+            loop = product_loop(dump(compiled.asm["cubin"], "--dump-sass"))
         code = compiled.asm["ptx"]
         registers, spill_bytes = number(r"REG:(\d+)", usage), number(r"STACK:(\d+)", usage)
     else:
@@ -101,12 +111,42 @@ def compile_case(case: Case, name: str) -> dict[str, Any]:
         "from_registers": len(LEFT_IN_REGISTERS.findall(code)),
         "descriptor_loads": len(re.findall(r"cp\.async\.bulk\.tensor[\w.:]*shared::", code)),
         "buffers": min(map(int, PIPELINED.findall(compiled.asm["ttgir"])), default=0),
+        "serialized": next(iter(SERIALIZED.findall(log.getvalue())), ""),
+        "loop_instructions": loop.get("instructions", 0),
+        "loop_products": loop.get("products", 0),
     }
+
+
+def dump(cubin: bytes, what: str) -> str:
+    """What `cuobjdump` says of a binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(CUOBJDUMP), what, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def product_loop(sass: str) -> dict[str, int]:
+    """Instructions of the shortest loop that holds matrix instructions, and how many these are: a step's work."""
+    code = [(int(address, 16), opcode, rest) for address, opcode, rest in INSTRUCTION.findall(sass)]
+    found: dict[str, int] = {}
+    for end, opcode, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
+        if target is None or int(target[1], 16) > end:
+            continue
+        body = [opcode for address, opcode, _ in code if int(target[1], 16) <= address <= end]
+        products = sum(opcode.startswith(("HGMMA", "HMMA")) for opcode in body)
+        if products and len(body) < found.get("instructions", 1 << 30):
+            found = {"instructions": len(body), "products": products}
+    return found
 
 
 def compile_number(i: int) -> dict[str, Any]:
     """What was found and what is asked of one entry of WORK."""
     case, name = WORK[i]
+    knobs.nvidia.dump_ptxas_log = True
+    # A kernel from the cache would bring no remarks.
+    knobs.compilation.always_compile = True
     asked = {"max_registers": case.max_registers, "asked_wide_load_bytes": case.wide_load_bytes}
     asked |= {"asked_matrix": case.matrix, "asked_from_registers": case.left_in_registers}
     asked |= {"asked_buffers": case.buffers, "asked_descriptors": case.descriptors}
@@ -121,10 +161,14 @@ def number(pattern: str, text: str) -> int:
 
 def as_table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a row a case and target."""
-    columns = ("registers", "spill_bytes", "shared_bytes", "wide_load_bytes", "matrix_instructions", "buffers")
+    columns = (
+        *("registers", "spill_bytes", "shared_bytes", "wide_load_bytes", "matrix_instructions", "buffers"),
+        *("loop_instructions", "loop_products", "serialized"),
+    )
     lines = [
         f"What triton {triton.__version__} makes of each kernel (by `tests/kernels/compile_kernels.py --table`).",
-        "Registers are a thread's, bytes of wide loads (128 bits and more) a program's outside loops.",
+        "Registers are a thread's, bytes of wide loads (128 bits and more) a program's outside loops. The loop is the",
+        "one that multiplies, in SASS for sm_90 alone: its instructions and its matrix instructions.",
         "",
         "| kernel | target | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
         "|---|---|" + "---|" * len(columns),
@@ -136,12 +180,14 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, help="file to write the rows to as a table")
+    parser.add_argument("--target", choices=tuple(TARGETS), help="compile for this one alone")
     args = parser.parse_args()
     rows = []
     print(json.dumps({"triton": triton.__version__}))
+    numbers = [i for i, (_, name) in enumerate(WORK) if args.target in (None, name)]
     # A process a core; kernels are known to each by their number, as they cannot be sent.
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        for row in pool.imap(compile_number, range(len(WORK))):
+        for row in pool.imap(compile_number, numbers):
             print(json.dumps(row))
             rows.append(row)
     if args.table:

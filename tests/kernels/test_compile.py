@@ -63,6 +63,14 @@ def test_no_kernel_spills_registers(rows: list[dict[str, Any]]) -> None:
     assert {label(row): row["spill_bytes"] for row in rows if row["spill_bytes"]} == {}
 
 
+def test_no_matrix_instruction_waits_for_the_one_before(rows: list[dict[str, Any]]) -> None:
+    assert {label(row): row["serialized"] for row in rows if row["serialized"]} == {}
+    # The products of a step are in one loop: were it not found, nothing would be known of it.
+    products = [row for row in rows if row["target"] == "sm_90" and row["matrix_instructions"]]
+    assert products
+    assert [label(row) for row in products if not row["loop_products"]] == []
+
+
 def test_every_kernel_leaves_registers_for_the_programs_it_means_to_have_in_flight(
     rows: list[dict[str, Any]],
 ) -> None:

@@ -19,7 +19,8 @@ from tritonsparse.kernels import _triton
 # At the end of the path: the folder's modules have names of their own.
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from bench_host import Case, count_calls, count_ops, instruction_counts, without_launches
+from bench_host import Case, count_calls, count_ops, instruction_counts, main, without_launches
+from row_log import read_rows
 
 needs_triton = pytest.mark.skipif(
     not _triton.AVAILABLE or _triton.INTERPRETED, reason="needs Triton's launcher, to leave it out"
@@ -85,6 +86,14 @@ def test_what_a_gpu_would_run_is_two_kernels_and_little_python(
 def test_counts_are_the_same_in_every_run() -> None:
     step = Case("soft").step()
     assert len({count_calls(step) for _ in range(3)}) == len({count_ops(step) for _ in range(3)}) == 1
+
+
+def test_the_benchmark_appends_a_row_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--smoke", "--out", str(tmp_path), "--note", "smoke"]) == 0
+    rows = read_rows(tmp_path / "host.jsonl")
+    assert [row["layer"] for row in rows] == ["dense", "soft", "soft, cached"]
+    assert rows[0]["ratio"] == 1.0 and all(row["us"] > 0 and row["note"] == "smoke" for row in rows)
+    assert capsys.readouterr().out.count("soft") == 2
 
 
 @pytest.mark.long

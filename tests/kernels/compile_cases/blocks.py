@@ -116,6 +116,11 @@ def block_grad_cases() -> Iterator[Case]:
         ((4096, 14336), square, "bf16", False, None, "ieee", EVERYWHERE),
         ((14336, 4096), square, "bf16", False, None, "ieee", HOPPER),
         ((4096, 14336), (128, 128), "bf16", False, None, "ieee", ("sm_90", "sm_100")),
+        ((4096, 4096), (128, 128), "bf16", False, None, "ieee", HOPPER),
+        ((4096, 4096), square, "bf16", False, None, "ieee", HOPPER),
+        ((4096, 4096), (32, 32), "bf16", False, None, "ieee", HOPPER),
+        ((2048, 5632), (32, 32), "bf16", True, None, "ieee", HOPPER),
+        ((4096, 14336), (16, 16), "bf16", False, None, "ieee", HOPPER),
         ((14336, 4096), (128, 128), "bf16", False, "fp32", "ieee", EVERYWHERE),
         ((4096, 14336), (32, 32), "bf16", True, "bf16", "ieee", HOPPER),
         ((4096, 4096), (16, 16), "bf16", False, "fp32", "ieee", ("sm_90", "gfx942")),
@@ -159,7 +164,8 @@ def block_grad_cases() -> Iterator[Case]:
                 kernel,
                 {argument: values[argument] for argument in kernel.arg_names},
                 tiles.num_warps,
-                255,
+                # Of two programs of 256 threads each thread has 128 registers.
+                128 if target == "sm_90" and matrix and x == "bf16" and not weight and aligned else 255,
                 num_stages=tiles.num_stages,
                 matrix=matrix,
                 # As many as the launcher asks for; one is in registers where the product has no matrix instruction.

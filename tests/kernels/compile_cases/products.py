@@ -18,26 +18,38 @@ from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 
 
 def product_cases() -> Iterator[Case]:
-    """The fused products in the configurations that their launchers compute for 4096 x 4096 weights."""
-    for rows, kind, weight, x, bits, exchanged, contiguous, precision, targets in (
-        (512, "soft", "fp32", "bf16", 0, False, True, "ieee", EVERYWHERE),
-        (16, "mask", "bf16", "bf16", 1, False, True, "ieee", ("sm_90", "gfx942")),
-        (512, "soft per row", "fp32", "bf16", 0, True, True, "ieee", HOPPER),
-        (512, "soft", "fp32", "fp32", 0, False, True, "tf32", HOPPER),
-        (512, "soft", "fp32", "fp32", 0, False, True, "ieee", HOPPER),
-        (512, "soft", "fp32", "bf16", 0, False, False, "ieee", HOPPER),
+    """The fused products in the configurations that their launchers compute for n results of 4096 columns.
+
+    `plain` ones have neither bias nor activation, as dX and parts of a split product: what follows the loop then
+    decides nothing of its registers.
+    """
+    for rows, n, kind, weight, x, bits, exchanged, contiguous, plain, precision, targets in (
+        (512, 4096, "soft", "fp32", "bf16", 0, False, True, False, "ieee", EVERYWHERE),
+        (16, 4096, "mask", "bf16", "bf16", 1, False, True, False, "ieee", ("sm_90", "gfx942")),
+        (512, 4096, "soft per row", "fp32", "bf16", 0, True, True, False, "ieee", HOPPER),
+        (512, 4096, "soft", "fp32", "fp32", 0, False, True, False, "tf32", HOPPER),
+        (512, 4096, "soft", "fp32", "fp32", 0, False, True, False, "ieee", HOPPER),
+        (512, 4096, "soft", "fp32", "bf16", 0, False, False, False, "ieee", HOPPER),
+        (512, 1024, "soft", "fp32", "bf16", 0, True, True, True, "ieee", HOPPER),
+        (512, 4096, "mask", "fp32", "bf16", 8, False, True, True, "ieee", HOPPER),
+        (64, 1024, "soft", "bf16", "bf16", 0, False, True, True, "ieee", HOPPER),
+        (16, 512, "mask", "fp32", "bf16", 8, False, True, True, "ieee", HOPPER),
+        (16, 16384, "soft", "bf16", "bf16", 0, False, True, True, "ieee", HOPPER),
+        (512, 4096, "soft per row", "fp32", "fp32", 0, False, True, True, "tf32", HOPPER),
     ):
         for target in targets:
             tiles = _tiles.gemm_tiles(
-                rows, 4096, 4096, weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], mask_bits=bits, precision=precision,
+                rows, n, 4096, weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], mask_bits=bits, precision=precision,
                 aligned=contiguous, limits=LIMITS[target],
             )  # fmt: skip
             matrix = x == "bf16" or precision == "tf32"
             yield Case(
-                f"_masked_gemm_kernel ({rows} rows, {kind}, mask of {bits} bits, weight {weight}, x {x} {precision}"
-                f"{', weight transposed' if exchanged else ''}{'' if contiguous else ', any strides'})",
+                f"_masked_gemm_kernel ({rows} rows, {f'{n} results, ' if n != 4096 else ''}{kind}, "
+                f"mask of {bits} bits, weight {weight}, x {x} {precision}{', weight transposed' if exchanged else ''}"
+                f"{'' if contiguous else ', any strides'}{', plain' if plain else ''})",
                 masked_gemm._masked_gemm_kernel,
-                gemm_arguments(tiles, kind, weight, x, bits, exchanged, contiguous, precision),
+                gemm_arguments(tiles, kind, weight, x, bits, exchanged, contiguous, precision)
+                | ({"bias": None, "ACTIVATION": None} if plain else {}),
                 tiles.num_warps,
                 255,
                 num_stages=tiles.num_stages,
@@ -49,6 +61,12 @@ def product_cases() -> Iterator[Case]:
             )
     for n, kind, weight, x, bits, contiguous, precision, targets in (
         (4096, "soft", "fp32", "bf16", 8, True, "ieee", EVERYWHERE),
+        (4096, "soft", "fp32", "bf16", 0, True, "ieee", HOPPER),
+        (4096, "soft", "bf16", "bf16", 8, True, "ieee", HOPPER),
+        (4096, "mask", "fp32", "bf16", 8, True, "ieee", HOPPER),
+        (4096, "soft", "fp32", "fp32", 8, True, "tf32", HOPPER),
+        (1024, "soft", "fp32", "bf16", 8, True, "ieee", HOPPER),
+        (512, "soft", "fp32", "bf16", 0, True, "ieee", HOPPER),
         (512, "mask", "bf16", "bf16", 1, True, "ieee", HOPPER),
         (1024, "soft", "fp32", "bf16", 8, False, "ieee", HOPPER),
     ):
@@ -117,7 +135,7 @@ def grad_arguments(
     values: dict[str, Any] = {
         **{"grad_weight": f"*{weight}", "row_sums": "*fp32" if soft else None, "left": f"*{x}", "right": f"*{x}"},
         **{"weight": f"*{weight}", "threshold": None if masked else "*fp32", "mask": mask if masked else None},
-        **{"grad_mask": mask, "alpha": "*fp32", "M": "i32?", "N": size, "K": size, "stride_t": one},
+        **{"grad_mask": mask if bits else None, "alpha": "*fp32", "M": "i32?", "N": size, "K": size, "stride_t": one},
         **{f"stride_{name}": size for name in ("lm", "rm", "wn", "mn", "bn")},
         **{f"stride_{name}": one for name in ("ln", "rk", "wk", "mk", "bk")},
         **{"SOFT": soft, "MASK_BITS": layout if masked else None, "GRAD_MASK_BITS": layout},
