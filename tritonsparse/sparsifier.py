@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -84,7 +84,9 @@ class Sparsifier:
         """Real optimizer steps taken since `sparsify`, resumed ones included."""
         return self.clock.step
 
-    def attach(self, optimizer: Any, *, cache_dtype: torch.dtype | None = None, defer: bool = False) -> None:
+    def attach(
+        self, optimizer: Any, *, cache_dtype: torch.dtype | Literal["auto"] | None = "auto", defer: bool = False
+    ) -> None:
         """Take the clock from `optimizer`: from now on each of its real steps is one step.
 
         A step that a GradScaler skips, or an accumulation micro-step, is not one. Accelerate's wrapper is
@@ -95,7 +97,9 @@ class Sparsifier:
             cache_dtype: keep every layer's sparse weight in this dtype, that of the matrix products (bfloat16 under
                 autocast), and write it once a step, all layers in one launch, instead of once a forward. Costs its
                 memory all the time; pays with gradient accumulation, evaluation and checkpointed forwards. The
-                results are the same bit for bit. After an edit through `.data` call `refresh()`.
+                results are the same bit for bit. After an edit through `.data` call `refresh()`. "auto" does so for
+                layers that skip blocks (`backend="block"`) of float32 weights under 16-bit autocast, whose products
+                read a weight of their own dtype much faster, from the first step after such a forward; None for none.
             defer: leave dense gradients in `.grad` and multiply them once a step, after accumulation and reduction over
                 ranks, all layers in one launch. Clipping, and a GradScaler's search for infinities, then see the
                 dense gradients of pruned weights, and zeros for the thresholds.
@@ -115,7 +119,12 @@ class Sparsifier:
                 "attach: expected one optimizer, got a second one; call detach() first or attach the one that "
                 "trains the sparse layers"
             )
-        if cache_dtype is not None and not cache_dtype.is_floating_point:
+        if isinstance(cache_dtype, bool | str) and cache_dtype != "auto":
+            raise ValueError(
+                f'attach: expected cache_dtype to be a dtype, "auto" or None, got {cache_dtype!r}; pass None to keep '
+                f"no sparse weights between forwards"
+            )
+        if isinstance(cache_dtype, torch.dtype) and not cache_dtype.is_floating_point:
             raise ValueError(
                 f"attach: expected a floating-point cache_dtype, got {cache_dtype}; pass the dtype of the matrix "
                 f"products, torch.bfloat16 under bf16 autocast"
@@ -126,7 +135,8 @@ class Sparsifier:
             inner.register_step_pre_hook(self._before_step),
             inner.register_step_post_hook(self._after_step),
         ]
-        if cache_dtype is not None or defer:
+        blocks = any(layer.block is not None for layer in self.layers.values())
+        if defer or isinstance(cache_dtype, torch.dtype) or (cache_dtype is not None and blocks):
             self._cache = ViewCache(self.model, self.layers, cache_dtype, defer)
 
     def detach(self) -> None:
@@ -154,7 +164,12 @@ class Sparsifier:
                 the optimizer's update is not elementwise or its state unknown, or views are cached.
         """
         self._require_live("compact")
-        self._compaction.start(self._optimizer, cached=self._cache is not None)
+        cached = self._cache is not None and not self._cache.automatic
+        self._compaction.start(self._optimizer, cached=cached)
+        if self._cache is not None:
+            # Packed weights are their own copies: nobody asked for more.
+            self._cache.close()
+            self._cache = None
 
     def expand(self) -> None:
         """Undo `compact()`: dense storage with zeros outside the masks, until it is called again."""
@@ -164,8 +179,13 @@ class Sparsifier:
 
     def refresh(self) -> None:
         """Rewrite the indices of blocks and the cached views (`attach(cache_dtype=...)`) after weights changed in a way
-        no counter shows."""
+        no counter shows; the next step writes all zeros outside the masks."""
         self._require_live("refresh")
+        self.method.forget()
+        self._write_derived()
+
+    def _write_derived(self) -> None:
+        """What is made of the weights and masks once a step."""
         self._indices.write()
         if self._cache is not None:
             self._cache.write()
@@ -337,6 +357,7 @@ class Sparsifier:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
+        self.method.guard(self.layers, optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_real_step(optimizer):
@@ -354,7 +375,7 @@ class Sparsifier:
         if self.embeddings is not None:
             self.embeddings.hold(optimizer)
         self._mask_embeddings()
-        self.refresh()
+        self._write_derived()
 
     def _mask_embeddings(self) -> None:
         if self.embeddings is not None:

@@ -3,6 +3,7 @@
     setup         once, by `sparsify`: give every layer its view
     before_step   gradients are complete, the optimizer has not moved: penalties go here, and topology updates
                   that take the place of the step
+    guard         right before the optimizer moves: gradients that it must not see
     after_step    the optimizer has moved and the clock has advanced: masks, alpha, zeros go here
 
 A method decides; it never calls a kernel, never touches an optimizer's internals and never names a model.
@@ -60,6 +61,9 @@ class Method:
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
         """Give every layer its view. All checks come before the first change."""
 
+    def forget(self) -> None:
+        """Weights may have been written to in a way that no counter shows: take nothing about them for known."""
+
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
         """Read or change the gradients; `scale` is the factor by which they are too large, None for 1.
 
@@ -68,6 +72,9 @@ class Method:
             None, so that nothing else moves, and the step counts.
         """
         return False
+
+    def guard(self, layers: Layers, optimizer: Optimizer) -> None:
+        """The optimizer is about to move: keep it from what must not."""
 
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
         """Update views for the step that comes; `clock.step` steps have been taken."""

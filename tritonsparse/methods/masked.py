@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
+from ..held_zeros import HeldZeros
 from ..mask import check_sparsity
-from ..optimizer_state import clear_state
 from ..pattern import NM, Block, Channel, Pattern, Unstructured
 from ..units import check_pattern
 from .base import Layers, Method
@@ -39,6 +39,7 @@ class MaskMethod(Method):
     sparsity: float
     _pattern: Pattern = field(default_factory=Unstructured, init=False, repr=False, compare=False)
     _seed: int = field(default=0, init=False, repr=False, compare=False)
+    _zeros: HeldZeros = field(default_factory=HeldZeros, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.sparsity = check_sparsity(self.name, self.sparsity)
@@ -68,15 +69,12 @@ class MaskMethod(Method):
         """`write_masks`, for methods that look at what they write."""
         write_masks(layers, masks)
 
-    @torch.no_grad()
     def hold(self, layers: Layers, optimizer: Optimizer | None) -> None:
         """Zero weights outside the masks, and the optimizer's memory of them, which would revive them."""
-        for layer in layers.values():
-            if layer.compacted:
-                # There is nothing outside the mask.
-                continue
-            assert layer.mask is not None  # written in setup
-            pruned = ~layer.mask
-            layer.weight.masked_fill_(pruned, 0.0)
-            if optimizer is not None:
-                clear_state(optimizer, layer.weight, pruned)
+        self._zeros.hold(layers, optimizer)
+
+    def guard(self, layers: Layers, optimizer: Optimizer) -> None:
+        self._zeros.guard(layers, optimizer)
+
+    def forget(self) -> None:
+        self._zeros.forget()
