@@ -156,19 +156,14 @@ def without_launches(launches: list[str]) -> Iterator[None]:
 
 def count_calls(step: Callable[[], object]) -> int:
     """Calls of Python and C functions in one step; the same in every run."""
-    counted = 0
-
-    def count(_frame: Any, event: str, _argument: Any) -> None:
-        nonlocal counted
-        counted += event in ("call", "c_call")
-
+    events: list[str] = []
     step()
-    sys.setprofile(count)
+    sys.setprofile(lambda _frame, event, _argument: events.append(event))
     try:
         step()
     finally:
         sys.setprofile(None)
-    return counted - 1  # setprofile(None)
+    return events.count("call") + events.count("c_call") - 1  # setprofile(None)
 
 
 def count_ops(step: Callable[[], object]) -> int:
@@ -212,8 +207,7 @@ def instruction_counts(chosen: Sequence[Case], calls: int = 20) -> list[float]:
         files = [Path(folder, f"counts.{number + 1}") for number in range(len(chosen))]
         if run.returncode or not all(file.is_file() for file in files):
             raise RuntimeError(
-                f"bench_host: expected {len(chosen)} counts from valgrind, got {run.stderr[-2000:]}; run the "
-                f"command by hand: {' '.join(command)}"
+                f"bench_host: expected {len(chosen)} counts from valgrind, got {run.stderr[-2000:]}; run {command}"
             )
         totals = [re.search(r"^totals: (\d+)", file.read_text(), re.MULTILINE) for file in files]
     return [int(total[1]) / calls for total in totals if total]

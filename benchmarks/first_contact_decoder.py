@@ -5,8 +5,9 @@ that stay (`static`), embeddings and head dense; bf16 autocast over float32 mast
 tokens (4 on a card of 80 GB). The layers are compiled, one by one, as all are one compilation.
 
     dense       the stock model
-    blocks      forward, dX and dW skip what is pruned; products read the bf16 copy, as they do if nothing is said
+    blocks      forward, dX and dW skip what is pruned; products read a bf16 copy that is written once a step
     no copy     the same from the float32 masters
+    default     the same as if nothing is said: a compiled forward casts its weight first
 
 Gate: as that of the training step; float64 takes a sequence at a time and recomputes its activations.
 """
@@ -55,6 +56,8 @@ def build(name: str, exact: bool, smoke: bool) -> Trained:
     optimizer = torch.optim.SGD(groups, lr=0.0) if exact else torch.optim.AdamW(groups, lr=1e-5, fused=True)
     if sparsifier is not None:
         sparsifier.attach(optimizer, **_copies(name, exact))
+        for layer in sparsifier.layers.values():
+            layer.casts_first = name != "no copy"
 
     def loss(ids: Tensor) -> Callable[[], Tensor]:
         def forward() -> Tensor:
@@ -86,11 +89,12 @@ def _sequences() -> int:
 
 def _copies(name: str, exact: bool) -> dict[str, Any]:
     """How `attach` is told of the bf16 copies."""
-    return {} if exact else {"cache_dtype": torch.bfloat16 if name == "blocks" else None}
+    copies: dict[str, dict[str, Any]] = {"blocks": {"cache_dtype": torch.bfloat16}, "no copy": {"cache_dtype": None}}
+    return {} if exact else copies.get(name, {})
 
 
 def variants(smoke: bool) -> Iterator[Variant]:
-    for name, target in (("dense", ""), ("blocks", "T24"), ("no copy", "")):
+    for name, target in (("dense", ""), ("blocks", "T24"), ("no copy", ""), ("default", "T24")):
         ratios = (
             ()
             if name == "dense"

@@ -7,7 +7,8 @@ A buffer is written at `attach`, after every real step, after `load_state_dict` 
 by `Sparsifier.refresh()`; never in a forward. Its address stays, so that CUDA graphs may hold it. A layer reads it only
 if it is in the dtype of the product and, outside torch.compile, if weight, threshold and mask are those that were
 written: an in-place edit moves their version, and the layer then builds its view itself. An edit through `.data` moves
-nothing and needs `refresh()`.
+nothing and needs `refresh()`. A compiled forward cannot look at versions: it reads a buffer that was asked for, and
+none that is kept by default.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ class ViewCache:
         layers: name -> sparse layer. Those take part that multiply by their weight as it is stored, contiguously and
             without an exponent, and whose input is not packed, and with `defer` those that do not skip blocks; the
             others go on as without.
-        dtype: of Ŵ; None keeps no buffers.
+        dtype: of Ŵ; None keeps no buffers; "auto" keeps one of each layer that skips blocks while it multiplies in 16
+            bits and its weight has 32, in the dtype of its products.
         defer: leave dense gradients to `backward`.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, SparseLayer], dtype: torch.dtype | None, defer: bool
+        self, model: nn.Module, layers: Mapping[str, SparseLayer], dtype: torch.dtype | str | None, defer: bool
     ) -> None:
         self.layers = [
             layer
@@ -63,12 +65,25 @@ class ViewCache:
             layer.defer = defer
         self.write()
 
+    @property
+    def automatic(self) -> bool:
+        """Whether it was not asked for."""
+        return isinstance(self.dtype, str) and not self.defer
+
+    def _dtype_of(self, layer: SparseLayer) -> torch.dtype | None:
+        """The dtype of a layer's buffer; None where it has none."""
+        if not isinstance(self.dtype, str):
+            return self.dtype
+        product = layer.product_dtype
+        halved = product is not None and product.itemsize == 2 and layer.weight.dtype == torch.float32
+        return product if halved and layer.backend == "block" and layer.kind == "mask" else None
+
     def close(self) -> None:
         """Free the buffers; the layers build their views themselves again."""
         self._handle.remove()
         self._tables, self._signature = [], []
         for layer in self.layers:
-            layer.w_hat, layer.w_hat_versions, layer.defer = None, (), False
+            layer.w_hat, layer.w_hat_versions, layer.w_hat_checked, layer.defer = None, (), False, False
 
     @torch.no_grad()
     def write(self) -> None:
@@ -76,6 +91,8 @@ class ViewCache:
         if self.dtype is None:
             return
         for layers, table in self._current():
+            if layers[0].w_hat is None:
+                continue
             cast_many(table)
             for layer in layers:
                 assert layer.w_hat is not None  # _current
@@ -102,10 +119,14 @@ class ViewCache:
     def _current(self) -> list[tuple[list[SparseLayer], ViewTable]]:
         """The tables of the views as they stand; made anew when a kind, a tensor or a device has changed."""
         taking = [layer for layer in self.layers if layer.kind != "dense"]
-        if self.dtype is not None:
-            for layer in taking:
-                if layer.w_hat is None or layer.w_hat.device != layer.weight.device:
-                    layer.w_hat = torch.empty_like(layer.weight, dtype=self.dtype)
+        for layer in taking:
+            dtype = self._dtype_of(layer)
+            if dtype is None:
+                layer.w_hat, layer.w_hat_versions = None, ()
+            elif layer.w_hat is None or layer.w_hat.device != layer.weight.device or layer.w_hat.dtype != dtype:
+                layer.w_hat = torch.empty_like(layer.weight, dtype=dtype)
+                layer.w_hat_checked = isinstance(self.dtype, str)
+        taking = [layer for layer in taking if self.defer or layer.w_hat is not None]
         signature = [
             (
                 layer.kind,
@@ -118,13 +139,13 @@ class ViewCache:
             for layer in taking
         ]
         if signature != self._signature:
-            groups: dict[tuple[str, torch.device], list[SparseLayer]] = {}
+            groups: dict[tuple[str, torch.device, bool], list[SparseLayer]] = {}
             for layer in taking:
                 backend = "torch" if layer.backend == "torch" else "triton"
-                groups.setdefault((backend, layer.weight.device), []).append(layer)
+                groups.setdefault((backend, layer.weight.device, layer.w_hat is None), []).append(layer)
             self._tables = [
                 (members, ViewTable([View(member.kind, *_operands(member)) for member in members], backend))
-                for (backend, _), members in groups.items()
+                for (backend, *_), members in groups.items()
             ]
             self._signature = signature
         return self._tables

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
+from tritonsparse import layers
 from tritonsparse.methods import METHODS, Method
 from tritonsparse.methods.acdc import ACDC, Phases
 from tritonsparse.methods.rigl_set import RigL
@@ -77,6 +78,81 @@ def test_cached_views_and_deferred_multipliers_change_nothing(name: str, attache
     actual, _ = trained(TRAINED[name], "block", "block:16", **attached)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def half_steps(net: nn.Module, sparsifier: ts.Sparsifier, steps: int, **attached: Any) -> list[Tensor]:
+    """Outputs of steps of SGD under float16 autocast; float32 masters."""
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.05))
+    sparsifier.attach(optimizer, **attached)
+    random, outputs = torch.Generator().manual_seed(1), []
+    for _ in range(steps):
+        x = torch.randn(5, 32, generator=random)
+        with torch.autocast("cpu", torch.float16):
+            y = net(x)
+        y.float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        outputs.append(y.detach())
+    return outputs
+
+
+def test_under_16_bit_autocast_the_weights_are_kept_in_16_bits_without_being_asked() -> None:
+    net, sparsifier = made(TRAINED["static"], "block")
+    outputs = half_steps(net, sparsifier, 3)
+    for layer in sparsifier.layers.values():
+        assert layer.mask is not None and layer.w_hat is not None
+        assert torch.equal(layer.w_hat, torch.where(layer.mask, layer.weight, 0.0).half())
+    plain, uncached = made(TRAINED["static"], "block")
+    expected = half_steps(plain, uncached, 3, cache_dtype=None)
+    assert all(layer.w_hat is None for layer in uncached.layers.values())
+    for ours, theirs in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-3)
+    sparsifier.detach()
+    assert all(layer.w_hat is None for layer in sparsifier.layers.values())
+
+
+def test_products_in_the_weights_own_dtype_keep_nothing() -> None:
+    net, sparsifier = made(TRAINED["static"], "block")
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.05))
+    sparsifier.attach(optimizer)
+    net(torch.randn(3, 32)).sum().backward()
+    optimizer.step()
+    assert all(layer.w_hat is None for layer in sparsifier.layers.values())
+
+
+def test_what_is_kept_by_default_follows_every_edit_compiled_or_not() -> None:
+    net, sparsifier = made(TRAINED["static"], "block")
+    half_steps(net, sparsifier, 2)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    x = torch.randn(4, 32)
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        before = compiled(x)
+        sparsifier.layers["0"].weight.mul_(2.0)
+        after, eager = compiled(x), net(x)
+    torch.testing.assert_close(after, eager, rtol=2e-3, atol=1e-3)
+    assert (after - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_training_forward_of_many_rows_casts_its_weight_first(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Tensor | None] = []
+    product = layers.block_matmul
+    monkeypatch.setattr(layers, "CAST_ROWS", 4)
+    monkeypatch.setattr(
+        layers, "block_matmul", lambda *args, **kwargs: (given.append(kwargs["w_hat"]), product(*args, **kwargs))[1]
+    )
+    net, sparsifier = made(TRAINED["static"], "block")
+    layer = sparsifier.layers["0"]
+    layer.casts_first = first
+    with torch.autocast("cpu", torch.float16):
+        y = layer(torch.randn(4, 32))
+        few = layer(torch.randn(3, 32))
+        with torch.no_grad():
+            layer(torch.randn(4, 32))
+    assert [None if each is None else each.dtype for each in given] == [torch.float16 if first else None, None, None]
+    (y.float().sum() + few.float().sum()).backward()
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+    assert layer.mask is not None and (layer.weight.grad[layer.mask] != 0).any()
 
 
 def test_pruned_blocks_are_not_read_and_their_gradients_are_zero() -> None:
