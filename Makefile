@@ -9,7 +9,7 @@ BUDGET ?= 500
 export PYTHONSAFEPATH = 1
 export TRITONSPARSE_TRITON36 = $(CURDIR)/$(VENV)/triton-3.6
 
-.PHONY: demo test test-long lint gpu bench-smoke
+.PHONY: demo test test-long lint gpu first-contact triton-cache bench-smoke
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,7 +56,22 @@ bench-smoke: $(VENV)/installed
 	$(BIN)/python benchmarks/bench_packed.py --smoke
 	$(BIN)/python benchmarks/bench_train_step.py --smoke
 	$(BIN)/python benchmarks/bench_block_step.py --smoke
+	$(BIN)/python benchmarks/bench_transfo_xl.py --smoke
+	$(BIN)/python benchmarks/bench_host.py --smoke
 
-# Needs no network and no .venv: the Python that has torch runs whatever has no result yet.
+# What follows needs no network and no .venv: the Python that has torch runs it.
+HERE = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+CHOICE = $(if $(QUICK),--quick) $(if $(ONLY),--only '$(ONLY)')
+
+# The first call on a GPU: the figures that matter, most valuable first, in ten minutes (BUDGET=570).
+first-contact:
+	$(HERE) benchmarks/first_contact.py --budget $(BUDGET) $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only '$(ONLY)')
+
+# The rest, call after call: whatever has no result yet.
 gpu:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_queue.py --budget $(BUDGET) $(if $(OUT),--out $(OUT))
+	$(HERE) benchmarks/gpu_queue.py --budget $(BUDGET) $(if $(OUT),--out $(OUT)) $(CHOICE)
+
+# Kernels compiled here for those calls: one file that travels with the tree; a miss costs nothing. TESTS=1 adds the
+# kernels of the GPU tests.
+triton-cache: $(VENV)/installed $(VENV)/triton-3.6/triton/__init__.py
+	$(BIN)/python benchmarks/triton_cache.py build $(if $(TESTS),--tests)

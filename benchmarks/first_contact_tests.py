@@ -10,7 +10,6 @@ import io
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from first_contact_child import Context, Row
+from recorder import Recorder
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 14
@@ -27,15 +27,14 @@ WIND_DOWN = 6.0
 SMOKE_FILE = "tests/test_schedules.py"
 
 
-class Recorder:
-    """A pytest plugin of the process that distributes tests: writes a row for each, and stops in time."""
+class TimedRecorder(Recorder):
+    """Stops the run in time; knows how many tests there are."""
 
     def __init__(self, add: Callable[[Row], None], left: Callable[[], float]) -> None:
-        self.add, self.left = add, left
-        self.counts: Counter[str] = Counter()
+        super().__init__(add)
+        self.left = left
         self.collected = 0
         self._session: Any = None
-        self._parts: dict[str, float] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.collected = len(session.items)
@@ -51,26 +50,8 @@ class Recorder:
         distributing = self._session.config.pluginmanager.getplugin("dsession")
         (distributing or self._session).shouldstop = reason
 
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self._note(report.nodeid, "error", 0.0, str(report.longrepr))
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        seconds = self._parts.pop(report.nodeid, 0.0) + report.duration
-        self._parts[report.nodeid] = seconds
-        if report.when == "call" or report.outcome != "passed":
-            outcome = report.outcome if report.when == "call" or report.skipped else "error"
-            message = "" if report.passed else str(report.longrepr)
-            self._note(report.nodeid, outcome, seconds, message)
-
-    def _note(self, test: str, outcome: str, seconds: float, message: str) -> None:
-        self.counts[outcome] += 1
-        row: Row = {"test": test, "outcome": outcome, "seconds": round(seconds, 3)}
-        # The end of a report says what was wrong; whole ones of hundreds of failures would fill the file.
-        self.add(row | ({"message": message[-1200:]} if message else {}))
-
-
-def _run(recorder: Recorder, *arguments: str) -> int:
+def _run(recorder: TimedRecorder, *arguments: str) -> int:
     fixed = ["-q", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
     with contextlib.chdir(ROOT):
         return int(pytest.main([*fixed, "--tb=short", "-r", "N", *arguments], plugins=[recorder]))
@@ -78,7 +59,7 @@ def _run(recorder: Recorder, *arguments: str) -> int:
 
 def run(context: Context) -> None:
     def collected(add: Callable[[Row], None]) -> None:
-        recorder = Recorder(add, context.left)
+        recorder = TimedRecorder(add, context.left)
         # Each of them would be listed.
         with contextlib.redirect_stdout(io.StringIO()):
             status = _run(recorder, "--collect-only", "-m", "gpu", "tests/gpu")
@@ -86,7 +67,7 @@ def run(context: Context) -> None:
         add({"verdict": verdict, "collected": recorder.collected, "what": "tests/gpu is collected, not run"})
 
     def tests(add: Callable[[Row], None], *arguments: str) -> None:
-        recorder = Recorder(add, context.left)
+        recorder = TimedRecorder(add, context.left)
         start = time.monotonic()
         status = _run(recorder, "--dist", "worksteal", *arguments)
         bad = recorder.counts["failed"] + recorder.counts["error"]

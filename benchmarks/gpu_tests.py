@@ -21,37 +21,12 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import ROOT, Row, announce, parser_of, refuse_without_gpu
+from harness import ROOT, announce, parser_of, refuse_without_gpu
+from recorder import Recorder
 from reports import Report
 
 COLUMNS = {"test": "", "outcome": "", "seconds": ".2f"}
-# Of a failure's report: its end says what was wrong.
-MESSAGE, SLOWEST = 1000, 5
-
-
-class Recorder:
-    """A pytest plugin, of the process that hands out the tests under xdist."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self._seconds: dict[str, float] = {}
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self._add(report.nodeid, "error", 0.0, str(report.longrepr))
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Called for setup, call and teardown; also, with neither, for the test during which a process crashed."""
-        seconds = self._seconds.get(report.nodeid, 0.0) + report.duration
-        self._seconds[report.nodeid] = seconds
-        if report.when in ("setup", "teardown") and report.passed:
-            return
-        outcome = "error" if report.failed and report.when in ("setup", "teardown") else report.outcome
-        self._add(report.nodeid, outcome, seconds, "" if report.passed else str(report.longrepr))
-
-    def _add(self, test: str, outcome: str, seconds: float, message: str) -> None:
-        row: Row = {"test": test, "outcome": outcome, "seconds": round(seconds, 3)}
-        self.report.add(row | ({"message": message[-MESSAGE:]} if message else {}))
+SLOWEST = 5
 
 
 def counted(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("xdist") is not None:
         fleet = ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--dist", "worksteal"]
     fixed = ["-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
-    status = pytest.main([*fixed, *fleet, *map(str, files)], plugins=[Recorder(report)])
+    status = pytest.main([*fixed, *fleet, *map(str, files)], plugins=[Recorder(report.add)])
     counts = counted({"rows": report.rows})
     shown = [row for row in report.rows if row["test"] in counts["slowest"]]
     report.publish(shown, **counts, status=int(status))

@@ -101,11 +101,13 @@ def test_the_benchmark_appends_a_row_a_layer(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.skipif(not torch._C._valgrind_supported_platform(), reason="torch cannot tell valgrind what to count")
 def test_instructions_of_an_eager_step_as_a_ratio_to_the_dense_one() -> None:
     bounds = {
-        Case("soft"): 0,
-        Case("soft", DEFERRED): 0,
-        Case("mask"): 0,
-        Case("mask", DEFERRED): 0,
-        **({Case("soft", backend="triton"): 0, Case("mask", backend="triton"): 0} if _triton.AVAILABLE else {}),
+        # Measured 2.67, 1.54, 1.70, 1.42, and 2.05, 1.79 with Triton; 6.80, 5.03, 5.43, 4.98, 6.00, 5.63 through
+        # torch.library.
+        Case("soft"): 3.0,
+        Case("soft", DEFERRED): 1.75,
+        Case("mask"): 1.9,
+        Case("mask", DEFERRED): 1.6,
+        **({Case("soft", backend="triton"): 2.3, Case("mask", backend="triton"): 2.0} if _triton.AVAILABLE else {}),
     }
     dense, *counts = instruction_counts([Case("dense"), *bounds])
     ratios = {case: count / dense for case, count in zip(bounds, counts, strict=True)}
