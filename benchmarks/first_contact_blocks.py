@@ -3,7 +3,7 @@
     dense           the vendor's product on a random weight, bf16
     ours            the weight is the bf16 copy that a training layer caches
     ours, fp32      blocks of 128: the float32 master weight, converted inside the product, as before there was a copy
-    ours, old/new   dW, blocks of 128: four buffers (one program a multiprocessor), and three (two programs)
+    ours, one program   dW in tiles that leave a multiprocessor room for one program, as before; ours has two
 
 Pruned blocks of the weight hold NaN while ours runs: reading one shows. dW is bf16 for ours and dense alike.
 """
@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonsparse.kernels._block_grad_tiles import BlockGradTiles
+from tritonsparse.kernels._block_grad_tiles import BlockGradTiles, block_grad_tiles
+from tritonsparse.kernels._tiles import limits_of
 from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
 from tritonsparse.kernels.block_grad import block_grad_weight
 from tritonsparse.kernels.block_topology import IndexTable, index_size
@@ -35,8 +36,6 @@ OPS = ("forward", "grad_input", "grad_weight")
 N, K, TOKENS = 4096, 4096, 16_384
 DENSITIES, BLOCKS = (1.0, 0.5, 0.2, 0.1), (128, 64, 32)
 DEVIATION = 0.02
-OLD_TILES = BlockGradTiles(64, 128, 128, subtiles=4, num_warps=8, num_stages=4)
-NEW_TILES = BlockGradTiles(64, 128, 128, subtiles=4, num_warps=8, num_stages=3)
 # What each figure is to reach: of ideal by block, and at a density against dense.
 OF_IDEAL, SPEEDUP = {128: "T4", 64: "T5", 32: "T6"}, {128: "T7", 64: "T8"}
 AS_DENSE = {"forward": "T1", "grad_input": "T2"}
@@ -142,10 +141,18 @@ def _providers(sizes: tuple[int, int, int], block: int, density: float, op: str,
     ]
     if block == 128 and op != "grad_weight":
         made.append(ours("ours, fp32", lambda o: _ours(o, op, o.master)))
-    if block == 128 and op == "grad_weight":
-        for name, tiles in (("ours, old tiles", OLD_TILES), ("ours, new tiles", NEW_TILES)):
-            made.append(ours(name, lambda o, tiles=tiles: _ours(o, op, o.cached, tiles), tiles))  # type: ignore[misc]
+    if op == "grad_weight" and (block == 128 or density == 0.2):
+        tiles = _one_program(n, k, m, block, dtype)
+        made.append(ours("ours, one program", lambda o: _ours(o, op, o.cached, tiles), tiles))
     return made
+
+
+def _one_program(n: int, k: int, m: int, block: int, dtype: torch.dtype) -> BlockGradTiles:
+    """dW's tiles as until 2026-11: one program a multiprocessor, with all of its shared memory."""
+    return block_grad_tiles(
+        m, -(-n // block), block, -(-k // block) * block, operand_bytes=dtype.itemsize, summed=False,
+        precision="ieee", aligned=True, limits=limits_of(torch.device(device())), resident=1,
+    )  # fmt: skip
 
 
 def cases(smoke: bool) -> Iterator[Case]:

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import functools
 import importlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -124,6 +125,7 @@ def pretend(log: RowLog, source: str) -> None:
 
     driver.set_active(Driver(GPUTarget("cuda", 90, 32)))
     real_run, real_key = jit.JITFunction.run, compiler.get_cache_key
+    triton.knobs.nvidia.dump_ptxas_log = True
     missed: list[bool] = []
     triton.knobs.compilation.listener = lambda **facts: missed.append(not facts["cache_hit"])
     asked: list[tuple[str, str]] = []
@@ -138,8 +140,10 @@ def pretend(log: RowLog, source: str) -> None:
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         before, start = len(asked), time.monotonic()
+        remarks = io.StringIO()
         try:
-            kernel = real_run(self, *args, grid=grid, warmup=True, **kwargs)
+            with contextlib.redirect_stdout(remarks):
+                kernel = real_run(self, *args, grid=grid, warmup=True, **kwargs)
         except Exception as error:
             log.append(
                 {"source": source, "kernel": self.fn.__name__, "failure": f"{type(error).__name__}: {error}"[:500]}
@@ -152,6 +156,8 @@ def pretend(log: RowLog, source: str) -> None:
                 row |= {
                     "compiled": missed[-1],
                     "shared": kernel.metadata.shared,
+                    # Whether ptxas makes each matrix instruction wait for the one before.
+                    "serialized": "instructions are serialized" in remarks.getvalue(),
                     "seconds": round(time.monotonic() - start, 3),
                 }
                 log.append(row)

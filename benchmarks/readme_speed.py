@@ -4,8 +4,9 @@
 
 Read are `benchmarks/results/<device>/kernels.json` and `train_step.json`, as the GPU queue writes them: the records
 `block` (bench_block.py), `block_step` (bench_block_step.py) and the file of bench_train_step.py; where one has no rows,
-that of its quick form, `quick/block` and so on. A case that was not timed, because it was wrong or did not run, is
-named as such, and so is a run that was ended before its last case. Without a file the text says that there is none.
+that of its quick form, `quick/block` and so on; and `first_contact/summary.json`, as `first_contact.py` leaves it. A
+case that was not timed, because it was wrong or did not run, is named as such, and so is a run that was ended before
+its last case. Without a file the text says that there is none.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from readme_marks import rewrite
 MARKS = ("<!-- speed: written by benchmarks/readme_speed.py -->", "<!-- end of speed -->")
 NOTHING = (
     "No GPU has run these benchmarks yet, so no figure stands here and `auto` skips no blocks. "
-    "`make gpu BUDGET=500`, then `python benchmarks/make_plan_table.py` and `python benchmarks/readme_speed.py`, "
-    "fill in both."
+    "`make first-contact BUDGET=570` measures every kernel in one call of ten minutes, and `make gpu` goes on from "
+    "there. `python benchmarks/make_plan_table.py` and `python benchmarks/readme_speed.py` then fill in both."
 )
 
 Row = Mapping[str, Any]
@@ -101,6 +102,25 @@ def _element_steps(document: Mapping[str, Any]) -> list[str]:
     return [text, "", *_table(head, rows)]
 
 
+def _first_contact(summary: Mapping[str, Any]) -> list[str]:
+    """The figures of the first call that have a target on this card, and what of it went wrong."""
+    verdicts = {True: "yes", False: "no"}
+    rows = [
+        [figure["target"], figure["name"], f"{figure['value']:.2f}", f"{figure['floor']:.2f}", f"{figure['goal']:.2f}",
+         verdicts[figure["met"]]]
+        for figure in summary["figures"] if figure.get("goal") is not None
+    ]  # fmt: skip
+    commit = summary["environment"].get("commit") or "unknown"
+    lines = [
+        f"The first call (`make first-contact`, commit {commit}), ratios beside dense in one run:",
+        "",
+        *_table(("target", "figure", "measured", "must", "goal", "reached"), rows),
+    ]
+    missing = [f"{name} {state}" for name, state in summary["steps"].items() if state != "done"]
+    missing += [f"{row['verdict']}: {row.get('case', row['step'])}" for row in summary["bad"]]
+    return [*lines, *(["", f"Missing of these: {'; '.join(missing)}."] if missing else [])]
+
+
 PARAGRAPHS = {"block_step": _step_of_blocks, "block": _layers_of_blocks, "train_step": _element_steps}
 
 
@@ -124,6 +144,9 @@ def section(results: Path) -> str:
             record = next((form for form in forms if form.get("rows")), None)
             if record:
                 paragraphs.append([*make(record), *_reservation(record)])
+        summary = _read(folder / "first_contact" / "summary.json")
+        if any(figure.get("goal") is not None for figure in summary.get("figures", [])):
+            paragraphs.insert(0, _first_contact(summary))
         if paragraphs:
             parts += [f"**{folder.name}**", ""]
             for lines in paragraphs:

@@ -189,6 +189,9 @@ def launches(sources: Sequence[str], cache: Path, variables: Mapping[str, str]) 
             made = sum(row.get("compiled", False) for row in rows)
             failed = [row for row in rows if "failure" in row]
             print(f"{source}: {len(rows) - len(failed)} kernels, {made} compiled, {len(failed)} failed", flush=True)
+            slow = sorted({row["kernel"] for row in rows if row.get("serialized")})
+            if slow:
+                print(f"  products wait for each other: {', '.join(slow)}", flush=True)
             for row in failed[:5]:
                 print(f"  {row['kernel']}: {row['failure']}", flush=True)
             if run.returncode:

@@ -186,6 +186,7 @@ class GradTiles:
         m, n, k: sides of a tile: the reduction, rows and columns of the weight; powers of two, at least 16.
         subtiles: parts in which the epilogue takes a tile's columns: 1, 2, 4 or 8, each of 32 columns or more.
         num_warps, num_stages: as Triton takes them.
+        least_steps: 1; 0 lets ptxas serialise the matrix instructions, as it did until a GPU has timed both.
     """
 
     m: int
@@ -194,6 +195,7 @@ class GradTiles:
     subtiles: int = 2
     num_warps: int = 8
     num_stages: int = 3
+    least_steps: int = 1
 
 
 def grad_tiles(n: int, k: int, *, operand_bytes: int, precision: str, aligned: bool, limits: Limits) -> GradTiles:

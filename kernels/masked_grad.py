@@ -109,6 +109,7 @@ def _masked_grad_kernel(  # type: ignore[no-untyped-def]
     INPUT_PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     SUBTILES: tl.constexpr,
+    LEAST_STEPS: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
@@ -127,7 +128,7 @@ def _masked_grad_kernel(  # type: ignore[no-untyped-def]
     # [TILE_N, TILE_K]
     g = tl.zeros((TILE_N, TILE_K), dtype=tl.float32)
     # One step at least, of zeros where M is 0: `masked_gemm.py` says why.
-    for i_m in range(tl.maximum(tl.cdiv(M, TILE_M), 1)):
+    for i_m in range(tl.maximum(tl.cdiv(M, TILE_M), LEAST_STEPS)):
         in_m = o_m < M - i_m * TILE_M
         a = tl.load(p_left, mask=in_n[:, None] & in_m[None, :], other=0.0)
         b = tl.load(p_right, mask=in_m[:, None] & in_k[None, :], other=0.0)
@@ -192,8 +193,8 @@ def _launch(
                 0 if threshold is None else threshold.expand(n).stride(0), *strides(mask), *strides(grad_mask),
                 SOFT=soft, MASK_BITS="k" if is_packed(mask) else None,
                 GRAD_MASK_BITS="k" if is_packed(grad_mask) else None, INPUT_PRECISION=precision, UPCAST=INTERPRETED,
-                SUBTILES=tiles.subtiles, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k, GROUP=GROUP,
-                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+                SUBTILES=tiles.subtiles, LEAST_STEPS=tiles.least_steps, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k,
+                GROUP=GROUP, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
     if threshold is None:
         return grad_weight, weight.new_zeros(0, dtype=torch.float32)

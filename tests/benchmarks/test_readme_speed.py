@@ -74,3 +74,23 @@ def test_quick_and_unfinished_runs_stand_in_and_are_named(tmp_path: Path) -> Non
 def test_a_readme_without_the_marks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="readme_speed: expected <!-- "):
         readme_marks.updated("no marks", "", readme_speed.MARKS, "readme_speed")
+
+
+def test_the_first_call_stands_before_the_rest_with_its_targets_and_what_went_wrong(tmp_path: Path) -> None:
+    document = {
+        "environment": {"commit": "abc123"},
+        "steps": {"blocks": "done", "decoder": "hung"},
+        "figures": [
+            {"name": "forward ours, block 128, 10% kept / dense", "value": 6.0, "target": "T7@90"}
+            | {"floor": 6.5, "goal": 8.3, "met": False},
+            {"name": "no target", "value": 1.0, "target": ""},
+        ],
+        "bad": [{"step": "blocks", "case": "block 32", "verdict": "WRONG"}],
+    }
+    folder = tmp_path / "nvidia-h200" / "first_contact"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(document), encoding="utf-8")
+    text = readme_speed.section(tmp_path)
+    assert "| T7@90 | forward ours, block 128, 10% kept / dense | 6.00 | 6.50 | 8.30 | no |" in text
+    assert "commit abc123" in text and "no target" not in text
+    assert "Missing of these: decoder hung; WRONG: block 32." in text

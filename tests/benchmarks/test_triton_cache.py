@@ -92,3 +92,13 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
         )  # fmt: skip
         assert run.returncode == 0, run.stdout + run.stderr
     assert "5 kernels asked for, compiled anew: none" in run.stdout
+
+
+@pytest.mark.long
+@pytest.mark.skipif("TRITONSPARSE_TRITON36" not in os.environ, reason="triton 3.6 is not at hand")
+def test_no_kernel_of_the_first_call_makes_its_products_wait(tmp_path: Path) -> None:
+    rows = triton_cache.launches(triton_cache.SOURCES, tmp_path / "cache", {})
+    assert {row["source"] for row in rows if "rest" in row} == set(triton_cache.SOURCES)
+    assert [row for row in rows if "failure" in row] == []
+    # The two that the call times beside today's: how it was.
+    assert [row["kernel"] for row in rows if row["serialized"]] == ["_masked_grad_kernel"] * 2

@@ -141,7 +141,7 @@ def test_a_training_forward_of_many_rows_casts_its_weight_first(first: bool, mon
     monkeypatch.setattr(
         layers, "block_matmul", lambda *args, **kwargs: (given.append(kwargs["w_hat"]), product(*args, **kwargs))[1]
     )
-    net, sparsifier = made(TRAINED["static"], "block")
+    _, sparsifier = made(TRAINED["static"], "block")
     layer = sparsifier.layers["0"]
     layer.casts_first = first
     with torch.autocast("cpu", torch.float16):

@@ -90,10 +90,10 @@ def compile_case(case: Case, name: str) -> dict[str, Any]:
         compiled = triton.compile(source, target=target, options=options)
     loop: dict[str, int] = {}
     if target.backend == "cuda":
-        # Nothing is asked of a kernel whose remarks were not seen.
-        assert "ptxas info" in log.getvalue(), f"{case.name}: expected ptxas's remarks, got none"
         usage = dump(compiled.asm["cubin"], "--dump-resource-usage")
         if name == "sm_90":
+            # Hopper's products alone are serialised; of remarks that were not seen nothing is known.
+            assert "ptxas info" in log.getvalue(), f"{case.name}: expected ptxas's remarks, got none"
             loop = product_loop(dump(compiled.asm["cubin"], "--dump-sass"))
         code = compiled.asm["ptx"]
         registers, spill_bytes = number(r"REG:(\d+)", usage), number(r"STACK:(\d+)", usage)

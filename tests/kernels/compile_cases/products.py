@@ -140,6 +140,7 @@ def grad_arguments(
         **{f"stride_{name}": one for name in ("ln", "rk", "wk", "mk", "bk")},
         **{"SOFT": soft, "MASK_BITS": layout if masked else None, "GRAD_MASK_BITS": layout},
         **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SUBTILES": tiles.subtiles, "GROUP": _tiles.GROUP},
+        "LEAST_STEPS": tiles.least_steps,
         **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
     }
     return {name: values[name] for name in masked_grad._masked_grad_kernel.arg_names}

@@ -364,7 +364,8 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         output = TransfoXLLMOutput(loss, losses, logits, outputs.mems, outputs.hidden_states, outputs.attentions)
         return output.to_tuple() if return_dict is False else output
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # the memory takes the place of a Cache
+    # The memory takes the place of a Cache; not every release of transformers types what it overrides.
+    def prepare_inputs_for_generation(  # type: ignore[override, unused-ignore]
         self, input_ids: Tensor, mems: list[Tensor] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """All ids before the first step; then the last one, as the memory holds the rest."""
