@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operands import check_input, expect
+from ._eager import is_eager
+from ._operands import check_input, refuse
 from .block_gemm import block_grad_input, block_linear
 from .block_grad import block_grad_weight
 from .block_topology import index_size
@@ -31,8 +32,7 @@ from .threshold_backward import threshold_backward
 __all__ = ["block_matmul"]
 
 
-@torch.library.custom_op("tritonsparse::block_matmul", mutates_args=())
-def _forward_op(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -53,6 +53,9 @@ def _forward_op(
         transposed=transposed, out_dtype=out_dtype, backend=backend,
     )  # fmt: skip
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+_forward_op = torch.library.custom_op("tritonsparse::block_matmul", _forward, mutates_args=())
 
 
 def _sides(block: list[int]) -> tuple[int, int]:
@@ -79,8 +82,7 @@ def _(
     return x.new_empty((*x.shape[:-1], weight.shape[1 if transposed else 0]), dtype=out_dtype)
 
 
-@torch.library.custom_op("tritonsparse::block_matmul_backward", mutates_args=())
-def _backward_op(
+def _gradients(
     grad_y: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -116,6 +118,9 @@ def _backward_op(
     return grad_x, grad_weight
 
 
+_backward_op = torch.library.custom_op("tritonsparse::block_matmul_backward", _gradients, mutates_args=())
+
+
 def _matrix_shape(weight: Tensor, transposed: bool) -> tuple[int, int]:
     n, k = reversed(weight.shape) if transposed else weight.shape
     return n, k
@@ -149,7 +154,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    grad_x, grad_weight = torch.ops.tritonsparse.block_matmul_backward(
+    # The op has no derivative: under create_graph it is in the graph, so that asking for one is an error.
+    eager = is_eager(grad_y, ctx.saved_tensors[1]) and not torch.is_grad_enabled()
+    grad_x, grad_weight = (_gradients if eager else _backward_op)(
         grad_y, *ctx.saved_tensors, ctx.block, ctx.transposed, ctx.backend, need_x, need_weight
     )
     grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype) if need_bias else None
@@ -157,6 +164,21 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _BlockMatmul(torch.autograd.Function):
+    """The op as eager code runs it (`_eager.py`); what gets no gradient is one argument, for each costs time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rest: tuple[Any, ...]) -> Tensor:
+        inputs = (x, weight, bias, *rest)
+        y = _forward(*inputs)
+        _setup_context(ctx, inputs, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, grad_y)[:4]
 
 
 def block_matmul(
@@ -209,24 +231,20 @@ def block_matmul(
             "block_matmul: expected grad_index with kept, or mask, or none of the three, got another set; a superset "
             "of blocks is grad_index and kept, all blocks are mask"
         )
+    shape, device = weight.shape, weight.device
     size = index_size(-(-n // block[0]), -(-k // block[1]))
-    for name, each in {"index": index, "grad_index": grad_index}.items():
-        if each is not None:
-            expect(
-                each.shape == (size,) and each.dtype == torch.int32 and each.device == weight.device,
-                "block_matmul",
-                f"{name} to be int32 [{size}] on {weight.device}",
-                each,
-                "build it with block_topology.build_indices",
-            )
+    for name, each in (("index", index), ("grad_index", grad_index)):
+        if each is not None and not (each.shape == (size,) and each.dtype == torch.int32 and each.device == device):
+            expected = f"{name} to be int32 [{size}] on {device}"
+            refuse("block_matmul", expected, each, "build it with block_topology.build_indices")
     for name, tensor, dtype in (("mask", mask, torch.bool), ("w_hat", w_hat, out_dtype)):
-        if tensor is not None:
-            expect(
-                tensor.shape == weight.shape and tensor.dtype == dtype and tensor.device == weight.device,
-                "block_matmul",
-                f"{name} to be {dtype} {list(weight.shape)} on {weight.device}",
-                tensor,
-                "pass it as the layer keeps it",
-            )
-    views = (w_hat, index, grad_index, kept, mask, alpha)
-    return _forward_op(x, weight, bias, *views, list(block), transposed, backend, out_dtype)
+        if tensor is not None and not (tensor.shape == shape and tensor.dtype == dtype and tensor.device == device):
+            expected = f"{name} to be {dtype} {list(shape)} on {device}"
+            refuse("block_matmul", expected, tensor, "pass it as the layer keeps it")
+    rest = (w_hat, index, grad_index, kept, mask, alpha, list(block), transposed, backend, out_dtype)
+    if not is_eager(x, weight):
+        return _forward_op(x, weight, bias, *rest)
+    if not torch.is_grad_enabled():
+        return _forward(x, weight, bias, *rest)
+    y: Tensor = _BlockMatmul.apply(x, weight, bias, rest)
+    return y

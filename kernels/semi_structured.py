@@ -27,7 +27,7 @@ from torch import Tensor
 from . import _triton
 from ._operands import check_estimator, check_operands, check_w_hat, expect
 from .masked_matmul import masked_linear
-from .threshold import threshold_cast
+from .threshold import cast_alone, view_reference
 
 __all__ = [
     "hardware_reason",
@@ -181,8 +181,8 @@ def _forward_op(
     # grad_mask, alpha, defer and sparse_grad_input are the backward's: autograd saves op inputs only.
     saved = None
     if w_hat is None and (packed is None or save_view):
-        backend = _elementwise(weight)
-        w_hat = saved = threshold_cast(weight, None, mask, kind="mask", out_dtype=x.dtype, backend=backend)[0]
+        view = view_reference if _elementwise(weight) == "torch" else cast_alone
+        w_hat = saved = view(weight, None, mask, "mask", x.dtype)
     if packed is None:
         assert w_hat is not None
         packed = torch._cslt_compress((w_hat.t() if transposed else w_hat).contiguous())

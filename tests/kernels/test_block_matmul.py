@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tritonsparse.kernels import block_matmul as module
 from tritonsparse.kernels.block_matmul import block_matmul
 from tritonsparse.kernels.block_topology import block_flags, build_index_reference
 
@@ -112,3 +113,22 @@ def test_operands_that_do_not_fit_are_refused(changed: dict[str, Tensor], messag
     }  # fmt: skip
     with pytest.raises(ValueError, match=f"block_matmul: {message}"):
         block_matmul(**{**operands, **changed}, block=BLOCK)
+
+
+@pytest.mark.parametrize("case", ["kept", "superset", "everywhere"])
+def test_eager_code_and_the_registered_op_agree_bit_for_bit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = gradients_of(case)
+    del options["multiplier"]
+    weight, bias, x, grad_y = torch.randn(4, 9), torch.randn(4), torch.randn(2, 5, 9), torch.randn(2, 5, 4)
+    results = []
+    for eager in (True, False):
+        if not eager:
+            monkeypatch.setattr(module, "is_eager", lambda *_: False)
+        given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        y = block_matmul(*given, build_index_reference(FLAGS), block=BLOCK, **options)
+        assert ("BlockMatmul" in type(y.grad_fn).__name__) == eager
+        y.backward(grad_y)
+        with torch.no_grad():
+            plain = block_matmul(*given, build_index_reference(FLAGS), block=BLOCK, **options)
+        results.append([y.detach(), plain, *(each.grad for each in given)])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
