@@ -25,7 +25,7 @@ from tritonsparse.kernels import _triton
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from first_contact_child import Context
-from harness import Row, Timing, input_sets, relative_error, sample
+from harness import Row, Timing, captured, input_sets, relative_error, sample
 
 ROUNDS, EACH = 5, 10
 # The least digits of a 16-bit or float32 result: half a unit in the last place, relative.
@@ -179,25 +179,6 @@ def check(context: Context, row: Row, provider: Provider) -> Row:
     if provider.exact is None:
         return {**row, "error": 0.0, "verdict": "right"}
     return judged(row, provider.result(made), provider.exact(), provider.bound)
-
-
-def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """A CUDA graph of all calls, once each."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        # Held, so that no call writes into memory that the one before left in the L2.
-        held = [call() for call in calls]
-
-    def replay(_held: object = held) -> None:
-        graph.replay()
-
-    return replay
 
 
 def in_turn(

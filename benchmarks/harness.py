@@ -114,12 +114,13 @@ def measure(calls: Sequence[Callable[[], object]], *, graph: bool = False, sampl
         return Timing.of(sample(calls, samples))
     share = 1
     if graph:
-        calls, share = [_captured(calls)], len(calls)
+        calls, share = [captured(calls)], len(calls)
     sample(calls, max(3, samples // 5))
     return Timing.of([milliseconds / share for milliseconds in sample(calls, samples)])
 
 
-def _captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """A CUDA graph of all calls, once each."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -17,7 +17,7 @@ from tritonsparse.kernels import (
     view_table,
 )
 
-from .case import DTYPES, WIDTH, Case
+from .case import DTYPES, HOPPER, WIDTH, Case
 
 
 def threshold_cases() -> Iterator[Case]:
@@ -68,6 +68,12 @@ def threshold_cases() -> Iterator[Case]:
                 # With 8 warps a thread reads 8 bytes of a mask: wide or not, as the target's compiler has it.
                 bytes_per_element * threshold.TILE**2 if contiguous and num_warps == threshold.NUM_WARPS else None,
             )
+        if kind in ("soft", "mask") and (weight, out, contiguous) == ("fp32", "bf16", True):
+            # As layers launch it.
+            arguments = {name: None if name == "occupancy" else values[name] for name in cast.arg_names}
+            bytes_read = (width[weight] + (mask_width if masked else 0)) * threshold.TILE**2
+            name = f"{cast.__name__} ({kind}, {dtypes}, nothing counted)"
+            yield Case(name, cast, arguments, threshold.NUM_WARPS, 128, bytes_read, targets=HOPPER)
 
 
 def many_cases() -> Iterator[Case]:
