@@ -147,9 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"count_compiles: expected a count for {name!r}, got none: {said}", file=sys.stderr)
             continue
         print(f"{made[name]:6d}  {name}", flush=True)
-    if args.write:
-        document = json.loads(COUNTS.read_text(encoding="utf-8"))
-        write_json(COUNTS, document | {"kernels": dict(sorted((document["kernels"] | made).items()))})
+        if args.write:
+            document = json.loads(COUNTS.read_text(encoding="utf-8"))
+            write_json(COUNTS, document | {"kernels": dict(sorted((document["kernels"] | made).items()))})
     return int(not made)
 
 

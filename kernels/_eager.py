@@ -28,6 +28,8 @@ def is_eager(x: Tensor, weight: Tensor) -> bool:
         or torch._C._is_tracing()
         or type(x) not in _PLAIN
         or type(weight) not in _PLAIN
+        # What `is_grads_batched` and `jacobian(vectorize=True)` hand to a backward.
+        or torch._C._functorch.is_legacy_batchedtensor(x)
     )
 
 

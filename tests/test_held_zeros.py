@@ -15,8 +15,10 @@ from tritonsparse import held_zeros
 optim = torch.optim
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda groups: optim.SGD(groups, lr=0.1),
-    "nesterov": lambda groups: optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam amsgrad": lambda groups: optim.Adam(groups, lr=0.01, amsgrad=True, weight_decay=0.1),
+    "nesterov": lambda groups: optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True),
+    "sgd with decay": lambda groups: optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adam amsgrad": lambda groups: optim.Adam(groups, lr=0.01, amsgrad=True),
+    "adam with decay": lambda groups: optim.Adam(groups, lr=0.01, weight_decay=0.1),
     "adamw fused": lambda groups: optim.AdamW(groups, lr=0.01, fused=True),
     "adamw foreach": lambda groups: optim.AdamW(groups, lr=0.01, foreach=True),
     "nadam": lambda groups: optim.NAdam(groups, lr=0.01),
@@ -55,13 +57,13 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, distur
 
 
 def outside(sparsifier: ts.Sparsifier, optimizer: torch.optim.Optimizer) -> float:
-    """The largest weight, or state that Sparsifier clears, outside a mask."""
+    """The largest weight, or state that Sparsifier clears, outside a mask; NaN where one is."""
     found = [0.0]
     for layer in sparsifier.layers.values():
         state = optimizer.state[layer.weight].values()
         for each in (layer.weight, *(s for s in state if torch.is_tensor(s) and s.shape == layer.weight.shape)):
-            found.append(each.detach()[~layer.mask].abs().max().item())
-    return max(found)
+            found += each.detach()[~layer.mask].abs().tolist()
+    return torch.tensor(found).max().item()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -94,16 +96,17 @@ def test_momentum_that_a_method_keeps_outside_its_masks_is_kept(monkeypatch: pyt
     assert (results[0] != 0).float().mean() > 0.9
 
 
-def test_an_optimizer_whose_update_of_zeros_is_no_zero_is_not_trusted() -> None:
-    # Adam's update without eps is 0 / 0.
-    model, sparsifier, made = start(METHODS["static"](), "adamw fused")
-    train(model, made, 2, lambda number: None)
-    made.param_groups[0]["eps"] = 0.0
-    train(model, made, 1, lambda number: None)
-    assert outside(sparsifier, made) == 0.0
+def test_an_update_that_makes_nan_of_zeros_leaves_none_behind() -> None:
+    # Adam's update without eps is 0 / 0, and an infinite rate times 0 is no number either.
+    for field, value in (("eps", 0.0), ("lr", float("inf"))):
+        model, sparsifier, made = start(METHODS["static"](), "adamw fused")
+        train(model, made, 2, lambda number: None)
+        made.param_groups[0][field] = value
+        train(model, made, 1, lambda number: None)
+        assert outside(sparsifier, made) == 0.0
 
 
-def test_zeros_are_written_once_and_left_alone_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_zeros_of_state_are_written_once_and_left_alone_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     clear = held_zeros.clear_state
     monkeypatch.setattr(held_zeros, "clear_state", lambda *args: (written.append(1), clear(*args)))
@@ -125,7 +128,7 @@ def edit(model: nn.Module) -> None:
         model[0].weight.add_(0.5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw fused", "nesterov"])
+@pytest.mark.parametrize("optimizer", ["adamw fused", "nesterov", "sgd with decay", "adagrad"])
 @pytest.mark.parametrize("disturbance", [noise, edit], ids=["noise in the gradients", "an edit of a weight"])
 def test_what_a_user_does_to_gradients_and_weights_leaves_no_pruned_weight_behind(
     optimizer: str, disturbance: Callable[[nn.Module], None]
@@ -146,10 +149,34 @@ def test_state_that_is_loaded_or_written_to_leaves_nothing_behind() -> None:
     assert outside(sparsifier, made) == 0.0
 
 
-def test_after_a_write_that_no_counter_shows_refresh_has_zeros_written() -> None:
+def test_a_write_through_data_leaves_nothing_behind() -> None:
     model, sparsifier, made = start(METHODS["static"](), "adamw fused")
     train(model, made, 2, lambda number: None)
     model[0].weight.data.fill_(1.0)
-    sparsifier.refresh()
     train(model, made, 1, lambda number: None)
+    assert outside(sparsifier, made) == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("optimizer", ["adamw fused", "nesterov"])
+def test_a_closure_that_makes_the_gradients_anew_leaves_nothing_behind(method: str, optimizer: str) -> None:
+    model, sparsifier, made = start(METHODS[method](), optimizer)
+    random = torch.Generator().manual_seed(1)
+
+    def closure() -> torch.Tensor:
+        made.zero_grad()
+        loss = model(torch.randn(8, 12, generator=random)).square().mean()
+        loss.backward()
+        noise(model)
+        return loss
+
+    for _ in range(8):
+        made.step(closure)
+        assert outside(sparsifier, made) == 0.0
+
+
+def test_a_hook_after_ours_leaves_nothing_behind() -> None:
+    model, sparsifier, made = start(METHODS["static"](), "adamw fused")
+    made.register_step_pre_hook(lambda *_: noise(model))
+    train(model, made, 5, lambda number: None)
     assert outside(sparsifier, made) == 0.0

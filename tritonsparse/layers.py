@@ -49,7 +49,7 @@ CAST_ROWS = 2048
 BACKENDS = ("auto", "torch", "triton", "fused", "block", "semi_structured")
 
 VIEW_TENSORS = ("mask", "grad_mask", "alpha")
-_CACHE = ("w_hat", "w_hat_versions", "w_hat_checked", "product_dtype", "defer")
+_CACHE = ("w_hat", "w_hat_versions", "defer")
 _BLOCKS = ("block_index", "grad_index", "input_index", "block_flags", "index_versions")
 _ACTIVATION = (
     *("activation_density", "activation_scope", "activation_slack"),
@@ -87,10 +87,6 @@ class SparseLayer(nn.Module):
     sparse_grad_input: bool
     w_hat: Tensor | None
     w_hat_versions: tuple[int, ...]
-    # Whether the buffer may be read only where its versions can be looked at: nobody asked for it.
-    w_hat_checked: bool
-    # Of the products of the last forward that skipped blocks to be differentiated.
-    product_dtype: torch.dtype | None
     defer: bool
     block: tuple[int, int] | None
     n_of_m: NM | None
@@ -122,8 +118,7 @@ class SparseLayer(nn.Module):
         layer = cast(SparseLayer, module)
         layer.kind = "dense"
         layer.mask = layer.grad_mask = layer.alpha = layer.exponent = None
-        layer.w_hat, layer.w_hat_versions, layer.w_hat_checked, layer.defer = None, (), False, False
-        layer.product_dtype = None
+        layer.w_hat, layer.w_hat_versions, layer.defer = None, (), False
         layer.block, layer.n_of_m, layer.index_versions = block, n_of_m, ()
         layer.block_index = layer.grad_index = layer.input_index = layer.block_flags = None
         layer.activation_density, layer.activation_scope, layer.activation_slack = None, "batch", 1.25
@@ -234,7 +229,6 @@ class SparseLayer(nn.Module):
         w_hat = self.w_hat
         if w_hat is not None and (
             w_hat.dtype != out_dtype
-            or (torch.compiler.is_compiling() and self.w_hat_checked)
             or (not torch.compiler.is_compiling() and self.w_hat_versions != _versions(weight, threshold, self.mask))
         ):
             w_hat = None
@@ -273,9 +267,6 @@ class SparseLayer(nn.Module):
             index, grad_index, kept = fresh_index(self)
         everywhere = self.alpha is not None and self.grad_mask is None
         weight = self.dense_weight()
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # For the Sparsifier, which keeps such a layer's weight in this dtype from the next step on.
-            self.product_dtype = out_dtype
         many = self.casts_first and torch.is_grad_enabled() and x.numel() >= CAST_ROWS * x.shape[-1]
         if w_hat is None and many and weight.dtype == torch.float32 and out_dtype.itemsize == 2:
             w_hat = weight.detach().to(out_dtype)
@@ -297,8 +288,7 @@ class SparseLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no Sparsifier that would keep its buffer true, or finish its gradients.
-        cached = {"w_hat": None, "w_hat_versions": (), "w_hat_checked": False, "defer": False}
-        cached |= {"last_cutoff": None, "last_overflow": None}
+        cached = {"w_hat": None, "w_hat_versions": (), "defer": False, "last_cutoff": None, "last_overflow": None}
         indices = {**dict.fromkeys(_BLOCKS), "index_versions": ()}
         return vars(self) | cached | indices
 
@@ -354,6 +344,7 @@ def view_versions(layer: SparseLayer) -> tuple[int, ...]:
 def _versions(weight: Tensor, threshold: Tensor | None, mask: Tensor | None) -> tuple[int, ...]:
     return (
         weight._version,
+        weight.data_ptr(),
         -1 if threshold is None else threshold._version,
         -1 if mask is None else mask._version,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,9 +84,7 @@ class Sparsifier:
         """Real optimizer steps taken since `sparsify`, resumed ones included."""
         return self.clock.step
 
-    def attach(
-        self, optimizer: Any, *, cache_dtype: torch.dtype | Literal["auto"] | None = "auto", defer: bool = False
-    ) -> None:
+    def attach(self, optimizer: Any, *, cache_dtype: torch.dtype | None = None, defer: bool = False) -> None:
         """Take the clock from `optimizer`: from now on each of its real steps is one step.
 
         A step that a GradScaler skips, or an accumulation micro-step, is not one. Accelerate's wrapper is
@@ -97,9 +95,9 @@ class Sparsifier:
             cache_dtype: keep every layer's sparse weight in this dtype, that of the matrix products (bfloat16 under
                 autocast), and write it once a step, all layers in one launch, instead of once a forward. Costs its
                 memory all the time; pays with gradient accumulation, evaluation and checkpointed forwards. The
-                results are the same bit for bit. After an edit through `.data` call `refresh()`. "auto" does so for
-                layers that skip blocks (`backend="block"`) of float32 weights under 16-bit autocast, whose products
-                read a weight of their own dtype much faster, from the first step after such a forward; None for none.
+                results are the same bit for bit. After an edit through `.data`, or a step of another fused optimizer on
+                the same weights, call `refresh()`. Without it a forward makes its own: layers that skip blocks too,
+                under 16-bit autocast, where a training forward has many rows.
             defer: leave dense gradients in `.grad` and multiply them once a step, after accumulation and reduction over
                 ranks, all layers in one launch. Clipping, and a GradScaler's search for infinities, then see the
                 dense gradients of pruned weights, and zeros for the thresholds.
@@ -119,12 +117,7 @@ class Sparsifier:
                 "attach: expected one optimizer, got a second one; call detach() first or attach the one that "
                 "trains the sparse layers"
             )
-        if isinstance(cache_dtype, bool | str) and cache_dtype != "auto":
-            raise ValueError(
-                f'attach: expected cache_dtype to be a dtype, "auto" or None, got {cache_dtype!r}; pass None to keep '
-                f"no sparse weights between forwards"
-            )
-        if isinstance(cache_dtype, torch.dtype) and not cache_dtype.is_floating_point:
+        if cache_dtype is not None and not (isinstance(cache_dtype, torch.dtype) and cache_dtype.is_floating_point):
             raise ValueError(
                 f"attach: expected a floating-point cache_dtype, got {cache_dtype}; pass the dtype of the matrix "
                 f"products, torch.bfloat16 under bf16 autocast"
@@ -135,8 +128,7 @@ class Sparsifier:
             inner.register_step_pre_hook(self._before_step),
             inner.register_step_post_hook(self._after_step),
         ]
-        blocks = any(layer.block is not None for layer in self.layers.values())
-        if defer or isinstance(cache_dtype, torch.dtype) or (cache_dtype is not None and blocks):
+        if cache_dtype is not None or defer:
             self._cache = ViewCache(self.model, self.layers, cache_dtype, defer)
 
     def detach(self) -> None:
@@ -164,12 +156,7 @@ class Sparsifier:
                 the optimizer's update is not elementwise or its state unknown, or views are cached.
         """
         self._require_live("compact")
-        cached = self._cache is not None and not self._cache.automatic
-        self._compaction.start(self._optimizer, cached=cached)
-        if self._cache is not None:
-            # Packed weights are their own copies: nobody asked for more.
-            self._cache.close()
-            self._cache = None
+        self._compaction.start(self._optimizer, cached=self._cache is not None)
 
     def expand(self) -> None:
         """Undo `compact()`: dense storage with zeros outside the masks, until it is called again."""
@@ -186,9 +173,11 @@ class Sparsifier:
 
     def _write_derived(self) -> None:
         """What is made of the weights and masks once a step."""
-        self._indices.write()
-        if self._cache is not None:
-            self._cache.write()
+        # A tensor that is made in inference mode cannot be saved for a backward.
+        with torch.inference_mode(False), torch.no_grad():
+            self._indices.write()
+            if self._cache is not None:
+                self._cache.write()
 
     def param_groups(self, **defaults: Any) -> list[dict[str, Any]]:
         """Groups for any torch optimizer: weights with decay, biases and norms without, thresholds.

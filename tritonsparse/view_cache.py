@@ -6,9 +6,9 @@
 A buffer is written at `attach`, after every real step, after `load_state_dict` of the Sparsifier or of the model, and
 by `Sparsifier.refresh()`; never in a forward. Its address stays, so that CUDA graphs may hold it. A layer reads it only
 if it is in the dtype of the product and, outside torch.compile, if weight, threshold and mask are those that were
-written: an in-place edit moves their version, and the layer then builds its view itself. An edit through `.data` moves
-nothing and needs `refresh()`. A compiled forward cannot look at versions: it reads a buffer that was asked for, and
-none that is kept by default.
+written: an in-place edit moves their version, another tensor has another address, and the layer then builds its view
+itself. An edit in place through `.data`, and a fused optimizer that is not attached, move nothing and need `refresh()`:
+so a buffer is kept only where it is asked for.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ class ViewCache:
         layers: name -> sparse layer. Those take part that multiply by their weight as it is stored, contiguously and
             without an exponent, and whose input is not packed, and with `defer` those that do not skip blocks; the
             others go on as without.
-        dtype: of Ŵ; None keeps no buffers; "auto" keeps one of each layer that skips blocks while it multiplies in 16
-            bits and its weight has 32, in the dtype of its products.
+        dtype: of Ŵ; None keeps no buffers.
         defer: leave dense gradients to `backward`.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, SparseLayer], dtype: torch.dtype | str | None, defer: bool
+        self, model: nn.Module, layers: Mapping[str, SparseLayer], dtype: torch.dtype | None, defer: bool
     ) -> None:
         self.layers = [
             layer
@@ -65,25 +64,12 @@ class ViewCache:
             layer.defer = defer
         self.write()
 
-    @property
-    def automatic(self) -> bool:
-        """Whether it was not asked for."""
-        return isinstance(self.dtype, str) and not self.defer
-
-    def _dtype_of(self, layer: SparseLayer) -> torch.dtype | None:
-        """The dtype of a layer's buffer; None where it has none."""
-        if not isinstance(self.dtype, str):
-            return self.dtype
-        product = layer.product_dtype
-        halved = product is not None and product.itemsize == 2 and layer.weight.dtype == torch.float32
-        return product if halved and layer.backend == "block" and layer.kind == "mask" else None
-
     def close(self) -> None:
         """Free the buffers; the layers build their views themselves again."""
         self._handle.remove()
         self._tables, self._signature = [], []
         for layer in self.layers:
-            layer.w_hat, layer.w_hat_versions, layer.w_hat_checked, layer.defer = None, (), False, False
+            layer.w_hat, layer.w_hat_versions, layer.defer = None, (), False
 
     @torch.no_grad()
     def write(self) -> None:
@@ -91,8 +77,6 @@ class ViewCache:
         if self.dtype is None:
             return
         for layers, table in self._current():
-            if layers[0].w_hat is None:
-                continue
             cast_many(table)
             for layer in layers:
                 assert layer.w_hat is not None  # _current
@@ -120,13 +104,8 @@ class ViewCache:
         """The tables of the views as they stand; made anew when a kind, a tensor or a device has changed."""
         taking = [layer for layer in self.layers if layer.kind != "dense"]
         for layer in taking:
-            dtype = self._dtype_of(layer)
-            if dtype is None:
-                layer.w_hat, layer.w_hat_versions = None, ()
-            elif layer.w_hat is None or layer.w_hat.device != layer.weight.device or layer.w_hat.dtype != dtype:
-                layer.w_hat = torch.empty_like(layer.weight, dtype=dtype)
-                layer.w_hat_checked = isinstance(self.dtype, str)
-        taking = [layer for layer in taking if self.defer or layer.w_hat is not None]
+            if self.dtype is not None and (layer.w_hat is None or layer.w_hat.device != layer.weight.device):
+                layer.w_hat = torch.empty_like(layer.weight, dtype=self.dtype)
         signature = [
             (
                 layer.kind,
@@ -139,13 +118,13 @@ class ViewCache:
             for layer in taking
         ]
         if signature != self._signature:
-            groups: dict[tuple[str, torch.device, bool], list[SparseLayer]] = {}
+            groups: dict[tuple[str, torch.device], list[SparseLayer]] = {}
             for layer in taking:
                 backend = "torch" if layer.backend == "torch" else "triton"
-                groups.setdefault((backend, layer.weight.device, layer.w_hat is None), []).append(layer)
+                groups.setdefault((backend, layer.weight.device), []).append(layer)
             self._tables = [
                 (members, ViewTable([View(member.kind, *_operands(member)) for member in members], backend))
-                for (backend, *_), members in groups.items()
+                for (backend, _), members in groups.items()
             ]
             self._signature = signature
         return self._tables

@@ -46,7 +46,8 @@ def conv_cases() -> Iterator[Case]:
                 num_stages=tiles.num_stages,
                 matrix=True,
                 left_in_registers=weight == "fp32" and target == "sm_90",
-                buffers=3 if target == "sm_90" and k % 16 == 0 else 0,
+                # As many as stages, but for the one that is in registers.
+                buffers=tiles.num_stages - (weight == "fp32") if target == "sm_90" and k % 16 == 0 else 0,
                 targets=(target,),
             )
     for m, n, k, taps, kind, weight, block, targets in (
@@ -69,7 +70,7 @@ def conv_cases() -> Iterator[Case]:
                 255,
                 num_stages=sums.num_stages,
                 matrix=True,
-                buffers=3 if target == "sm_90" and k % 16 == 0 else 0,
+                buffers=sums.num_stages if target == "sm_90" and k % 16 == 0 else 0,
                 targets=(target,),
             )
     finish = _conv_grad_kernel._finish_splits_kernel

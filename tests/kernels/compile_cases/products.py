@@ -55,8 +55,9 @@ def product_cases() -> Iterator[Case]:
                 num_stages=tiles.num_stages,
                 matrix=matrix,
                 left_in_registers=matrix and target == "sm_90",
-                # Loads as narrow as single elements of 2 bytes are beyond what is copied in the background.
-                buffers=3 if target == "sm_90" and contiguous else 0,
+                # As many as stages, but for the one that is in registers. Loads as narrow as single elements of 2 bytes
+                # are beyond what is copied in the background.
+                buffers=tiles.num_stages - 1 if target == "sm_90" and contiguous else 0,
                 targets=(target,),
             )
     for n, kind, weight, x, bits, contiguous, precision, targets in (
@@ -83,7 +84,7 @@ def product_cases() -> Iterator[Case]:
                 255,
                 num_stages=grad_tiles.num_stages,
                 matrix=x == "bf16" or precision == "tf32",
-                buffers=3 if target == "sm_90" and contiguous else 0,
+                buffers=grad_tiles.num_stages if target == "sm_90" and contiguous else 0,
                 targets=(target,),
             )
     sums: dict[str, Any] = {
