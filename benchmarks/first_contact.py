@@ -231,6 +231,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for step in steps:
             print(f"{step.name:12}{step.file + '.jsonl':16}{step.least:5.0f} to {step.most:.0f} s")
         return 0
+    if not 0 < args.budget < float("inf"):
+        print(
+            f"first_contact: expected a --budget of seconds above 0, got {args.budget}; 570 is a call", file=sys.stderr
+        )
+        return 2
+    try:
+        args.out.resolve().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"first_contact: expected a folder for --out, got {args.out} ({error}); name another", file=sys.stderr)
+        return 2
     # What the steps start is ended through this program, whoever ends it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:

@@ -120,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = {entry.name: entry for entry in every if entry.stage == QUICK or not args.quick}
     queue = list(chosen("gpu_queue", named, args.only).values())
     if args.dry_run:
-        known = sorted({path.name for path in (*args.out.glob("*/"), *RESULTS.glob("*/"))})
+        files = {f"{entry.file}.json" for entry in every}
+        folders = (*args.out.glob("*/"), *RESULTS.glob("*/"))
+        known = sorted({path.name for path in folders if any((path / file).is_file() for file in files)})
         for name in [device] if device else known or ["no device"]:
             print(f"{name}\n{summary(queue, Store(args.out / name, RESULTS / name), {})}\n")
         return 0

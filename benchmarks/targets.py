@@ -257,20 +257,22 @@ def _of_card(card: Card) -> list[Target]:
     return sorted(found, key=lambda target: int(target.key[1:].partition("@")[0]))
 
 
-def targets_for(device_name: str) -> dict[str, Target]:
+def targets_for(device_name: str | None) -> dict[str, Target]:
     """The targets of a card by key, in the order of their numbers.
 
     Args:
-        device_name: as `torch.cuda.get_device_name()` gives it; its form in lower case with hyphens will do.
+        device_name: as `torch.cuda.get_device_name()` gives it; its form in lower case with hyphens will do. None for
+            no GPU, which no targets were derived for either.
 
     Raises:
         UnknownCard: none were derived for it.
     """
-    card = CARDS.get(device_key(device_name))
+    card = CARDS.get(device_key(device_name or ""))
     if card is None:
         names = " or ".join(repr(card.name) for card in CARDS.values())
         raise UnknownCard(
-            f"targets_for: expected {names}, got {device_name!r}; derive its rates in kernels/plan.py first"
+            f"targets_for: unknown card: expected {names}, got {device_name!r}; derive its rates in kernels/plan.py "
+            f"first"
         )
     return {target.key: target for target in _of_card(card)}
 

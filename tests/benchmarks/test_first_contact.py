@@ -236,6 +236,18 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert "expected a GPU that torch sees, got none" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("budget", ["nan", "0", "-5", "inf"])
+def test_a_budget_that_is_no_time_is_refused(budget: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert first_contact.main(["--out", str(tmp_path), "--budget", budget]) == 2
+    assert "first_contact: expected a --budget of seconds above 0" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert first_contact.main(["--out", str(tmp_path / "file" / "out")]) == 2
+    assert "first_contact: expected a folder for --out" in capsys.readouterr().err
+
+
 def smoke_elsewhere(tmp_path: Path, *arguments: str) -> tuple[Path, list[dict[str, Any]]]:
     """The smoke form in a copy of the tree as it is on a GPU machine: no .git, no `datasets`, triton 3.6 if at hand."""
     tree = tmp_path / "tree"
