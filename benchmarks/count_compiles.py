@@ -5,8 +5,9 @@
 The benchmarks run as they are, on a machine without a GPU: Triton is told of an H100's driver, and a kernel that is
 asked for, with its types, constants and options, is noted in place of being compiled. Operations on large tensors are
 left out, so results mean nothing. `--write` updates `compile_counts.json`. Entries that train a model are not counted,
-for torch.compile takes most of their time, nor those whose launchers read what a kernel would have written, nor the
-tests; their estimates stand in `queue_entries.py`. Run it under the Triton of the GPU machines (PYTHONPATH).
+for torch.compile takes most of their time, nor those whose launchers read what a kernel would have written; their
+estimates stand in `queue_entries.py`. Of the GPU tests the count is a lower bound: each goes as far as it gets. Run it
+under the Triton of the GPU machines (PYTHONPATH).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import Timing, write_json
+from harness import ROOT, Timing, write_json
 from queue_entries import COUNTS, entries
 from queue_store import FULL, QUICK
 from reports import chosen
@@ -39,8 +40,10 @@ LARGE = 2**18
 UNCOUNTED = (
     "bench_block_step", "bench_train_step", "bench_transfo_xl", "bench_semi_structured", "bench_block_inference",
 )  # fmt: skip
-# Seconds for one entry.
+# Seconds for one program.
 LIMIT = 600
+# The entry of all GPU tests.
+TESTS_ENTRY = "gpu tests"
 
 
 class Allocated(TorchDispatchMode):
@@ -122,6 +125,17 @@ def count(command: Sequence[str]) -> int:
     return len(found)
 
 
+def count_tests(path: str) -> int:
+    """As `count`, of a file of GPU tests; each test goes as far as it gets, most to their first comparison."""
+    from first_contact_dry import launch_tests
+
+    found = count_launches()
+    sys.stdout = sys.stderr
+    launch_tests(path)
+    sys.stdout = sys.__stdout__
+    return len(found)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="PATTERN", help="entries whose name matches, * and ? as in file names")
@@ -133,18 +147,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         for entry in entries(None)
         if entry.stage in (QUICK, FULL) and Path(entry.command[1]).stem not in UNCOUNTED
     }
+    tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "gpu").glob("test_*.py"))
     if args.one:
-        print(count(counted[args.only].command))
+        print(count_tests(args.only) if args.only in tests else count(counted[args.only].command))
         return 0
     made: dict[str, int] = {}
-    for name in chosen("count_compiles", counted, args.only):
-        command = (sys.executable, __file__, "--one", "--only", name)
+    for name in chosen("count_compiles", {**counted, TESTS_ENTRY: None}, args.only):
+        parts = tests if name == TESTS_ENTRY else [name]
+        made[name] = 0
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-            made[name] = int(run.stdout.split()[-1])
+            for part in parts:
+                command = (sys.executable, __file__, "--one", "--only", part)
+                run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+                made[name] += int(run.stdout.split()[-1])
         except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
             said = run.stderr.strip().splitlines()[-1:] if not isinstance(error, subprocess.TimeoutExpired) else error
             print(f"count_compiles: expected a count for {name!r}, got none: {said}", file=sys.stderr)
+            del made[name]
             continue
         print(f"{made[name]:6d}  {name}", flush=True)
         if args.write:
