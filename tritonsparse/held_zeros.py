@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .kernels import _triton
+from .kernels._operands import TRITON_DTYPES
 from .kernels.threshold_backward_many import backward_many
 from .kernels.view_table import View, ViewTable
 from .layers import SparseLayer
@@ -98,7 +99,8 @@ class HeldZeros:
                 continue
             assert mask is not None  # kind "mask"
             plain = tensor.dtype == weight.dtype and tensor.is_contiguous() and weight.is_contiguous()
-            if _triton.AVAILABLE and weight.is_cuda and weight.dim() == 2 and plain and mask.is_contiguous():
+            launched = _triton.INTERPRETED or (_triton.AVAILABLE and weight.is_cuda)
+            if launched and weight.dtype in TRITON_DTYPES and weight.dim() == 2 and plain and mask.is_contiguous():
                 tabled.append((layer, tensor))
             else:
                 tensor.masked_fill_(~mask, 0.0)
