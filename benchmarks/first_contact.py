@@ -137,13 +137,14 @@ class Run:
 
     def __init__(self, out: Path, budget: float, smoke: bool, variables: Mapping[str, str]) -> None:
         self.out, self.smoke, self.variables = out, smoke, dict(variables)
-        self.deadline = START + budget - RESERVE
+        self.start = time.monotonic()
+        self.deadline = self.start + budget - RESERVE
         self.id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + f"-{os.getpid()}"
         self.log = RowLog(out / "run.jsonl")
         self.children: list[Child] = []
 
     def note(self, **facts: Any) -> None:
-        self.log.append({"run": self.id, "at_s": round(time.monotonic() - START, 1), **facts})
+        self.log.append({"run": self.id, "at_s": round(time.monotonic() - self.start, 1), **facts})
 
     def path(self, step: Step) -> Path:
         return self.out / f"{step.file}.jsonl"
@@ -247,7 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonsparse-")))
         variables = linked_environment(scratch)
         set_caches(variables, scratch)
-        run = Run(args.out.resolve(), args.budget, args.smoke, variables)
+        # Python's own start and the imports are of the budget too, where this is the program.
+        spent = time.monotonic() - START if __name__ == "__main__" else 0.0
+        run = Run(args.out.resolve(), args.budget - spent, args.smoke, variables)
         stack.callback(run.end)
         # Its imports pass while the kernels are unpacked.
         first = run.prepare(steps[0])

@@ -164,8 +164,10 @@ def block_grad_cases() -> Iterator[Case]:
                 kernel,
                 {argument: values[argument] for argument in kernel.arg_names},
                 tiles.num_warps,
-                # Of two programs of 256 threads each thread has 128 registers.
-                128 if target == "sm_90" and matrix and x == "bf16" and not weight and aligned else 255,
+                # Two programs share 65,536.
+                min(255, 65_536 // (2 * 32 * tiles.num_warps))
+                if target == "sm_90" and x == "bf16" and not weight and aligned
+                else 255,
                 num_stages=tiles.num_stages,
                 matrix=matrix,
                 # As many as the launcher asks for; one is in registers where the product has no matrix instruction.
