@@ -157,9 +157,8 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     # The op has no derivative: under create_graph it is in the graph, so that asking for one is an error.
     saved = ctx.saved_tensors  # Read once: a checkpoint unpacks them once.
     eager = is_eager(grad_y, saved[1]) and not torch.is_grad_enabled()
-    grad_x, grad_weight = (_gradients if eager else _backward_op)(
-        grad_y, *saved, ctx.block, ctx.transposed, ctx.backend, need_x, need_weight
-    )
+    gradients: Any = _gradients if eager else _backward_op
+    grad_x, grad_weight = gradients(grad_y, *saved, ctx.block, ctx.transposed, ctx.backend, need_x, need_weight)
     grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype) if need_bias else None
     return grad_x if need_x else None, grad_weight if need_weight else None, grad_bias, *[None] * 10
 
