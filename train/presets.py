@@ -27,6 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tritonsparse.export import freeze_unsaved
+
 __all__ = ["PRESETS", "build_model", "load_model"]
 
 # name -> (layers each side, d_model, heads, ffn, dropout)
@@ -117,9 +119,6 @@ def load_model(name_or_path: str) -> tuple[Any, Any]:
             f"translation: expected a seq2seq checkpoint (a local folder or a reachable hub id), got "
             f"{name_or_path!r} ({str(error).splitlines()[0]}); pass another --model_name_or_path"
         ) from error
-    # Marian's sinusoids are not saved, and come back as trainable (transformers 5.23): DDP would wait for gradients
-    # that never come.
-    for name, parameter in model.named_parameters():
-        if name in (model._keys_to_ignore_on_save or ()):
-            parameter.requires_grad_(False)
+    # Where no gradient reaches what is not saved, DDP would wait for it.
+    freeze_unsaved(model)
     return tokenizer, model

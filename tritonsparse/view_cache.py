@@ -103,9 +103,10 @@ class ViewCache:
     def _current(self) -> list[tuple[list[SparseLayer], ViewTable]]:
         """The tables of the views as they stand; made anew when a kind, a tensor or a device has changed."""
         taking = [layer for layer in self.layers if layer.kind != "dense"]
-        for layer in taking:
-            if self.dtype is not None and (layer.w_hat is None or layer.w_hat.device != layer.weight.device):
-                layer.w_hat = torch.empty_like(layer.weight, dtype=self.dtype)
+        if self.dtype is not None:
+            for layer in taking:
+                if layer.w_hat is None or layer.w_hat.device != layer.weight.device:
+                    layer.w_hat = torch.empty_like(layer.weight, dtype=self.dtype)
         signature = [
             (
                 layer.kind,
