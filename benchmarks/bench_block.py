@@ -13,8 +13,8 @@
 A step is all three, and "ours" rebuilds its index in it, as a topology that moves demands; the others' formats are made
 beforehand, outside the time. torch's operators run with the parameters they ship with; `--tune` adds a line with what
 `tune_bsr_dense_addmm` finds (minutes). stk is timed where it is installed. `--tiles` adds lines of forward and dX with
-other configurations than ours computes, by which the rules of `kernels/_block_tiles.py` are judged. Zeros in an operand
-make a dense product faster (less power), so both dense lines are printed.
+other configurations than ours computes, by which the rules of `kernels/block/_gemm_tiles.py` are judged. Zeros in an
+operand make a dense product faster (less power), so both dense lines are printed.
 
 `tflop_per_s` counts kept blocks only; `speedup` is over "dense random"; `of_ideal` is the speed-up times the density: 1
 means that all of the skipped work was saved; `break_even` is the density at which ours takes as long as dense, between
@@ -48,7 +48,7 @@ from harness import (
 )
 from reports import Report, chosen
 
-from tritonsparse.kernels.block_topology import IndexTable, index_size
+from tritonsparse.kernels.block.topology import IndexTable, index_size
 
 FP32 = torch.float32
 DENSITIES, QUICK_DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02), (1.0, 0.5, 0.2, 0.1)

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.block_packed import pack_blocks, packed_block_linear, unpack_blocks
-from tritonsparse.kernels.block_topology import build_index_reference
+from tritonsparse.kernels.block.packed import pack_blocks, packed_block_linear, unpack_blocks
+from tritonsparse.kernels.block.topology import build_index_reference
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (

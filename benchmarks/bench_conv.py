@@ -32,12 +32,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels._conv_operands import as_image, input_flags, on_blocks
-from tritonsparse.kernels._conv_tiles import Geometry
-from tritonsparse.kernels.block_topology import build_index_reference
-from tritonsparse.kernels.masked_conv import conv_op_name, masked_conv2d
-from tritonsparse.kernels.threshold import threshold_cast
-from tritonsparse.kernels.threshold_backward import threshold_backward
+from tritonsparse.kernels.block.topology import build_index_reference
+from tritonsparse.kernels.conv._operands import as_image, input_flags, on_blocks
+from tritonsparse.kernels.conv._tiles import Geometry
+from tritonsparse.kernels.conv.conv2d import conv_op_name, masked_conv2d
+from tritonsparse.kernels.weight.backward import threshold_backward
+from tritonsparse.kernels.weight.forward import threshold_cast
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (

@@ -30,10 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.masked_gemm import fused_grad_input, fused_linear
-from tritonsparse.kernels.masked_grad import fused_grad_weight
-from tritonsparse.kernels.threshold import threshold_cast
-from tritonsparse.kernels.threshold_backward import threshold_backward
+from tritonsparse.kernels.fused.gemm import fused_grad_input, fused_linear
+from tritonsparse.kernels.fused.grad import fused_grad_weight
+from tritonsparse.kernels.weight.backward import threshold_backward
+from tritonsparse.kernels.weight.forward import threshold_cast
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.activation_cutoff import activation_cutoff
-from tritonsparse.kernels.packed_linear import packed_linear
+from tritonsparse.kernels.activation.cutoff import activation_cutoff
+from tritonsparse.kernels.activation.linear import packed_linear
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (

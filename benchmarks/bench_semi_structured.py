@@ -31,14 +31,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.masked_matmul import masked_linear
-from tritonsparse.kernels.n_of_m import n_of_m_mask
+from tritonsparse.kernels.fused.linear import masked_linear
+from tritonsparse.kernels.select.n_of_m import n_of_m_mask
+from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import (
     pack_semi_structured,
     semi_structured_linear,
     semi_structured_reason,
 )
-from tritonsparse.kernels.transposable import transposable_mask
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.threshold import threshold_cast, threshold_cast_reference
-from tritonsparse.kernels.threshold_backward import threshold_backward, threshold_backward_reference
+from tritonsparse.kernels.weight.backward import threshold_backward, threshold_backward_reference
+from tritonsparse.kernels.weight.forward import threshold_cast, threshold_cast_reference
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (

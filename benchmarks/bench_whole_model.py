@@ -31,12 +31,12 @@ import torch
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.threshold import threshold_cast
-from tritonsparse.kernels.threshold_backward import threshold_backward
-from tritonsparse.kernels.threshold_backward_many import backward_many
-from tritonsparse.kernels.threshold_many import cast_many
-from tritonsparse.kernels.topk import Cutoff, topk_cutoff
-from tritonsparse.kernels.view_table import View, ViewTable
+from tritonsparse.kernels.select.topk import Cutoff, topk_cutoff
+from tritonsparse.kernels.weight.backward import threshold_backward
+from tritonsparse.kernels.weight.backward_many import backward_many
+from tritonsparse.kernels.weight.forward import threshold_cast
+from tritonsparse.kernels.weight.forward_many import cast_many
+from tritonsparse.kernels.weight.table import View, ViewTable
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (

@@ -14,11 +14,11 @@ from harness import relative_error
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels._block_tiles import block_tiles
 from tritonsparse.kernels._tiles import input_precision, is_aligned, limits_of
-from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
-from tritonsparse.kernels.block_grad import block_grad_weight
-from tritonsparse.kernels.block_topology import IndexTable, index_size
+from tritonsparse.kernels.block._gemm_tiles import block_tiles
+from tritonsparse.kernels.block.gemm import block_grad_input, block_linear
+from tritonsparse.kernels.block.grad import block_grad_weight
+from tritonsparse.kernels.block.topology import IndexTable, index_size
 
 DEVIATION = 0.02
 

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonsparse.kernels._block_grad_tiles import BlockGradTiles, block_grad_tiles
 from tritonsparse.kernels._tiles import limits_of
-from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
-from tritonsparse.kernels.block_grad import block_grad_weight
-from tritonsparse.kernels.block_topology import IndexTable, index_size
+from tritonsparse.kernels.block._grad_tiles import BlockGradTiles, block_grad_tiles
+from tritonsparse.kernels.block.gemm import block_grad_input, block_linear
+from tritonsparse.kernels.block.grad import block_grad_weight
+from tritonsparse.kernels.block.topology import IndexTable, index_size
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from first_contact_child import Context

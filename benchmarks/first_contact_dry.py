@@ -165,8 +165,10 @@ def pretend(log: RowLog, source: str) -> None:
 
     jit.JITFunction.run, compiler.get_cache_key = run, key
     limits = _tiles.Limits(SHARED_BYTES, PROCESSORS)
-    for path in Path(tritonsparse.kernels.__path__[0]).glob("*.py"):
-        module: Any = importlib.import_module(f"tritonsparse.kernels.{path.stem}")
+    package = Path(tritonsparse.kernels.__path__[0])
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        module: Any = importlib.import_module(".".join(("tritonsparse.kernels", *parts)))
         if hasattr(module, "require"):
             module.require = lambda *_: None
         if hasattr(module, "limits_of"):

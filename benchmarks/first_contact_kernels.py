@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonsparse.kernels._order_keys import tile_table
-from tritonsparse.kernels.masked_grad import GradTiles, fused_grad_weight
-from tritonsparse.kernels.threshold import threshold_cast, view_reference
-from tritonsparse.kernels.threshold_backward import threshold_backward
-from tritonsparse.kernels.threshold_many import cast_many
-from tritonsparse.kernels.topk import Cutoff, topk_cutoff
-from tritonsparse.kernels.view_table import View, ViewTable
+from tritonsparse.kernels.fused.grad import GradTiles, fused_grad_weight
+from tritonsparse.kernels.select._keys import tile_table
+from tritonsparse.kernels.select.topk import Cutoff, topk_cutoff
+from tritonsparse.kernels.weight.backward import threshold_backward
+from tritonsparse.kernels.weight.forward import threshold_cast, view_reference
+from tritonsparse.kernels.weight.forward_many import cast_many
+from tritonsparse.kernels.weight.table import View, ViewTable
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from first_contact_child import Context

@@ -4,7 +4,7 @@
 
 A result file lies in the folder of its device and holds `rows`; read of each row are
 
-    op          "forward", "grad_input" or "grad_weight"; of a convolution, masked_conv.py's conv_op_name
+    op          "forward", "grad_input" or "grad_weight"; of a convolution, conv/conv2d.py's conv_op_name
     m, n, k     rows of x or pixels of the result, rows and columns of the weight as stored
     dtype       of x and the product: "bfloat16", "float16" or "float32"
     kind        "soft", "hard", "step", "mask" or "bits"

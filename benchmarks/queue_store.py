@@ -26,7 +26,7 @@ Record = dict[str, Any]
 # Stages: the quick form of every benchmark, the tests, the benchmarks in full, long training runs.
 QUICK, TESTS, FULL, LONG = range(4)
 # What kernels, and layers over them, are made of.
-KERNELS = ("kernels/*.py",)
+KERNELS = ("kernels/**/*.py",)
 LAYERS = (
     *KERNELS, "tritonsparse/layers.py", "tritonsparse/sparsifier.py", "tritonsparse/block_index.py",
     "tritonsparse/view_cache.py", "tritonsparse/methods/*.py",

@@ -1,6 +1,6 @@
 """What the view's kernels demand of their operands, said in one sentence each.
 
-Shared by `threshold.py` and `masked_matmul.py`; every check raises ValueError before anything is computed.
+Shared by `weight/forward.py` and `fused/linear.py`; every check raises ValueError before anything is computed.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def gemm_tiles(
     aligned: bool,
     limits: Limits,
 ) -> GemmTiles:
-    """The configuration of `masked_gemm.py` for a product of m x k by the view n x k.
+    """The configuration of `fused/gemm.py` for a product of m x k by the view n x k.
 
     Args:
         m, n, k: sizes in the forward's letters.
@@ -180,7 +180,7 @@ def gemm_tiles(
 
 @dataclass(frozen=True)
 class GradTiles:
-    """A configuration of `masked_grad.py`, in its letters.
+    """A configuration of `fused/grad.py`, in its letters.
 
     Attributes:
         m, n, k: sides of a tile: the reduction, rows and columns of the weight; powers of two, at least 16.
@@ -199,7 +199,7 @@ class GradTiles:
 
 
 def grad_tiles(n: int, k: int, *, operand_bytes: int, precision: str, aligned: bool, limits: Limits) -> GradTiles:
-    """The configuration of `masked_grad.py` for a weight `[n, k]`; the other arguments as in `gemm_tiles`."""
+    """The configuration of `fused/grad.py` for a weight `[n, k]`; the other arguments as in `gemm_tiles`."""
     fp32 = operand_bytes == 4
     if fp32 and precision == "ieee":
         return GradTiles(32, 64, 64, 1, 8, stages_that_fit(2 * 32 * 64 * 4, 0, limits))

@@ -1,4 +1,4 @@
-"""Whether a product of a sparse layer should compute its view inside (`masked_gemm.py`, `masked_grad.py`) or beside.
+"""Whether a product of a sparse layer should compute its view inside (`fused/gemm.py`, `fused/grad.py`) or beside.
 
 Three answers, of which the caller sees the source:
 

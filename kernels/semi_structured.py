@@ -2,16 +2,16 @@
 
     forward    Y  = X What^T + b        sparse: What [N, K] has at most two non-zeros in every four along a row
     backward   dX = dY What             sparse where What has no more in every four along a column either, else dense
-               dW = m * (dY^T X)        dense, m: 1 kept, alpha pruned, 0 outside B; masked_matmul.py's backward
+               dW = m * (dY^T X)        dense, m: 1 kept, alpha pruned, 0 outside B; fused/linear.py's backward
 
 cuSPARSELt skips zeros in fours along the reduction, which is K in the forward and N in dX, and a mask that is 2:4 along
-the rows of What is not 2:4 along its columns. Masks that are both are `transposable.py`'s, a smaller set. In dW no
+the rows of Ŵ is not 2:4 along its columns. Masks that are both are `select/transposable.py`'s, a smaller set. In dW no
 operand has zeros: it could be sparse only by sparsifying dY (arXiv:2404.01847), which changes the gradient and is not
 done here. So training through this op equals training through the dense products up to rounding.
 
 What to expect: twice the tensor cores' arithmetic is at most 1.2 times a product's speed on an H100 (NVIDIA's figure at
 8192^3, CUDALibrarySamples issue 203), on one or two of three products, less the compression of What for every forward.
-`benchmarks/bench_semi_structured.py` measures it; `auto` takes this op where that found it faster (block_plan.py).
+`benchmarks/bench_semi_structured.py` measures it; `auto` takes this op where that found it faster (block/plan.py).
 """
 
 # M rows of x (tokens)   N output features   K input features
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from . import _triton
 from ._operands import check_estimator, check_operands, check_w_hat, expect
-from .masked_matmul import masked_linear
-from .threshold import cast_alone, view_reference
+from .fused.linear import masked_linear
+from .weight.forward import cast_alone, view_reference
 
 __all__ = [
     "hardware_reason",
@@ -272,7 +272,7 @@ def semi_structured_linear(
         backend: "torch" (the reference, any device and dtype: `masked_linear`) or "semi_structured".
         defer: leave the dense gradient in the weight's, as in `masked_linear`.
         sparse_grad_input: dX is a sparse product too; then the mask keeps at most two of every four neighbours along a
-            column as well (`transposable.py`), which is not looked at either.
+            column as well (`select/transposable.py`), which is not looked at either.
 
     Returns:
         `[..., N]`, dtype of x; aliases nothing.

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import tritonsparse as ts
 from tritonsparse.conv import SparseConv2d, is_depthwise
-from tritonsparse.kernels.masked_weight import masked_weight
+from tritonsparse.kernels.weight.op import masked_weight
 from tritonsparse.methods import ACDC, GMP, AutoSparse, Phases, RigL, Static
 from tritonsparse.pattern import parse
 

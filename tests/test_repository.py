@@ -84,7 +84,7 @@ import importlib.util, sys
 import transformers
 from transformers import Trainer
 import tritonsparse
-import tritonsparse.kernels.masked_matmul
+import tritonsparse.kernels.fused.linear
 spec = importlib.util.find_spec("kernels")
 assert spec is None or not (spec.origin or "").startswith({str(ROOT)!r}), spec
 assert "kernels" not in sys.modules
@@ -142,7 +142,7 @@ def test_the_wheel_holds_all_modules_and_recipes_and_works_where_it_is_installed
 import sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
-import tritonsparse, tritonsparse.kernels.threshold, tritonsparse.eval, tritonsparse.train
+import tritonsparse, tritonsparse.kernels.weight.forward, tritonsparse.eval, tritonsparse.train
 assert tritonsparse.__file__.startswith({str(tmp_path)!r}), tritonsparse.__file__
 assert tritonsparse.kernels.__file__.startswith({str(tmp_path)!r})
 """

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import tritonsparse as ts
-from tritonsparse.kernels import masked_matmul
+from tritonsparse.kernels.fused import linear as masked_matmul
 from tritonsparse.methods import Method
 from tritonsparse.methods.acdc import ACDC, Phases
 from tritonsparse.methods.rigl_set import RigL

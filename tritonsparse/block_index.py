@@ -1,6 +1,6 @@
 """Where the kept blocks of every layer lie, for products that skip the others; owned by the Sparsifier.
 
-    write    flags [R, C] of each mask, and of each set B -> their indices (kernels/block_topology.py), all layers of a
+    write    flags [R, C] of each mask, and of each set B -> their indices (kernels/block/topology.py), all layers of a
              device together; only layers whose masks have changed since
 
 Written when the Sparsifier is made, after every real step, after loading and by `Sparsifier.refresh()`; never in a
@@ -9,7 +9,7 @@ change. Whether a mask has changed is read from its version counter on the host,
 whose masks were edited in between makes an index for that forward alone.
 
 Under "auto" a layer of blocks on a GPU skips them while its density is one at which that was measured faster than dense
-(kernels/block_plan.py); it is asked again whenever its masks have changed a hundred times.
+(kernels/block/plan.py); it is asked again whenever its masks have changed a hundred times.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .kernels.block_plan import block_choice
-from .kernels.block_topology import IndexTable, block_flags, build_indices, index_size
+from .kernels.block.plan import block_choice
+from .kernels.block.topology import IndexTable, block_flags, build_indices, index_size
 
 if TYPE_CHECKING:
     from .layers import SparseLayer

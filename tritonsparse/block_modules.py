@@ -1,7 +1,7 @@
 """Modules that hold only the kept blocks of a weight: what `Sparsifier.finalize(format="bsr")` leaves in the model.
 
     values   Parameter [nnz, r, c]   the kept blocks of W [N, K], in the order of the index
-    index    int32 buffer            which they are (kernels/block_topology.py)
+    index    int32 buffer            which they are (kernels/block/topology.py)
     bias     as it was
 
 A stock module is re-classed in place, as sparse layers are, so it stays where its parents know it and under every name
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .kernels import _triton
-from .kernels.block_packed import pack_blocks, packed_block_linear, unpack_blocks
-from .kernels.block_topology import build_index_reference, grid_of, index_size
+from .kernels.block.packed import pack_blocks, packed_block_linear, unpack_blocks
+from .kernels.block.topology import build_index_reference, grid_of, index_size
 from .layers import _reclass
 
 __all__ = ["BLOCK_CLASSES", "BlockConv2d", "BlockLayer", "BlockLinear", "block_product", "packs", "product_backend"]

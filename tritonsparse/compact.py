@@ -3,7 +3,7 @@
     compact   W [N, K] -> V [nnz, r, c], and with it W.grad and every state tensor of W's shape
     expand    V -> W, zeros elsewhere
 
-A sparse layer is re-classed into its compact class, which multiplies by packed blocks (kernels/block_packed.py). Its
+A sparse layer is re-classed into its compact class, which multiplies by packed blocks (kernels/block/packed.py). Its
 `weight` stays the same Parameter object under the same name, with other data: optimizers, schedulers and lists of
 parameters that somebody keeps go on as they were. What methods zero outside their masks after every step does not exist
 here, so a step is that of the dense storage: the same products, the same elementwise update, the same bits in float32
@@ -28,8 +28,8 @@ from torch.optim import Optimizer
 from .block_modules import block_product, product_backend
 from .clock import Clock
 from .conv import SparseConv2d
-from .kernels.block_packed import pack_blocks, unpack_blocks
-from .kernels.block_topology import block_flags, build_index_reference
+from .kernels.block.packed import pack_blocks, unpack_blocks
+from .kernels.block.topology import block_flags, build_index_reference
 from .layers import SparseConv1D, SparseLayer, SparseLinear, _reclass
 from .methods import Method
 from .optimizer_state import check_elementwise, map_state

@@ -1,11 +1,11 @@
 """`nn.Conv2d` seen through a view: the same Parameter, a convolution with S(W).
 
-    What = S(W)            as of the matrix [out, kh kw in/groups] (kernels/masked_weight.py)
+    What = S(W)            as of the matrix [out, kh kw in/groups] (kernels/weight/op.py)
     Y    = conv2d(X, What)
 
 Every padding mode, stride, dilation and grouping is `nn.Conv2d`'s own code. Autograd gives dX from What and the dense
 gradient of What, which the view's backward multiplies into dW. The back ends "fused" and "block" have the view inside
-the products instead (kernels/masked_conv.py), "block" those of kept blocks alone; `auto` takes "fused" for a
+the products instead (kernels/conv/conv2d.py), "block" those of kept blocks alone; `auto` takes "fused" for a
 convolution whose products were all measured to be faster so (kernels/plan.py). Depthwise and narrowly grouped ones
 always have their view beside the vendor's: no tile of ours would be filled.
 
@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block_index import fresh_index, index_of, is_indexed
-from .kernels._conv_operands import input_flags
-from .kernels._conv_tiles import Geometry
-from .kernels.masked_conv import masked_conv2d, prefers_fused
-from .kernels.masked_weight import masked_weight
-from .kernels.packed_conv import packed_conv2d
-from .kernels.threshold import view_reference
+from .kernels.activation.conv2d import packed_conv2d
+from .kernels.conv._operands import input_flags
+from .kernels.conv._tiles import Geometry
+from .kernels.conv.conv2d import masked_conv2d, prefers_fused
+from .kernels.weight.forward import view_reference
+from .kernels.weight.op import masked_weight
 from .layers import VIEW_TENSORS, SparseLayer
 
 __all__ = ["SparseConv2d", "is_depthwise"]

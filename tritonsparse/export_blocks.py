@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from .block_modules import BLOCK_CLASSES, BlockLayer, matrix_shape, packs
-from .kernels.block_topology import block_flags
+from .kernels.block.topology import block_flags
 from .layers import SparseLayer
 from .pattern import Block, Pattern
 

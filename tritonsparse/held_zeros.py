@@ -26,8 +26,8 @@ from torch.optim import Optimizer
 
 from .kernels import _triton
 from .kernels._operands import TRITON_DTYPES
-from .kernels.threshold_backward_many import backward_many
-from .kernels.view_table import View, ViewTable
+from .kernels.weight.backward_many import backward_many
+from .kernels.weight.table import View, ViewTable
 from .layers import SparseLayer
 from .optimizer_state import clear_state
 

@@ -12,7 +12,7 @@
     exponent    a of PowerPropagation: the view is of W |W|^(a-1); None = of W itself
     block       (rows, columns) of the blocks that the mask consists of; None = elements
     n_of_m      the pattern where the mask keeps n of every m along a row of W; None = it does not
-    activation_density    the share of the input that dW is made of, saved packed (kernels/packed_linear.py); None = all
+    activation_density    the share of the input that dW is made of, saved packed (activation/linear.py); None = all
 
 Masks and alpha are plain tensor attributes, not buffers: DDP would broadcast buffers at every forward, and
 `from_pretrained` would fill non-persistent ones with garbage. They follow the weight's device (`_apply`)
@@ -31,13 +31,13 @@ from transformers.pytorch_utils import Conv1D
 
 from .block_index import MaskVersions, fresh_index, is_indexed
 from .kernels import _triton
-from .kernels.block_matmul import block_matmul
-from .kernels.block_plan import semi_structured_choice
-from .kernels.masked_matmul import masked_linear
-from .kernels.packed_linear import packed_linear
-from .kernels.power import power
+from .kernels.activation.linear import packed_linear
+from .kernels.block.linear import block_matmul
+from .kernels.block.plan import semi_structured_choice
+from .kernels.fused.linear import masked_linear
 from .kernels.semi_structured import semi_structured_linear
-from .kernels.threshold import view_reference
+from .kernels.weight.forward import view_reference
+from .kernels.weight.power import power
 from .pattern import NM
 
 __all__ = ["BACKENDS", "VIEW_TENSORS", "SparseConv1D", "SparseLayer", "SparseLinear", "view_versions"]

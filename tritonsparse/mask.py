@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .kernels import _triton
-from .kernels.topk import topk_cutoff
-from .kernels.topk_masks import cutoff_masks
+from .kernels.select.masks import cutoff_masks
+from .kernels.select.topk import topk_cutoff
 
 __all__ = ["check_sparsity", "kept_count", "topk_mask", "topk_masks"]
 
@@ -54,7 +54,7 @@ def topk_mask(score: Tensor, kept: int) -> Tensor:
 
 
 def topk_masks(scores: Sequence[Tensor], kept: int) -> list[Tensor]:
-    """Masks of the `kept` largest entries over all `scores` together (a global top-k), by `kernels/topk.py`.
+    """Masks of the `kept` largest entries over all `scores` together (a global top-k), by `kernels/select/topk.py`.
 
     Raises:
         ValueError: `kept` is out of range, or a score is NaN.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .kernels.transposable import MAX_SIDE
+from .kernels.select.transposable import MAX_SIDE
 
 __all__ = ["NM", "Block", "Channel", "Pattern", "Unstructured", "parse"]
 

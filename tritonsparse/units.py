@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .kernels import _triton
-from .kernels.n_of_m import MAX_M, n_of_m_mask
-from .kernels.transposable import transposable_mask
+from .kernels.select.n_of_m import MAX_M, n_of_m_mask
+from .kernels.select.transposable import transposable_mask
 from .mask import kept_count, topk_masks
 from .pattern import NM, Block, Channel, Pattern
 

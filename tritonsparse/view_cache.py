@@ -1,7 +1,7 @@
 """Ŵ of every sparse layer, written once a step instead of once a forward; owned by the Sparsifier.
 
-    write       Ŵ_l = S_l(W_l) into a buffer of layer l, all layers in one launch (kernels/threshold_many.py)
-    backward    G_l <- m_l · G_l over the accumulated, reduced dense gradients (kernels/threshold_backward_many.py)
+    write       Ŵ_l = S_l(W_l) into a buffer of layer l, all layers in one launch (kernels/weight/forward_many.py)
+    backward    G_l <- m_l · G_l over the accumulated, reduced dense gradients (kernels/weight/backward_many.py)
 
 A buffer is written at `attach`, after every real step, after `load_state_dict` of the Sparsifier or of the model, and
 by `Sparsifier.refresh()`; never in a forward. Its address stays, so that CUDA graphs may hold it. A layer reads it only
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .kernels.threshold_backward_many import backward_many
-from .kernels.threshold_many import cast_many
-from .kernels.view_table import View, ViewTable
+from .kernels.weight.backward_many import backward_many
+from .kernels.weight.forward_many import cast_many
+from .kernels.weight.table import View, ViewTable
 from .layers import SparseLayer, view_versions
 
 __all__ = ["ViewCache"]

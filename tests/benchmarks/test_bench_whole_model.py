@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import bench_whole_model  # noqa: E402
 
-from tritonsparse.kernels.topk import topk_cutoff  # noqa: E402
+from tritonsparse.kernels.select.topk import topk_cutoff  # noqa: E402
 
 
 def test_a_cut_off_is_checked_by_counting() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, ResNetConfig
 
 from tritonsparse.eval import cli, doctor, layer_bench
-from tritonsparse.kernels import block_plan
+from tritonsparse.kernels.block import plan as block_plan
 
 
 @pytest.fixture

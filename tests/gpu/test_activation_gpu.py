@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from tolerances import product_bound
 from torch import Tensor
 
-from tritonsparse.kernels.activation import pack_activation, unpack_activation
-from tritonsparse.kernels.activation_cutoff import activation_cutoff
-from tritonsparse.kernels.packed_grad_weight import packed_grad_weight
-from tritonsparse.kernels.packed_linear import packed_linear
+from tritonsparse.kernels.activation.compress import pack_activation, unpack_activation
+from tritonsparse.kernels.activation.cutoff import activation_cutoff
+from tritonsparse.kernels.activation.grad_weight import packed_grad_weight
+from tritonsparse.kernels.activation.linear import packed_linear
 
 pytestmark = [
     pytest.mark.gpu,

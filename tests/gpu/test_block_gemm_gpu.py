@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from tolerances import product_bound
 from torch import Tensor
 
-from tritonsparse.kernels._block_tiles import BlockTiles, block_tiles
 from tritonsparse.kernels._tiles import limits_of
-from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
-from tritonsparse.kernels.block_topology import IndexTable, build_index_reference, build_indices, index_size
+from tritonsparse.kernels.block._gemm_tiles import BlockTiles, block_tiles
+from tritonsparse.kernels.block.gemm import block_grad_input, block_linear
+from tritonsparse.kernels.block.topology import IndexTable, build_index_reference, build_indices, index_size
 
 pytestmark = [
     pytest.mark.gpu,

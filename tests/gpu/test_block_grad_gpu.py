@@ -14,8 +14,8 @@ import torch
 from tolerances import product_bound
 from torch import Tensor
 
-from tritonsparse.kernels.block_grad import block_grad_weight
-from tritonsparse.kernels.block_topology import build_index_reference
+from tritonsparse.kernels.block.grad import block_grad_weight
+from tritonsparse.kernels.block.topology import build_index_reference
 
 pytestmark = [
     pytest.mark.gpu,

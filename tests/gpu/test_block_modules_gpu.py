@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
 from tritonsparse.block_modules import BlockLayer, product_backend
-from tritonsparse.kernels.block_packed import packed_block_linear, unpack_blocks
-from tritonsparse.kernels.block_topology import build_index_reference
+from tritonsparse.kernels.block.packed import packed_block_linear, unpack_blocks
+from tritonsparse.kernels.block.topology import build_index_reference
 
 pytestmark = [
     pytest.mark.gpu,

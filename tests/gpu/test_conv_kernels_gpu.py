@@ -15,12 +15,12 @@ from tolerances import CANCELLING, product_bound
 from torch import Tensor, nn
 
 import tritonsparse as ts
-from tritonsparse.kernels._conv_operands import input_flags
-from tritonsparse.kernels._conv_tiles import Geometry
-from tritonsparse.kernels.block_topology import build_index_reference
-from tritonsparse.kernels.conv_gemm import conv_forward, conv_grad_input
-from tritonsparse.kernels.conv_grad import conv_grad_weight
-from tritonsparse.kernels.masked_conv import masked_conv2d
+from tritonsparse.kernels.block.topology import build_index_reference
+from tritonsparse.kernels.conv._operands import input_flags
+from tritonsparse.kernels.conv._tiles import Geometry
+from tritonsparse.kernels.conv.conv2d import masked_conv2d
+from tritonsparse.kernels.conv.gemm import conv_forward, conv_grad_input
+from tritonsparse.kernels.conv.grad import conv_grad_weight
 from tritonsparse.methods import AutoSparse, Static
 
 pytestmark = [

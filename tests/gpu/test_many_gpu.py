@@ -8,9 +8,9 @@ from tolerances import ELEMENTWISE
 from torch import Tensor, nn
 
 import tritonsparse as ts
-from tritonsparse.kernels.threshold_backward_many import backward_many, backward_many_reference
-from tritonsparse.kernels.threshold_many import cast_many, cast_many_reference
-from tritonsparse.kernels.view_table import View, ViewTable
+from tritonsparse.kernels.weight.backward_many import backward_many, backward_many_reference
+from tritonsparse.kernels.weight.forward_many import cast_many, cast_many_reference
+from tritonsparse.kernels.weight.table import View, ViewTable
 from tritonsparse.methods import AutoSparse
 
 pytestmark = [

@@ -14,9 +14,9 @@ import torch
 from tolerances import CANCELLING, product_bound
 from torch import Tensor
 
-from tritonsparse.kernels.mask_bits import pack_bits
-from tritonsparse.kernels.masked_gemm import fused_grad_input, fused_linear
-from tritonsparse.kernels.masked_grad import fused_grad_weight
+from tritonsparse.kernels.fused.bits import pack_bits
+from tritonsparse.kernels.fused.gemm import fused_grad_input, fused_linear
+from tritonsparse.kernels.fused.grad import fused_grad_weight
 
 pytestmark = [
     pytest.mark.gpu,

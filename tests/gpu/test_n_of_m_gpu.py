@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tritonsparse.kernels.n_of_m import n_of_m_mask
+from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.pattern import NM
 from tritonsparse.units import choose_masks
 

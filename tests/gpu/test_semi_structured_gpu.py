@@ -13,13 +13,13 @@ import torch
 from tolerances import product_bound
 from torch import Tensor
 
-from tritonsparse.kernels.n_of_m import n_of_m_mask
+from tritonsparse.kernels.select.n_of_m import n_of_m_mask
+from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import (
     pack_semi_structured,
     semi_structured_linear,
     semi_structured_reason,
 )
-from tritonsparse.kernels.transposable import transposable_mask
 
 
 def _missing() -> str | None:

@@ -13,8 +13,8 @@ import torch
 from tolerances import ELEMENTWISE
 from torch import Tensor
 
-from tritonsparse.kernels.threshold import threshold_cast, threshold_cast_reference
-from tritonsparse.kernels.threshold_backward import threshold_backward, threshold_backward_reference
+from tritonsparse.kernels.weight.backward import threshold_backward, threshold_backward_reference
+from tritonsparse.kernels.weight.forward import threshold_cast, threshold_cast_reference
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritonsparse.kernels._order_keys import TILE, tile_table
-from tritonsparse.kernels.topk import Cutoff, topk_cutoff
-from tritonsparse.kernels.topk_masks import cutoff_masks
+from tritonsparse.kernels.select._keys import TILE, tile_table
+from tritonsparse.kernels.select.masks import cutoff_masks
+from tritonsparse.kernels.select.topk import Cutoff, topk_cutoff
 
 pytestmark = [
     pytest.mark.gpu,

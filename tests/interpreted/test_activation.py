@@ -10,10 +10,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels.activation import pack_activation, unpack_activation
-from tritonsparse.kernels.activation_cutoff import activation_cutoff
-from tritonsparse.kernels.packed_grad_weight import packed_grad_weight
-from tritonsparse.kernels.packed_linear import packed_linear
+from tritonsparse.kernels.activation.compress import pack_activation, unpack_activation
+from tritonsparse.kernels.activation.cutoff import activation_cutoff
+from tritonsparse.kernels.activation.grad_weight import packed_grad_weight
+from tritonsparse.kernels.activation.linear import packed_linear
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels._block_gemm_kernel import _parts
-from tritonsparse.kernels._block_tiles import BlockTiles, tile_side
-from tritonsparse.kernels._block_weight import dense_weight
 from tritonsparse.kernels._triton import tl, triton
-from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
-from tritonsparse.kernels.block_topology import build_index_reference
+from tritonsparse.kernels.block._gemm_kernel import _parts
+from tritonsparse.kernels.block._gemm_tiles import BlockTiles, tile_side
+from tritonsparse.kernels.block._weight import dense_weight
+from tritonsparse.kernels.block.gemm import block_grad_input, block_linear
+from tritonsparse.kernels.block.topology import build_index_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tritonsparse.kernels._block_grad_tiles import BlockGradTiles
-from tritonsparse.kernels.block_grad import block_grad_weight
-from tritonsparse.kernels.block_topology import build_index_reference
+from tritonsparse.kernels.block._grad_tiles import BlockGradTiles
+from tritonsparse.kernels.block.grad import block_grad_weight
+from tritonsparse.kernels.block.topology import build_index_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritonsparse.kernels._tiles import Limits
-from tritonsparse.kernels.block_gemm import block_linear
-from tritonsparse.kernels.block_packed import few_rows_tiles, packed_block_linear
-from tritonsparse.kernels.block_topology import build_index_reference
+from tritonsparse.kernels.block.gemm import block_linear
+from tritonsparse.kernels.block.packed import few_rows_tiles, packed_block_linear
+from tritonsparse.kernels.block.topology import build_index_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels import block_topology
-from tritonsparse.kernels.block_topology import IndexTable, build_index_reference, build_indices, index_size
+from tritonsparse.kernels.block import topology as block_topology
+from tritonsparse.kernels.block.topology import IndexTable, build_index_reference, build_indices, index_size
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tritonsparse as ts
-from tritonsparse.kernels._conv_operands import input_flags
-from tritonsparse.kernels._conv_tiles import ConvGradTiles, ConvTiles, Geometry
-from tritonsparse.kernels.block_topology import build_index_reference
-from tritonsparse.kernels.conv_gemm import conv_forward, conv_grad_input
-from tritonsparse.kernels.conv_grad import conv_grad_weight
-from tritonsparse.kernels.masked_conv import masked_conv2d
-from tritonsparse.kernels.threshold import view_reference
+from tritonsparse.kernels.block.topology import build_index_reference
+from tritonsparse.kernels.conv._operands import input_flags
+from tritonsparse.kernels.conv._tiles import ConvGradTiles, ConvTiles, Geometry
+from tritonsparse.kernels.conv.conv2d import masked_conv2d
+from tritonsparse.kernels.conv.gemm import conv_forward, conv_grad_input
+from tritonsparse.kernels.conv.grad import conv_grad_weight
+from tritonsparse.kernels.weight.forward import view_reference
 from tritonsparse.methods import AutoSparse, Static, TopKAST
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tritonsparse.kernels._tiles import GemmTiles, grouped_tile
 from tritonsparse.kernels._triton import tl, triton
-from tritonsparse.kernels.mask_bits import pack_bits, pack_bits_reference, unpack_bits
-from tritonsparse.kernels.masked_gemm import fused_grad_input, fused_linear
+from tritonsparse.kernels.fused.bits import pack_bits, pack_bits_reference, unpack_bits
+from tritonsparse.kernels.fused.gemm import fused_grad_input, fused_linear
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritonsparse.kernels._tiles import GradTiles
-from tritonsparse.kernels.mask_bits import pack_bits
-from tritonsparse.kernels.masked_grad import fused_grad_weight
+from tritonsparse.kernels.fused.bits import pack_bits
+from tritonsparse.kernels.fused.grad import fused_grad_weight
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

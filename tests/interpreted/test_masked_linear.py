@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tritonsparse.kernels.masked_matmul import masked_linear
+from tritonsparse.kernels.fused.linear import masked_linear
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels.n_of_m import n_of_m_mask
+from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.threshold import threshold_cast
-from tritonsparse.kernels.threshold_backward import threshold_backward
+from tritonsparse.kernels.weight.backward import threshold_backward
+from tritonsparse.kernels.weight.forward import threshold_cast
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

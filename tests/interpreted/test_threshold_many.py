@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels.threshold_backward_many import backward_many, backward_many_reference
-from tritonsparse.kernels.threshold_many import cast_many, cast_many_reference
-from tritonsparse.kernels.view_table import View, ViewTable
+from tritonsparse.kernels.weight.backward_many import backward_many, backward_many_reference
+from tritonsparse.kernels.weight.forward_many import cast_many, cast_many_reference
+from tritonsparse.kernels.weight.table import View, ViewTable
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

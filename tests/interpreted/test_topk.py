@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tritonsparse.kernels import _order_keys, topk_select
-from tritonsparse.kernels._order_keys import tile_table
-from tritonsparse.kernels.topk import Cutoff, topk_cutoff
-from tritonsparse.kernels.topk_masks import cutoff_masks
+from tritonsparse.kernels.select import _keys as _order_keys
+from tritonsparse.kernels.select import _select as topk_select
+from tritonsparse.kernels.select._keys import tile_table
+from tritonsparse.kernels.select.masks import cutoff_masks
+from tritonsparse.kernels.select.topk import Cutoff, topk_cutoff
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

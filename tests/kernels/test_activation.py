@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels.activation import pack_activation, unpack_activation
-from tritonsparse.kernels.activation_cutoff import activation_cutoff
-from tritonsparse.kernels.packed_grad_weight import packed_grad_weight
+from tritonsparse.kernels.activation.compress import pack_activation, unpack_activation
+from tritonsparse.kernels.activation.cutoff import activation_cutoff
+from tritonsparse.kernels.activation.grad_weight import packed_grad_weight
 
 INF, NAN = math.inf, math.nan
 

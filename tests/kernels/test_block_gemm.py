@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels._block_tiles import block_tiles, tile_side
-from tritonsparse.kernels._block_weight import dense_weight
 from tritonsparse.kernels._tiles import Limits
-from tritonsparse.kernels.block_gemm import block_grad_input, block_linear
-from tritonsparse.kernels.block_topology import build_index_reference, index_size
+from tritonsparse.kernels.block._gemm_tiles import block_tiles, tile_side
+from tritonsparse.kernels.block._weight import dense_weight
+from tritonsparse.kernels.block.gemm import block_grad_input, block_linear
+from tritonsparse.kernels.block.topology import build_index_reference, index_size
 
 F64 = torch.float64
 NAN = float("nan")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tritonsparse.kernels._block_grad_tiles import block_grad_tiles, takes_rows
 from tritonsparse.kernels._tiles import Limits
-from tritonsparse.kernels.block_grad import block_grad_weight
-from tritonsparse.kernels.block_topology import build_index_reference
+from tritonsparse.kernels.block._grad_tiles import block_grad_tiles, takes_rows
+from tritonsparse.kernels.block.grad import block_grad_weight
+from tritonsparse.kernels.block.topology import build_index_reference
 
 F64 = torch.float64
 sides = st.integers(1, 4)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritonsparse.kernels import block_matmul as module
-from tritonsparse.kernels.block_matmul import block_matmul
-from tritonsparse.kernels.block_topology import block_flags, build_index_reference
+from tritonsparse.kernels.block import linear as module
+from tritonsparse.kernels.block.linear import block_matmul
+from tritonsparse.kernels.block.topology import block_flags, build_index_reference
 
 FLAGS = torch.tensor([[True, False, True], [False, False, False]])
 SUPERSET = torch.tensor([[True, True, True], [False, True, False]])

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tritonsparse.kernels._block_weight import dense_weight
 from tritonsparse.kernels._tiles import Limits
-from tritonsparse.kernels.block_packed import few_rows_tiles, pack_blocks, packed_block_linear, unpack_blocks
-from tritonsparse.kernels.block_topology import build_index_reference
+from tritonsparse.kernels.block._weight import dense_weight
+from tritonsparse.kernels.block.packed import few_rows_tiles, pack_blocks, packed_block_linear, unpack_blocks
+from tritonsparse.kernels.block.topology import build_index_reference
 
 
 def packed(shape: tuple[int, int], block: tuple[int, int], keep: float = 0.4, **options: Any) -> tuple[Tensor, ...]:

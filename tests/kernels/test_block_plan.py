@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tritonsparse.kernels.block_plan import (
+from tritonsparse.kernels.block.plan import (
     FIELDS,
     SEMI_STRUCTURED_FIELDS,
     block_choice,

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels import block_topology
-from tritonsparse.kernels.block_topology import (
+from tritonsparse.kernels.block import topology as block_topology
+from tritonsparse.kernels.block.topology import (
     IndexTable,
     block_flags,
     build_index_reference,

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tritonsparse.kernels._conv_operands import input_flags, kept_blocks
-from tritonsparse.kernels._conv_tiles import Geometry, conv_grad_tiles, conv_tiles, phases
 from tritonsparse.kernels._tiles import Limits
-from tritonsparse.kernels.block_topology import build_index_reference
-from tritonsparse.kernels.conv_gemm import conv_forward, conv_grad_input
-from tritonsparse.kernels.conv_grad import conv_grad_weight
-from tritonsparse.kernels.masked_conv import conv_op_name, masked_conv2d, prefers_fused
+from tritonsparse.kernels.block.topology import build_index_reference
+from tritonsparse.kernels.conv._operands import input_flags, kept_blocks
+from tritonsparse.kernels.conv._tiles import Geometry, conv_grad_tiles, conv_tiles, phases
+from tritonsparse.kernels.conv.conv2d import conv_op_name, masked_conv2d, prefers_fused
+from tritonsparse.kernels.conv.gemm import conv_forward, conv_grad_input
+from tritonsparse.kernels.conv.grad import conv_grad_weight
 from tritonsparse.kernels.plan import choose
 
 F64 = torch.float64

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tritonsparse.kernels.mask_bits import pack_bits, unpack_bits
-from tritonsparse.kernels.masked_gemm import fused_grad_input, fused_linear
-from tritonsparse.kernels.masked_matmul import masked_linear
+from tritonsparse.kernels.fused.bits import pack_bits, unpack_bits
+from tritonsparse.kernels.fused.gemm import fused_grad_input, fused_linear
+from tritonsparse.kernels.fused.linear import masked_linear
 
 F64 = torch.float64
 M, N, K = 4, 5, 37

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tritonsparse.kernels.mask_bits import pack_bits
-from tritonsparse.kernels.masked_grad import fused_grad_weight
-from tritonsparse.kernels.masked_matmul import masked_linear
+from tritonsparse.kernels.fused.bits import pack_bits
+from tritonsparse.kernels.fused.grad import fused_grad_weight
+from tritonsparse.kernels.fused.linear import masked_linear
 
 F64 = torch.float64
 M, N, K = 6, 5, 7

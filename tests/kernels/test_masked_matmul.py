@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tritonsparse.kernels.masked_matmul import masked_linear
+from tritonsparse.kernels.fused.linear import masked_linear
 
 F64 = torch.float64
 N, K = 5, 7

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from tritonsparse.kernels.masked_matmul import masked_linear
-from tritonsparse.kernels.packed_linear import packed_linear
+from tritonsparse.kernels.activation.linear import packed_linear
+from tritonsparse.kernels.fused.linear import masked_linear
 
 F64 = torch.float64
 N, K = 5, 70

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tritonsparse.kernels import block_plan, plan
+from tritonsparse.kernels import plan
+from tritonsparse.kernels.block import plan as block_plan
 from tritonsparse.kernels.plan import CARDS, FIELDS, choose, device_key, read_table
 
 ROOT = Path(__file__).parents[2]

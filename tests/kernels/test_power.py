@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels.power import power, power_reference, root
+from tritonsparse.kernels.weight.power import power, power_reference, root
 
 
 def test_values_and_gradients_by_hand() -> None:

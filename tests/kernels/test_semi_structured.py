@@ -12,14 +12,14 @@ from torch import Tensor
 
 import tritonsparse as ts
 from tritonsparse.kernels import semi_structured
-from tritonsparse.kernels.masked_matmul import masked_linear
-from tritonsparse.kernels.n_of_m import n_of_m_mask
+from tritonsparse.kernels.fused.linear import masked_linear
+from tritonsparse.kernels.select.n_of_m import n_of_m_mask
+from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import (
     pack_semi_structured,
     semi_structured_linear,
     semi_structured_reason,
 )
-from tritonsparse.kernels.transposable import transposable_mask
 
 N, K = 64, 96
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from tritonsparse import kernels
-from tritonsparse.kernels import threshold as threshold_module
-from tritonsparse.kernels.threshold import threshold_cast, threshold_cast_reference
-from tritonsparse.kernels.threshold_backward import threshold_backward, threshold_backward_reference
+from tritonsparse.kernels import weight
+from tritonsparse.kernels.weight import forward as threshold_module
+from tritonsparse.kernels.weight.backward import threshold_backward, threshold_backward_reference
+from tritonsparse.kernels.weight.forward import threshold_cast, threshold_cast_reference
 
 INF, NAN = float("inf"), float("nan")
 F64 = torch.float64
@@ -358,12 +359,12 @@ def test_triton_off_the_gpu_is_an_error_that_names_the_other_back_end() -> None:
 def test_without_triton_the_module_imports_and_only_its_triton_back_end_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("_triton", "threshold"):
+    for package, name in ((kernels, "_triton"), (weight, "forward")):
         # The fresh import rebinds both, and both must come back.
-        monkeypatch.setattr(kernels, name, getattr(kernels, name))
-        monkeypatch.delitem(sys.modules, f"tritonsparse.kernels.{name}")
+        monkeypatch.setattr(package, name, getattr(package, name))
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}")
     monkeypatch.setitem(sys.modules, "triton", None)  # makes `import triton` fail as if it were not there
-    fresh = importlib.import_module("tritonsparse.kernels.threshold")
+    fresh = importlib.import_module("tritonsparse.kernels.weight.forward")
     assert fresh is not threshold_module
 
     assert fresh.threshold_cast(W, S, kind="soft")[0].tolist() == [[0.5] * 3] * 2
@@ -374,7 +375,7 @@ def test_without_triton_the_module_imports_and_only_its_triton_back_end_is_refus
     assert message.endswith('; install triton or pass backend="torch"')
 
 
-@pytest.mark.parametrize("name", ["threshold", "threshold_backward"])
+@pytest.mark.parametrize("name", ["forward", "backward"])
 def test_the_examples_in_the_docstrings_hold(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.{name}"))
+    result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.weight.{name}"))
     assert result.attempted >= 3 and result.failed == 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tritonsparse.kernels.threshold import threshold_cast
-from tritonsparse.kernels.threshold_backward import threshold_backward
+from tritonsparse.kernels.weight.backward import threshold_backward
+from tritonsparse.kernels.weight.forward import threshold_cast
 
 F64 = torch.float64
 

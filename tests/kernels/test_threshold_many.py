@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tritonsparse.kernels.threshold import threshold_cast
-from tritonsparse.kernels.threshold_backward import threshold_backward
-from tritonsparse.kernels.threshold_backward_many import backward_many
-from tritonsparse.kernels.threshold_many import cast_many
-from tritonsparse.kernels.view_table import View, ViewTable
+from tritonsparse.kernels.weight.backward import threshold_backward
+from tritonsparse.kernels.weight.backward_many import backward_many
+from tritonsparse.kernels.weight.forward import threshold_cast
+from tritonsparse.kernels.weight.forward_many import cast_many
+from tritonsparse.kernels.weight.table import View, ViewTable
 
 
 def test_casts_fill_the_buffers_and_count_a_layer_and_its_bracket() -> None:

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tritonsparse.kernels import _order_keys, topk, topk_masks
-from tritonsparse.kernels._order_keys import order_keys
-from tritonsparse.kernels.topk import Cutoff, topk_cutoff
-from tritonsparse.kernels.topk_masks import cutoff_masks
+from tritonsparse.kernels.select import _keys as _order_keys
+from tritonsparse.kernels.select import masks as topk_masks
+from tritonsparse.kernels.select import topk as topk
+from tritonsparse.kernels.select._keys import order_keys
+from tritonsparse.kernels.select.masks import cutoff_masks
+from tritonsparse.kernels.select.topk import Cutoff, topk_cutoff
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 

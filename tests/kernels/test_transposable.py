@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels.transposable import tile_masks, transposable_mask
+from tritonsparse.kernels.select.transposable import tile_masks, transposable_mask
 
 PATTERNS = [(1, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4)]
 
@@ -50,7 +50,7 @@ def test_no_other_mask_of_a_tile_keeps_more(
 def test_more_tiles_than_are_tried_at_once_are_all_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.rand(20, 28, generator=torch.Generator().manual_seed(0))
     expected = transposable_mask(scores, 2, 4)
-    monkeypatch.setattr(importlib.import_module("tritonsparse.kernels.transposable"), "CHUNK", 8)
+    monkeypatch.setattr(importlib.import_module("tritonsparse.kernels.select.transposable"), "CHUNK", 8)
     assert torch.equal(transposable_mask(scores, 2, 4), expected)
     assert torch.equal(transposable_mask(scores.t(), 2, 4).sum(0), torch.full((20,), 14))
 
@@ -83,5 +83,5 @@ def test_what_does_not_fit_is_refused_with_a_remedy(given: dict[str, Any], expec
 
 
 def test_the_example_holds() -> None:
-    result = doctest.testmod(importlib.import_module("tritonsparse.kernels.transposable"))
+    result = doctest.testmod(importlib.import_module("tritonsparse.kernels.select.transposable"))
     assert result.attempted >= 1 and result.failed == 0

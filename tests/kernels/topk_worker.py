@@ -9,9 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tritonsparse.kernels import _triton, topk, topk_select
-from tritonsparse.kernels.topk import topk_cutoff
-from tritonsparse.kernels.topk_masks import cutoff_masks
+from tritonsparse.kernels import _triton
+from tritonsparse.kernels.select import _select as topk_select
+from tritonsparse.kernels.select import topk as topk
+from tritonsparse.kernels.select.masks import cutoff_masks
+from tritonsparse.kernels.select.topk import topk_cutoff
 
 BACKENDS = ["torch", "triton"] if _triton.INTERPRETED else ["torch"]
 KEPT = [0, 700, 2500, 11_000]

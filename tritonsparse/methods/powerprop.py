@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..clock import Clock
-from ..kernels.power import root
+from ..kernels.weight.power import root
 from ..pattern import Block, Pattern, Unstructured
 from .base import Layers
 from .topkast import TopKAST

@@ -3,7 +3,7 @@
 Raihan and Aamodt, "Sparse Weight Activation Training", arXiv:2001.01969, Algorithm 1.
 
     forward   Y  = X What,  What = TopK(W)           X is dense
-    saved     What and Xhat = TopK(X), compressed    (kernels/packed_linear.py, packed_conv.py)
+    saved     What and Xhat = TopK(X), compressed    (kernels/activation/linear.py, activation/conv2d.py)
     backward  dX = dY What
               dW = dY^T Xhat                         applied to every weight: alpha = 1
     distribution "uniform" (SWAT-U), "erk" (SWAT-ERK), "momentum" (SWAT-M): layer l keeps the share
@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..distribution import apportion, divide
-from ..kernels.activation_cutoff import SCOPES
+from ..kernels.activation.cutoff import SCOPES
 from ..layers import SparseLayer
 from ..mask import check_sparsity, kept_count, topk_mask
 from ..optimizer_state import momentum

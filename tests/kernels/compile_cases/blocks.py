@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tritonsparse.kernels import (
-    _block_gemm_kernel,
-    _block_grad_kernel,
-    _block_grad_tiles,
-    _block_index_kernels,
-    _block_tiles,
-    block_packed,
-    masked_gemm,
-)
+from tritonsparse.kernels.block import _gemm_kernel as _block_gemm_kernel
+from tritonsparse.kernels.block import _gemm_tiles as _block_tiles
+from tritonsparse.kernels.block import _grad_kernel as _block_grad_kernel
+from tritonsparse.kernels.block import _grad_tiles as _block_grad_tiles
+from tritonsparse.kernels.block import _index_kernels as _block_index_kernels
+from tritonsparse.kernels.block import packed as block_packed
+from tritonsparse.kernels.fused import gemm as masked_gemm
 
 from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 

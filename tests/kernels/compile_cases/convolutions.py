@@ -7,12 +7,10 @@ from typing import Any
 
 import triton.language as tl
 
-from tritonsparse.kernels import (
-    _conv_grad_kernel,
-    _conv_product,
-    _conv_tiles,
-    _tiles,
-)
+from tritonsparse.kernels import _tiles
+from tritonsparse.kernels.conv import _grad_kernel as _conv_grad_kernel
+from tritonsparse.kernels.conv import _product as _conv_product
+from tritonsparse.kernels.conv import _tiles as _conv_tiles
 
 from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tritonsparse.kernels import (
-    _order_keys,
-    n_of_m,
-    threshold,
-    threshold_backward,
-    threshold_backward_many,
-    threshold_many,
-    topk_masks,
-    topk_select,
-    view_table,
-)
+from tritonsparse.kernels.select import _keys as _order_keys
+from tritonsparse.kernels.select import _select as topk_select
+from tritonsparse.kernels.select import masks as topk_masks
+from tritonsparse.kernels.select import n_of_m as n_of_m
+from tritonsparse.kernels.weight import backward as threshold_backward
+from tritonsparse.kernels.weight import backward_many as threshold_backward_many
+from tritonsparse.kernels.weight import forward as threshold
+from tritonsparse.kernels.weight import forward_many as threshold_many
+from tritonsparse.kernels.weight import table as view_table
 
 from .case import DTYPES, HOPPER, WIDTH, Case
 

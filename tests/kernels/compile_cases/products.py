@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tritonsparse.kernels import (
-    _tiles,
-    activation,
-    mask_bits,
-    masked_gemm,
-    masked_grad,
-    packed_grad_weight,
-)
+from tritonsparse.kernels import _tiles
+from tritonsparse.kernels.activation.compress import compress as activation
+from tritonsparse.kernels.activation.compress import grad_weight as packed_grad_weight
+from tritonsparse.kernels.fused import bits as mask_bits
+from tritonsparse.kernels.fused import gemm as masked_gemm
+from tritonsparse.kernels.fused import grad as masked_grad
 
 from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 

@@ -1,0 +1,1 @@
+"""Sparse inputs, saved packed for the gradient of the weight (SWAT)."""

@@ -1,0 +1,1 @@
+"""Where kept blocks are, and products that skip the others."""

@@ -1,0 +1,278 @@
+"""A linear layer of which only the kept blocks exist: values [nnz, r, c] and an index instead of a matrix.
+
+    W          = the blocks V at the places of the index, 0 elsewhere      [N, K], never stored by the kernels
+    forward    Y  = X Wᵀ + b                                               [M, N]
+    backward   dX = dY W                                                   [M, K]
+               dV = the blocks of dYᵀ X at the places of the index         [nnz, r, c]
+               db = Σ_M dY                                                 [N]
+
+The blocks stand in row-major order, as `row_block` of the index lists them (`topology.py`). There may be more
+values than kept blocks: what lies behind is not read and gets a gradient of 0. The products are `gemm.py`'s and
+`grad.py`'s, so gradients and an optimizer's state are of the size of V. For a few rows, one token of each of a
+few texts, the time is that of reading V once: then rows of blocks are shared out among programs until enough loads
+are in flight (`few_rows_tiles`). Called by `tritonsparse.block_modules` and `tritonsparse.compact`.
+"""
+
+# M rows of x (tokens)   N output features   K input features   R, C: rows and columns of blocks, r x c elements each
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._operands import FLOATS, check_triton_dtype, expect
+from .._tiles import MAX_SPLITS, MAX_STAGES, Limits, limits_of
+from .._triton import require
+from ._gemm_tiles import BlockTiles, tile_side
+from .gemm import block_grad_input, block_linear
+from .grad import block_grad_weight
+from .topology import check_index, grid_of, sections
+
+__all__ = ["few_rows_tiles", "pack_blocks", "packed_block_linear", "unpack_blocks"]
+
+# Rows of x that one tile of the least height holds.
+FEW = 16
+# Programs on a multiprocessor that keep enough loads in flight where nothing but the values is read.
+PROGRAMS = 4
+
+
+def few_rows_tiles(shape: tuple[int, int], block: tuple[int, int], limits: Limits) -> BlockTiles:
+    """The configuration of the forward for at most FEW rows: by shapes, never by what is kept."""
+    (n, k), (r, c) = shape, block
+    tile_n, tile_k = tile_side(r, 64), tile_side(c, 64)
+    items, splits = -(-n // tile_n), 1
+    # Of a row that keeps one block in four, each share has one.
+    while splits < MAX_SPLITS and splits * items < PROGRAMS * limits.multiprocessors and 8 * splits * c <= k:
+        splits *= 2
+    num_warps = 4 if tile_n * tile_k >= 2048 else 2
+    return BlockTiles(FEW, tile_n, tile_k, splits, group=1, persistent=0, num_warps=num_warps, num_stages=MAX_STAGES)
+
+
+def _places(index: Tensor, rows: int, columns: int, count: int) -> Tensor:
+    """Where each of `count` packed blocks stands among the R C blocks, row-major; R C behind the kept ones. int64."""
+    parts = sections(index, rows, columns)
+    position = torch.arange(count, dtype=torch.int32, device=index.device)
+    row = torch.searchsorted(parts.row_start, position, right=True) - 1
+    return torch.where(row < rows, row * columns + parts.row_block[:count], rows * columns)
+
+
+def pack_blocks(matrix: Tensor, index: Tensor, block: tuple[int, int], count: int) -> Tensor:
+    """The kept blocks of a matrix, in the order of the index; differentiable, no host sync.
+
+    Args:
+        matrix: `[N, K]` of any dtype and strides, N and K multiples of the block's sides.
+        index: `[index_size(R, C)]`, int32.
+        block: rows and columns of a block.
+        count: blocks to return, of at least the number kept; those behind are 0.
+
+    Returns:
+        `[count, r, c]`, contiguous, newly allocated.
+
+    Raises:
+        ValueError: the block does not divide the matrix, or the index is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from tritonsparse.kernels.block.packed import pack_blocks
+        >>> from tritonsparse.kernels.block.topology import build_index_reference
+        >>> index = build_index_reference(torch.tensor([[False, True]]))
+        >>> pack_blocks(torch.tensor([[1, 2, 3, 4]]), index, (1, 2), 1)
+        tensor([[[3, 4]]])
+    """
+    (n, k), (r, c) = matrix.shape, block
+    rows, columns = grid_of("pack_blocks", (n, k), block)
+    if n % r or k % c:
+        raise ValueError(
+            f"pack_blocks: expected a matrix that divides into blocks of {r}x{c}, got {[n, k]}; pad it with zeros"
+        )
+    place = _places(index, rows, columns, count)
+    kept = place < rows * columns
+    place = place.clamp(max=rows * columns - 1)
+    blocks = matrix.reshape(rows, r, columns, c).transpose(1, 2)[place // columns, place % columns]
+    zero = torch.zeros((), dtype=matrix.dtype, device=matrix.device)
+    return torch.where(kept[:, None, None], blocks, zero).contiguous()
+
+
+def unpack_blocks(values: Tensor, index: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The matrix `[N, K]` of packed blocks, 0 elsewhere; differentiable, no host sync.
+
+    Args:
+        values: `[>= nnz, r, c]`, any dtype.
+        index: `[index_size(R, C)]`, int32.
+        shape: N and K; blocks at the far edges may be cut off.
+
+    Returns:
+        `[N, K]`, contiguous, newly allocated.
+
+    Raises:
+        ValueError: the index is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from tritonsparse.kernels.block.packed import unpack_blocks
+        >>> from tritonsparse.kernels.block.topology import build_index_reference
+        >>> index = build_index_reference(torch.tensor([[False, True]]))
+        >>> unpack_blocks(torch.tensor([[[3, 4]]]), index, (1, 4))
+        tensor([[0, 0, 3, 4]])
+    """
+    count, r, c = values.shape
+    rows, columns = grid_of("unpack_blocks", shape, (r, c))
+    # One block more than there are takes whatever lies behind the kept ones.
+    blocks = values.new_zeros((rows * columns + 1, r, c))
+    blocks = blocks.index_put((_places(index, rows, columns, count),), values)[:-1]
+    matrix = blocks.reshape(rows, columns, r, c).transpose(1, 2).reshape(rows * r, columns * c)
+    return matrix[: shape[0], : shape[1]].contiguous()
+
+
+@torch.library.custom_op("tritonsparse::packed_block_linear", mutates_args=())
+def _forward_op(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, n: int, k: int, backend: str) -> Tensor:
+    rows = x.reshape(math.prod(x.shape[:-1]), k)
+    block = (values.shape[1], values.shape[2])
+    few = backend == "triton" and rows.shape[0] <= FEW
+    tiles = few_rows_tiles((n, k), block, limits_of(x.device)) if few else None
+    with torch.autocast(x.device.type, enabled=False):
+        y = block_linear(
+            rows, values, bias, index, block=block, shape=(n, k), packed=True, backend=backend, tiles=tiles
+        )
+    return y.reshape(*x.shape[:-1], n)
+
+
+@_forward_op.register_fake
+def _(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, n: int, k: int, backend: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n))
+
+
+@torch.library.custom_op("tritonsparse::packed_block_linear_backward", mutates_args=())
+def _backward_op(
+    grad_y: Tensor, x: Tensor, values: Tensor, index: Tensor, n: int, k: int, backend: str, need_x: bool, need_v: bool
+) -> tuple[Tensor, Tensor]:
+    of_y, of_x = grad_y.reshape(math.prod(grad_y.shape[:-1]), n), x.reshape(math.prod(x.shape[:-1]), k)
+    block = (values.shape[1], values.shape[2])
+    common: dict[str, Any] = {"block": block, "shape": (n, k), "packed": True, "backend": backend}
+    grad_x, grad_values = x.new_empty(0), values.new_empty(0)
+    with torch.autocast(x.device.type, enabled=False):
+        if need_x:
+            grad_x = block_grad_input(of_y, values, index, **common).reshape(x.shape)
+        if need_v:
+            grad_values, _ = block_grad_weight(
+                of_y, of_x, index, out_dtype=values.dtype, capacity=values.shape[0], **common
+            )
+    return grad_x, grad_values
+
+
+@_backward_op.register_fake
+def _(
+    grad_y: Tensor, x: Tensor, values: Tensor, index: Tensor, n: int, k: int, backend: str, need_x: bool, need_v: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if need_x else 0), values.new_empty(values.shape if need_v else 0)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, bias, index, ctx.n, ctx.k, ctx.backend = inputs
+    # Only the gradient of the values reads x.
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else x.new_empty(0), values, index)
+    ctx.x_shape, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, index = ctx.saved_tensors
+    need_x, need_values, need_bias = ctx.needs_input_grad[:3]
+    grad_x = grad_values = None
+    if need_x or need_values:
+        if not need_values:
+            # Of its shape and dtype, for the operator; it is not read.
+            x = x.new_empty(()).expand(ctx.x_shape)
+        grad_x, grad_values = torch.ops.tritonsparse.packed_block_linear_backward(
+            grad_y, x, values, index, ctx.n, ctx.k, ctx.backend, need_x, need_values
+        )
+    grad_bias = grad_y.reshape(-1, ctx.n).sum(0).to(ctx.bias_dtype) if need_bias else None
+    return grad_x if need_x else None, grad_values if need_values else None, grad_bias, None, None, None, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def packed_block_linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: Tensor,
+    *,
+    shape: tuple[int, int],
+    backend: str = "torch",
+) -> Tensor:
+    """Y = x Wᵀ + bias, W being the blocks of `values`; differentiable in x, values and bias.
+
+    Values are rounded to the dtype of x before the product, sums are float32 (float64 where all is float64) and rounded
+    once. Deterministic, no host sync, capturable in a CUDA graph.
+
+    Args:
+        x: `[..., K]`, float16/bfloat16/float32 (float64 with the torch back end), any strides.
+        values: `[>= nnz, r, c]`, any of these dtypes, contiguous: the kept blocks in the order of the index.
+        bias: `[N]`, dtype of x, or None.
+        index: `[index_size(ceil(N/r), ceil(K/c))]`, int32 (`topology.py`).
+        shape: N and K.
+        backend: "torch" (the reference, any device) or "triton" (a GPU, or Triton's interpreter), which takes blocks
+            whose sides are multiples of 16.
+
+    Returns:
+        `[..., N]`, dtype of x; aliases nothing.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together, or the back end is unknown.
+        RuntimeError: `backend="triton"` where Triton cannot run.
+
+    Example:
+        >>> import torch
+        >>> from tritonsparse.kernels.block.packed import packed_block_linear
+        >>> from tritonsparse.kernels.block.topology import build_index_reference
+        >>> index = build_index_reference(torch.tensor([[False, True]]))
+        >>> values = torch.tensor([[[3.0, 4.0]]])  # W = [0, 0, 3, 4]
+        >>> packed_block_linear(torch.tensor([[9.0, 9.0, 1.0, 2.0]]), values, None, index, shape=(1, 4))
+        tensor([[11.]])
+    """
+    _check(x, values, bias, index, shape, backend)
+    return _forward_op(x, values, bias, index, *shape, backend)
+
+
+def _check(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, shape: tuple[int, int], backend: str) -> None:
+    function = "packed_block_linear"
+    n, k = shape
+    if backend not in ("torch", "triton"):
+        raise ValueError(f'{function}: expected backend "torch" or "triton", got {backend!r}; pass either')
+    expect(
+        values.dim() == 3 and len(values) > 0 and values.dtype in FLOATS and values.is_contiguous(),
+        function,
+        "values to be contiguous floating-point blocks [nnz, r, c], one at least",
+        values,
+        "pack_blocks makes them",
+    )
+    block = (values.shape[1], values.shape[2])
+    check_index(function, index, *grid_of(function, shape, block))
+    expect(
+        x.dim() > 0 and x.shape[-1] == k and x.dtype in FLOATS and x.device == values.device,
+        function,
+        f"x to be floating-point [..., {k}] on {values.device}",
+        x,
+        "check the layer's input",
+    )
+    if bias is not None:
+        expect(
+            bias.shape == (n,) and bias.dtype == x.dtype and bias.device == x.device,
+            function,
+            f"bias to be {x.dtype} [{n}] on {x.device}",
+            bias,
+            "cast the bias with x",
+        )
+    if backend == "triton":
+        check_triton_dtype(function, "x", x.dtype, backend)
+        check_triton_dtype(function, "values", values.dtype, backend)
+        if block[0] % 16 or block[1] % 16:
+            raise ValueError(
+                f'{function}: expected blocks with sides that are multiples of 16 for backend="triton", got '
+                f'{block[0]}x{block[1]}; pass backend="torch", or train with such blocks'
+            )
+        require(function, x)

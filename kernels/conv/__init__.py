@@ -1,0 +1,1 @@
+"""Convolutions with the effective weight inside, and over kept blocks of channels."""

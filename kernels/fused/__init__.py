@@ -1,0 +1,1 @@
+"""Linear products with the effective weight inside, and the op behind every sparse linear layer."""

@@ -1,0 +1,233 @@
+"""The backward of every layer's view over the accumulated, reduced dense gradients, in two launches.
+
+    G_l <- m_l · G_l in place, and the gradients of the thresholds, for all layers l     (backward.py)
+
+The multiplier is linear in the gradient, so that it may be applied once a step: after accumulation over micro-batches
+and reduction over ranks, before or after unscaling. Sums run in a fixed order: repeated calls agree bit for bit.
+
+Called by `tritonsparse.view_cache`.
+"""
+# N, K: rows and columns of one layer's stored weight. A program is one 64 x 64 tile of one layer.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .._operands import expect
+from .._triton import tl, triton
+from .backward import SUM_COLUMNS, threshold_backward_reference
+from .forward import NUM_WARPS, TILE, sigmoid
+from .forward_many import load_pointer, load_row_cutoff, load_sizes, triton_dtype
+from .table import GRAD, WIDTH, View, ViewTable
+
+__all__ = ["backward_many", "backward_many_reference"]
+
+# Terms of one threshold's gradient that a program of the second stage adds at a time.
+SUM_TILE = 1024
+
+
+def backward_many_reference(views: Sequence[View], grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """The definition of `backward_many`: `threshold_backward_reference`, layer by layer."""
+    of_thresholds = []
+    for view, grad in zip(views, grads, strict=True):
+        if grad is None:
+            of_thresholds.append(
+                torch.zeros_like(view.weight.new_zeros(0) if view.threshold is None else view.threshold)
+            )
+            continue
+        new, of_threshold = threshold_backward_reference(
+            grad, view.weight, view.threshold, view.mask, view.grad_mask, view.alpha, view.kind
+        )
+        grad.copy_(new)
+        of_thresholds.append(of_threshold)
+    return of_thresholds
+
+
+def _no_gradient(view: View) -> torch.Tensor:
+    if view.threshold is None:
+        return view.weight.new_zeros(0, dtype=torch.float32)
+    return torch.zeros_like(view.threshold)
+
+
+@triton.jit
+def _backward_many_kernel(  # type: ignore[no-untyped-def]
+    sums,
+    table,
+    layer_of,
+    first,
+    WEIGHT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    GRAD_MASK: tl.constexpr,
+    SOFT: tl.constexpr,
+    STEP: tl.constexpr,
+    MASKED: tl.constexpr,
+    PER_BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SUM_COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    row = tl.load(layer_of + program).to(tl.int64)
+    tile = program - tl.load(first + row)
+    N, K = load_sizes(table, row, WIDTH, ALIGNED)
+    tiles_k = tl.cdiv(K, TILE)
+    o_n = tile // tiles_k * TILE + tl.arange(0, TILE)
+    o_k = tile % tiles_k * TILE + tl.arange(0, TILE)
+    # Of a layer without a gradient nothing is read or stored, and its sums are zeros.
+    rows = tl.where(tl.load(table + row * WIDTH + 4) == 0, 0, N)
+    inside = (o_n < rows)[:, None] & (o_k < K)[None, :]
+    offsets = o_n[:, None] * K + o_k[None, :]
+
+    # [TILE, TILE]
+    if MASKED:
+        kept = tl.load(load_pointer(table, row, 3, WIDTH, tl.int8) + offsets, mask=inside, other=0) != 0
+    else:
+        w = tl.load(load_pointer(table, row, 1, WIDTH, WEIGHT) + offsets, mask=inside, other=0.0).to(tl.float32)
+        t = load_row_cutoff(table, row, o_n, o_k, N, inside, WIDTH, SOFT, PER_BLOCK)
+        kept = ~(tl.abs(w) <= t)
+    if STEP:
+        q = tl.abs(tl.abs(w) - t)
+        tail = tl.where(q <= 0.4, 2.0 - 4.0 * q, tl.where(q <= 1.0, 0.4, 0.0))
+        reach = tl.where(tail == 0, 0.0, w * tail)
+        multiplier = tl.where(kept, 1.0, 0.0) + tl.abs(reach)
+    else:
+        on_pruned = 0.0
+        if ALPHA:
+            on_pruned = tl.load(load_pointer(table, row, 6, WIDTH, tl.float32))
+        if SOFT:
+            on_pruned = tl.where(w != 0, on_pruned, 0.0)
+        if GRAD_MASK:
+            b = tl.load(load_pointer(table, row, 5, WIDTH, tl.int8) + offsets, mask=inside, other=0)
+            on_pruned = tl.where(b != 0, on_pruned, 0.0)
+        multiplier = tl.where(kept, 1.0, on_pruned)
+    grad = load_pointer(table, row, 4, WIDTH, WEIGHT) + offsets
+    g = tl.load(grad, mask=inside, other=0.0).to(tl.float32)
+    grad_w = tl.where(multiplier == 0, 0.0, multiplier * g)
+    tl.store(grad, grad_w.to(WEIGHT), mask=inside)
+
+    if SOFT or STEP:
+        if STEP:
+            terms = tl.where(reach == 0, 0.0, -reach * g)
+        else:
+            terms = tl.where(w > 0, -grad_w, tl.where(w < 0, grad_w, 0.0))
+        sums += tl.load(table + row * WIDTH + 13)
+        if PER_BLOCK:
+            terms = tl.sum(tl.reshape(terms, [TILE, TILE // SUM_COLUMNS, SUM_COLUMNS]), axis=2)
+            o_s = tile % tiles_k * (TILE // SUM_COLUMNS) + tl.arange(0, TILE // SUM_COLUMNS)
+            in_s = (o_n < N)[:, None] & (o_s * SUM_COLUMNS < K)[None, :]
+            tl.store(sums + o_s[None, :] * N + o_n[:, None], terms, mask=in_s)
+        else:
+            tl.store(sums + tile % tiles_k * N + o_n, tl.sum(terms, axis=1), mask=o_n < N)
+
+
+@triton.jit
+def _sum_thresholds_kernel(  # type: ignore[no-untyped-def]
+    grad_thresholds,
+    sums,
+    table,
+    threshold_of,
+    first_threshold,
+    SOFT: tl.constexpr,
+    PER_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SUM_COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+    SUM_TILE: tl.constexpr,
+):
+    # One element of one threshold: rows x parts terms, `parts` of them a row.
+    program = tl.program_id(0).to(tl.int64)
+    row = tl.load(threshold_of + program).to(tl.int64)
+    element = program - tl.load(first_threshold + row)
+    N = tl.load(table + row * WIDTH + 7)
+    K = tl.load(table + row * WIDTH + 8)
+    if PER_BLOCK:
+        rows = tl.load(table + row * WIDTH + 11)
+        parts = tl.load(table + row * WIDTH + 12) // SUM_COLUMNS
+        columns = K // SUM_COLUMNS // parts
+        first_row = element // columns * rows
+        first_part = element % columns * parts
+    else:
+        elements = tl.load(first_threshold + row + 1) - tl.load(first_threshold + row)
+        rows = N // elements
+        parts = tl.cdiv(K, TILE)
+        first_row = element * rows
+        first_part = element * 0
+    sums += tl.load(table + row * WIDTH + 13)
+    total = tl.zeros([SUM_TILE], dtype=tl.float32)
+    for start in range(0, rows * parts, SUM_TILE):
+        o = start + tl.arange(0, SUM_TILE)
+        offsets = (first_part + o // rows) * N + first_row + o % rows
+        total += tl.load(sums + offsets, mask=o < rows * parts, other=0.0)
+    result = tl.sum(total)
+    if SOFT:
+        s = tl.load(tl.load(table + row * WIDTH + 2).to(tl.pointer_type(tl.float32)) + element)
+        slope = sigmoid(s) * sigmoid(-s)
+        result = tl.where(slope == 0, 0.0, slope * result)
+    tl.store(grad_thresholds + program, result)
+
+
+def backward_many(table: ViewTable, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Multiply every layer's dense gradient by its multiplier, in place, and return the thresholds' gradients.
+
+    The multiplier is linear in the gradient: apply it once to the sum over micro-batches, after the reduction over
+    ranks, before or after unscaling. Clipping that happens before sees the dense gradients' norm. Can be captured in a
+    CUDA graph after one call on the same gradients, if they stay where they are.
+
+    Args:
+        table: the layers' views.
+        grads: one `[N, K]` a layer, the weight's dtype, contiguous; None where a layer has none, which leaves zeros
+            for its threshold.
+
+    Returns:
+        A tensor of the threshold's shape and dtype a layer; empty for kind "mask", zeros for kind "hard".
+
+    Raises:
+        ValueError: a gradient does not fit its weight; none has been changed then.
+    """
+    for view, grad in zip(table.views, grads, strict=True):
+        if grad is not None:
+            expect(
+                grad.shape == view.weight.shape
+                and grad.dtype == view.weight.dtype
+                and grad.device == view.weight.device
+                and grad.is_contiguous(),
+                "backward_many",
+                f"a contiguous grad of {view.weight.dtype} {list(view.weight.shape)} on {view.weight.device}",
+                grad,
+                "pass the weight's .grad",
+            )
+    if table.backend == "torch":
+        return backward_many_reference(table.views, grads)
+    results = [_no_gradient(view) for view in table.views]
+    for launch in table.launches:
+        view = table.views[launch.layers[0]]
+        addresses = [0 if (grad := grads[index]) is None else grad.data_ptr() for index in launch.layers]
+        # Static gradients, as in a CUDA graph, are written down once: a capture cannot read the host's memory.
+        if addresses != launch.grad_addresses:
+            launch.table[:, GRAD] = torch.tensor(addresses, dtype=torch.int64).to(launch.table.device)
+            launch.grad_addresses[:] = addresses
+        device = view.weight.device
+        sums = torch.empty(launch.sums, dtype=torch.float32, device=device)
+        options = {name: launch.options[name] for name in ("SOFT", "PER_BLOCK")}
+        with torch.cuda.device_of(view.weight):
+            _backward_many_kernel[(launch.layer_of.numel(),)](
+                sums, launch.table, launch.layer_of, launch.first,
+                WEIGHT=triton_dtype(view.weight.dtype), ALPHA=view.alpha is not None,
+                GRAD_MASK=view.grad_mask is not None, STEP=view.kind == "step", **launch.options,
+                WIDTH=WIDTH, SUM_COLUMNS=SUM_COLUMNS, TILE=TILE, num_warps=NUM_WARPS,
+            )  # fmt: skip
+            if launch.sums:
+                elements = torch.empty(launch.threshold_of.numel(), dtype=torch.float32, device=device)
+                _sum_thresholds_kernel[(elements.numel(),)](
+                    elements, sums, launch.table, launch.threshold_of, launch.first_threshold, **options,
+                    WIDTH=WIDTH, SUM_COLUMNS=SUM_COLUMNS, TILE=TILE, SUM_TILE=SUM_TILE, num_warps=NUM_WARPS,
+                )  # fmt: skip
+                start = 0
+                for index in launch.layers:
+                    shape = results[index].shape
+                    results[index] = elements[start : start + shape.numel()].view(shape)
+                    start += shape.numel()
+    return results
