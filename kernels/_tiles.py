@@ -5,7 +5,7 @@ triton_kernels' `opt_flags`, tiles by shape, warps by the tile's area, buffers b
 the numbers that ahead-of-time compilation gave for our kernels (`tests/kernels/compile_kernels.py` holds them).
 """
 
-# M rows of x (tokens)   N rows of the view (results)   K the reduction
+# M rows of x (tokens)   N rows of S(W) (results)   K the reduction
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ GROUP = 8
 MAX_SPLITS = 16
 # Buffers beyond four gain nothing that hides latency; triton_kernels stops there too.
 MAX_STAGES = 4
-# Bytes of shared memory an element of a tile takes while the bits of its mask are brought to its thread.
-PACKED_SCRATCH = 2
 # Shared memory of one program on Hopper and later; what has it also has the registers of 128 x 256 tiles.
 HOPPER_SHARED = 232_448
 
@@ -121,9 +119,9 @@ def power_of_two(value: int, low: int, high: int) -> int:
     return min(max(1 << (max(value, 1) - 1).bit_length(), low), high)
 
 
-def stages_that_fit(bytes_per_stage: int, reserved: int, limits: Limits) -> int:
-    """Buffers of a pipelined loop: as many as shared memory holds beside `reserved` bytes, from 2 to MAX_STAGES."""
-    return min(max((limits.shared_bytes - reserved) // bytes_per_stage, 2), MAX_STAGES)
+def stages_that_fit(bytes_per_stage: int, limits: Limits) -> int:
+    """Buffers of a pipelined loop: as many as shared memory holds, from 2 to MAX_STAGES."""
+    return min(max(limits.shared_bytes // bytes_per_stage, 2), MAX_STAGES)
 
 
 def is_aligned(*matrices: torch.Tensor | None) -> bool:
@@ -136,27 +134,26 @@ def is_aligned(*matrices: torch.Tensor | None) -> bool:
 
 
 def gemm_tiles(
-    m: int,
-    n: int,
-    k: int,
+    shape: tuple[int, int, int],
     *,
     weight_bytes: int,
     x_bytes: int,
-    mask_bits: int,
+    masked: bool,
     precision: str,
     aligned: bool,
     limits: Limits,
 ) -> GemmTiles:
-    """The configuration of `fused/gemm.py` for a product of m x k by the view n x k.
+    """The configuration of `fused/gemm.py` for a product of x [M, K] by S(W) [N, K].
 
     Args:
-        m, n, k: sizes in the forward's letters.
+        shape: (M, N, K).
         weight_bytes, x_bytes: of an element of the master weight and of x.
-        mask_bits: of an element of the mask: 0 without one, 1 packed, 8 as bool.
+        masked: whether a bool mask is read beside the weight.
         precision: from `input_precision`.
         aligned: whether `is_aligned` says so of all operands; else each thread holds an address for each element.
         limits: of the device.
     """
+    m, n, k = shape
     fp32 = x_bytes == 4
     if fp32 and precision == "ieee":
         # No matrix instruction multiplies in full float32 on NVIDIA; larger tiles only spill.
@@ -168,14 +165,13 @@ def gemm_tiles(
         tile_m, tile_n, num_warps = power_of_two(m, 64, 128 if aligned else 64), 128, 8
     # Hopper's instruction reads x from shared memory; before it, longer tiles spill both operands.
     tile_k = 64 if limits.shared_bytes >= HOPPER_SHARED and aligned and not fp32 else 32
-    reserved = PACKED_SCRATCH * tile_n * tile_k if mask_bits == 1 else 0
-    stage = tile_n * tile_k * weight_bytes + tile_n * tile_k * mask_bits // 8 + tile_m * tile_k * x_bytes
+    stage = tile_n * tile_k * (weight_bytes + masked) + tile_m * tile_k * x_bytes
     programs = -(-m // tile_m) * -(-n // tile_n)
     splits = 1
     # A program with fewer than four tiles to reduce spends its time filling its pipeline.
     while splits < MAX_SPLITS and 2 * splits * programs <= limits.multiprocessors and k >= 8 * splits * tile_k:
         splits *= 2
-    return GemmTiles(tile_m, tile_n, tile_k, splits, num_warps, stages_that_fit(stage, reserved, limits))
+    return GemmTiles(tile_m, tile_n, tile_k, splits, num_warps, stages_that_fit(stage, limits))
 
 
 @dataclass(frozen=True)
@@ -202,7 +198,7 @@ def grad_tiles(n: int, k: int, *, operand_bytes: int, precision: str, aligned: b
     """The configuration of `fused/grad.py` for a weight `[n, k]`; the other arguments as in `gemm_tiles`."""
     fp32 = operand_bytes == 4
     if fp32 and precision == "ieee":
-        return GradTiles(32, 64, 64, 1, 8, stages_that_fit(2 * 32 * 64 * 4, 0, limits))
+        return GradTiles(32, 64, 64, 1, 8, stages_that_fit(2 * 32 * 64 * 4, limits))
     tile_m, tile_n, tile_k, subtiles, num_warps = 64, 128, 128, 4, 8
     if -(-n // 128) * -(-k // 128) < limits.multiprocessors:
         # Too few tiles for the device: twice as many of half the size.
@@ -213,4 +209,4 @@ def grad_tiles(n: int, k: int, *, operand_bytes: int, precision: str, aligned: b
         # A quarter fewer bytes a product into each multiprocessor, where there is a tile for every one of them.
         tile_k, subtiles = 256, 8
     stage = tile_m * (tile_n + tile_k) * operand_bytes
-    return GradTiles(tile_m, tile_n, tile_k, subtiles, num_warps, stages_that_fit(stage, 0, limits))
+    return GradTiles(tile_m, tile_n, tile_k, subtiles, num_warps, stages_that_fit(stage, limits))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .._operands import FLOATS, check_triton_dtype, compute_dtype, expect
 from .._triton import require, tl, triton
-from ..fused.bits import pack_bits_reference, unpack_bits
+from .bits import pack_bits_reference, unpack_bits
 
 __all__ = ["check_packed", "pack_activation", "unpack_activation"]
 

@@ -1,19 +1,19 @@
-"""Y = X S(W)^T and dX = dY S(W) in one kernel each, the view S(W) computed as W is loaded and never stored.
+"""Y = X S(W)^T and dX = dY S(W) in one kernel each, S(W) computed as W is loaded and never stored.
 
-    forward       Y[M, N]  = act(X[M, K] S(W)[N, K]^T + b)
+    forward       Y[M, N]  = X[M, K] S(W)[N, K]^T + b
     grad input    dX[M, K] = dY[M, N] S(W)[N, K]
 
-Both are one product, rows times the view's transpose: dX is the forward of W^T, and a weight stored `[K, N]` (Conv1D)
+Both are one product, rows times the transpose of S(W): dX is the forward of W^T, and a weight stored `[K, N]` (Conv1D)
 is W^T as well, so strides and the axis of a threshold tell the four cases apart. The kernel computes the transpose,
 Y^T = S(W) X^T, because Hopper's matrix instruction takes its left operand from registers: W goes from shared memory to
 registers, through the threshold and into the product, and Y is stored transposed.
 
-This saves S(W) its write and its read, 4 of 6 bytes a weight in bf16 under an fp32 master, and costs the view again
+This saves S(W) its write and its read, 4 of 6 bytes a weight in bf16 under an fp32 master, and computes it again
 for every TILE_M rows of X: it can win only where the weight's traffic dominates, which is below about 1,000 rows.
-`plan.py` says when. S(W) is `weight/forward.py`'s, rounded to the dtype of X before the product as there.
+`plan.py` says when. S(W) is `weight/reference.py`'s, rounded to the dtype of X before the product as there.
 """
 
-# M rows of x (tokens)   N rows of the view (results)   K columns of the view (the reduction)
+# M rows of x (tokens)   N rows of S(W) (results)   K columns of S(W) (the reduction)
 
 from __future__ import annotations
 
@@ -22,29 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._operands import FLOATS, check_triton_dtype, expect
+from .._tile_view import effective_tile, is_kept, sigmoid
 from .._tiles import GROUP, GemmTiles, gemm_tiles, grouped_tile, input_precision, is_aligned, limits_of
 from .._triton import INTERPRETED, require, tl, triton
-from ..weight.forward import sigmoid, strides, view_reference
-from ._operands import check_rows, check_view
-from .bits import is_packed, load_kept, unpacked
+from ..weight.forward import strides
+from ..weight.reference import effective_weight_reference
+from ..weight.view import View
+from ._operands import check_fused, check_rows
 
-__all__ = ["ACTIVATIONS", "fused_grad_input", "fused_linear"]
+__all__ = ["fused_forward", "fused_grad_input"]
 
-ACTIVATIONS = {None: lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 # Elements of Y that a program of the second step of a split product sums.
 SUM_TILE = 1024
-
-
-@triton.jit
-def _activate(y, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
-    if ACTIVATION == "relu":
-        # "<=" lets NaN through, as torch does.
-        y = tl.where(y <= 0, 0.0, y)
-    elif ACTIVATION == "gelu":
-        y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
-    elif ACTIVATION == "silu":
-        y = y * sigmoid(y)
-    return y
 
 
 @triton.jit
@@ -67,8 +56,6 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
     stride_mk,
     SOFT: tl.constexpr,
     THRESHOLD_ALONG_K: tl.constexpr,
-    BITS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -91,6 +78,7 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
     o_k = i_k + tl.arange(0, TILE_K)
     p_x = x + o_m[None, :] * stride_xm + o_k[:, None] * stride_xk
     p_w = weight + o_n[:, None] * stride_wn + o_k[None, :] * stride_wk
+    t = 0.0
     if mask is None and not THRESHOLD_ALONG_K:
         t = tl.load(threshold + o_n * stride_t, mask=in_n, other=0.0)[:, None]
         if SOFT:
@@ -107,13 +95,12 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
                 t = tl.load(threshold + o_k * stride_t, mask=in_k, other=0.0)[None, :]
                 if SOFT:
                     t = sigmoid(t)
-            kept = ~(tl.abs(w) <= t)
-            if SOFT:
-                w = tl.where(w > 0, w - t, w + t)
+            kept = is_kept(w, t)
         else:
-            kept = load_kept(mask, i_n * TILE_N, i_k, N, K, stride_mn, stride_mk, BITS, TILE_N, TILE_K)
+            p_mask = mask + o_n[:, None] * stride_mn + o_k[None, :] * stride_mk
+            kept = tl.load(p_mask, mask=in_n[:, None] & in_k[None, :], other=0) != 0
         x_tile = tl.load(p_x, mask=in_m[None, :] & in_k[:, None], other=0.0)
-        w_hat = tl.where(kept, w, 0.0).to(x_tile.dtype)
+        w_hat = effective_tile(w, kept, t, SOFT).to(x_tile.dtype)
         if UPCAST:
             w_hat, x_tile = w_hat.to(tl.float32), x_tile.to(tl.float32)
         product = tl.dot(w_hat, x_tile, product, input_precision=INPUT_PRECISION)
@@ -124,7 +111,6 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
     if SPLITS == 1:
         if bias is not None:
             product += tl.load(bias + o_n, mask=in_n, other=0.0).to(tl.float32)[:, None]
-        product = _activate(product, ACTIVATION)
     # A split product leaves its parts [SPLITS, M, N] in fp32 for _sum_splits_kernel.
     p_y = y + i_split * M * N + o_m[None, :] * N + o_n[:, None]
     tl.store(p_y, product, mask=in_m[None, :] & in_n[:, None])
@@ -132,7 +118,7 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _sum_splits_kernel(  # type: ignore[no-untyped-def]
-    y, parts, bias, total, N, ACTIVATION: tl.constexpr, SPLITS: tl.constexpr, SUM_TILE: tl.constexpr
+    y, parts, bias, total, N, SPLITS: tl.constexpr, SUM_TILE: tl.constexpr
 ):
     o_y = tl.program_id(0).to(tl.int64) * SUM_TILE + tl.arange(0, SUM_TILE)
     inside = o_y < total
@@ -141,68 +127,49 @@ def _sum_splits_kernel(  # type: ignore[no-untyped-def]
         product += tl.load(parts + tl.cast(total, tl.int64) * i_split + o_y, mask=inside, other=0.0)
     if bias is not None:
         product += tl.load(bias + o_y % N, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + o_y, _activate(product, ACTIVATION), mask=inside)
+    tl.store(y + o_y, product, mask=inside)
 
 
-def fused_linear_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    kind: str,
-    transposed: bool,
-    activation: str | None,
-    out_dtype: torch.dtype,
+def fused_forward_reference(
+    x: Tensor, weight: Tensor, view: View, bias: Tensor | None, transposed: bool, out_dtype: torch.dtype
 ) -> Tensor:
-    """The definition of `fused_linear`: `view_reference`, then the vendor's product."""
-    w_hat = view_reference(weight, threshold, unpacked(mask, weight), kind, x.dtype)
+    """The definition of `fused_forward`: `effective_weight_reference`, then the dense library product."""
+    w_hat = effective_weight_reference(weight, view, x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         y = F.linear(x, w_hat.t() if transposed else w_hat, bias)
-    return ACTIVATIONS[activation](y).to(out_dtype)
+    return y.to(out_dtype)
 
 
 def fused_grad_input_reference(
-    grad_y: Tensor,
-    weight: Tensor,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    kind: str,
-    transposed: bool,
-    out_dtype: torch.dtype,
+    grad_y: Tensor, weight: Tensor, view: View, transposed: bool, out_dtype: torch.dtype
 ) -> Tensor:
     """The definition of `fused_grad_input`."""
-    return fused_linear_reference(grad_y, weight, None, threshold, mask, kind, not transposed, None, out_dtype)
+    return fused_forward_reference(grad_y, weight, view, None, not transposed, out_dtype)
 
 
 def _launch(
     x: Tensor,
     weight: Tensor,
+    view: View,
     bias: Tensor | None,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    kind: str,
     exchanged: bool,
-    activation: str | None,
     out_dtype: torch.dtype,
     tiles: GemmTiles | None,
 ) -> Tensor:
     # The stored matrix, or its transpose (exchanged), is [N, K]; a threshold per row runs along its stored rows.
     (n, k), m = weight.shape, x.shape[0]
+    threshold, mask = view.threshold, view.mask
     stride_wn, stride_wk = strides(weight)
     stride_mn, stride_mk = strides(mask)
     if exchanged:
         n, k, stride_wn, stride_wk, stride_mn, stride_mk = k, n, stride_wk, stride_wn, stride_mk, stride_mn
-    packed = is_packed(mask)
     # One threshold for the matrix is read at stride 0, along whichever axis.
     per_row = threshold is not None and threshold.numel() > 1
     precision = input_precision(x.dtype)
     if tiles is None:
-        mask_bits = 0 if mask is None else 1 if packed else 8
-        # Words are few, and read along with the weight.
-        aligned = n % 16 == k % 16 == 0 and is_aligned(x, weight, None if packed else mask)
+        aligned = n % 16 == k % 16 == 0 and is_aligned(x, weight, mask)
         tiles = gemm_tiles(
-            m, n, k, weight_bytes=weight.element_size(), x_bytes=x.element_size(), mask_bits=mask_bits,
+            (m, n, k), weight_bytes=weight.element_size(), x_bytes=x.element_size(), masked=mask is not None,
             precision=precision, aligned=aligned, limits=limits_of(x.device),
         )  # fmt: skip
     split = tiles.splits > 1
@@ -215,14 +182,13 @@ def _launch(
             parts, x, weight, threshold, mask, bias, m, n, k,
             *strides(x), stride_wn, stride_wk,
             threshold.stride(0) if threshold is not None and per_row else 0, stride_mn, stride_mk,
-            SOFT=kind == "soft", THRESHOLD_ALONG_K=exchanged and per_row,
-            BITS=("n" if exchanged else "k") if packed else None, ACTIVATION=activation, INPUT_PRECISION=precision,
+            SOFT=view.kind == "soft", THRESHOLD_ALONG_K=exchanged and per_row, INPUT_PRECISION=precision,
             UPCAST=INTERPRETED, SPLITS=tiles.splits, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k, GROUP=GROUP,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
         if split:
             _sum_splits_kernel[(triton.cdiv(m * n, SUM_TILE),)](
-                y, parts, bias, m * n, n, ACTIVATION=activation, SPLITS=tiles.splits, SUM_TILE=SUM_TILE, num_warps=4
+                y, parts, bias, m * n, n, SPLITS=tiles.splits, SUM_TILE=SUM_TILE, num_warps=4
             )
     return y
 
@@ -233,36 +199,30 @@ def _check_out_dtype(function: str, out_dtype: torch.dtype, backend: str) -> Non
     check_triton_dtype(function, "out_dtype", out_dtype, backend)
 
 
-def fused_linear(
+def fused_forward(
     x: Tensor,
     weight: Tensor,
+    view: View,
     bias: Tensor | None = None,
     *,
-    kind: str,
-    threshold: Tensor | None = None,
-    mask: Tensor | None = None,
     transposed: bool = False,
-    activation: str | None = None,
     out_dtype: torch.dtype | None = None,
     backend: str = "torch",
     tiles: GemmTiles | None = None,
 ) -> Tensor:
-    """Y = act(X S(W)^T + bias), the view computed inside the product.
+    """Y = X S(W)^T + bias, S(W) computed inside the product.
 
-    The view is rounded to the dtype of x, products are summed in float32 (float64 where all is float64) with bias and
-    activation before the one rounding to `out_dtype`. float32 operands are multiplied in full float32 unless torch
-    allows tf32 (`_tiles.input_precision`). Deterministic, capturable in a CUDA graph. A NaN or infinity in x meets
-    the zeros of the view as in any product.
+    S(W) is rounded to the dtype of x, products are summed in float32 (float64 where all is float64) with the bias
+    before the one rounding to `out_dtype`. float32 operands are multiplied in full float32 unless torch allows tf32
+    (`_tiles.input_precision`). Deterministic, capturable in a CUDA graph. A NaN or infinity in x meets the zeros of
+    S(W) as in any product.
 
     Args:
         x: `[M, K]`, float16/bfloat16/float32 (float64 with the torch back end), any strides.
         weight: `[N, K]` (`[K, N]` when `transposed`), any of these dtypes and any strides: the dense master.
+        view: of this weight, with a threshold for the matrix or a row, or a mask (`weight/view.py`).
         bias: `[N]`, dtype of x, or None.
-        kind: "soft", "hard", "step" or "mask" (`weight/forward.py`).
-        threshold: `[1]` or `[weight.shape[0]]`, float32; for all kinds but "mask".
-        mask: for kind "mask": bool of the weight's shape, True = kept; or the words that `pack_bits` makes of it.
         transposed: `weight` is stored `[K, N]`, as transformers' Conv1D does.
-        activation: None, "relu", "gelu" (exact) or "silu".
         out_dtype: dtype of Y; that of x if None.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or the interpreter).
         tiles: configuration of the Triton kernel; computed from the shapes if None.
@@ -276,52 +236,46 @@ def fused_linear(
 
     Example:
         >>> import torch
-        >>> from tritonsparse.kernels.fused.gemm import fused_linear
+        >>> from tritonsparse.kernels.fused.gemm import fused_forward
+        >>> from tritonsparse.kernels.weight.view import View
         >>> weight = torch.tensor([[0.75, -0.25, -1.0]])  # T = sigmoid(0) = 0.5: S(W) = [0.25, 0, -0.5]
-        >>> fused_linear(torch.tensor([[4.0, 9.0, 2.0]]), weight, kind="soft", threshold=torch.zeros(1))
+        >>> fused_forward(torch.tensor([[4.0, 9.0, 2.0]]), weight, View("soft", torch.zeros(1)))
         tensor([[0.]])
     """
     out_dtype = x.dtype if out_dtype is None else out_dtype
-    check_view("fused_linear", weight, threshold, {"mask": mask}, kind, backend)
+    check_fused("fused_forward", weight, view, backend)
     n, k = reversed(weight.shape) if transposed else weight.shape
-    check_rows("fused_linear", "x", x, k, weight, backend)
-    _check_out_dtype("fused_linear", out_dtype, backend)
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"fused_linear: expected activation to be one of {list(ACTIVATIONS)}, got {activation!r}; "
-            f"pass None and apply it to the result"
-        )
+    check_rows("fused_forward", "x", x, k, weight, backend)
+    _check_out_dtype("fused_forward", out_dtype, backend)
     if bias is not None:
         expect(
             bias.shape == (n,) and bias.dtype == x.dtype and bias.device == x.device,
-            "fused_linear",
+            "fused_forward",
             f"bias to be {x.dtype} [{n}] on {x.device}",
             bias,
             "cast the bias with x",
         )
     if backend == "torch":
-        return fused_linear_reference(x, weight, bias, threshold, mask, kind, transposed, activation, out_dtype)
-    require("fused_linear", weight)
-    return _launch(x, weight, bias, threshold, mask, kind, transposed, activation, out_dtype, tiles)
+        return fused_forward_reference(x, weight, view, bias, transposed, out_dtype)
+    require("fused_forward", weight)
+    return _launch(x, weight, view, bias, transposed, out_dtype, tiles)
 
 
 def fused_grad_input(
     grad_y: Tensor,
     weight: Tensor,
+    view: View,
     *,
-    kind: str,
-    threshold: Tensor | None = None,
-    mask: Tensor | None = None,
     transposed: bool = False,
     out_dtype: torch.dtype | None = None,
     backend: str = "torch",
     tiles: GemmTiles | None = None,
 ) -> Tensor:
-    """dX = dY S(W), the view computed inside the product; rounding and repeatability as in `fused_linear`.
+    """dX = dY S(W), S(W) computed inside the product; rounding and repeatability as in `fused_forward`.
 
     Args:
         grad_y: `[M, N]`, float16/bfloat16/float32 (float64 with the torch back end), any strides.
-        weight, kind, threshold, mask, transposed: as given to `fused_linear`.
+        weight, view, transposed: as given to `fused_forward`.
         out_dtype: dtype of dX; that of grad_y if None.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or the interpreter).
         tiles: configuration of the Triton kernel; computed from the shapes if None. The kernel's n is dX's K, its k
@@ -337,15 +291,16 @@ def fused_grad_input(
     Example:
         >>> import torch
         >>> from tritonsparse.kernels.fused.gemm import fused_grad_input
+        >>> from tritonsparse.kernels.weight.view import View
         >>> grad_y, weight = torch.tensor([[2.0]]), torch.tensor([[0.75, -0.25]])
-        >>> fused_grad_input(grad_y, weight, kind="hard", threshold=torch.tensor([0.5]))
+        >>> fused_grad_input(grad_y, weight, View("hard", torch.tensor([0.5])))
         tensor([[1.5000, 0.0000]])
     """
     out_dtype = grad_y.dtype if out_dtype is None else out_dtype
-    check_view("fused_grad_input", weight, threshold, {"mask": mask}, kind, backend)
+    check_fused("fused_grad_input", weight, view, backend)
     check_rows("fused_grad_input", "grad_y", grad_y, weight.shape[1 if transposed else 0], weight, backend)
     _check_out_dtype("fused_grad_input", out_dtype, backend)
     if backend == "torch":
-        return fused_grad_input_reference(grad_y, weight, threshold, mask, kind, transposed, out_dtype)
+        return fused_grad_input_reference(grad_y, weight, view, transposed, out_dtype)
     require("fused_grad_input", weight)
-    return _launch(grad_y, weight, None, threshold, mask, kind, not transposed, None, out_dtype, tiles)
+    return _launch(grad_y, weight, view, None, not transposed, out_dtype, tiles)

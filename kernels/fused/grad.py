@@ -4,11 +4,11 @@
     dW       = m * G           m: 1 kept, alpha pruned, 0 outside B
     ds       = -sigma'(s) sum(sign(W) m G)                 soft only (AutoSparse, eqs. 6-8, arXiv:2304.06941)
 
-The definition is `weight/backward.py`'s on the product in the dtype of its operands; here G stays in float32
+The definition is `weight/reference.py`'s on the product in the dtype of its operands; here G stays in float32
 registers from the product to the multiplier, so it is neither written nor rounded. Per tile, sums over its columns go
 to [tiles, N] and are added in order by a second step.
 
-Saves 8 to 10 bytes a weight and needs a product as fast as the vendor's in return; `plan.py` says when it is.
+Saves 8 to 10 bytes a weight and needs a product as fast as cuBLAS's in return; `plan.py` says when it is.
 """
 
 # M rows of dY and X (tokens, the reduction)   N rows of the stored weight   K its columns
@@ -18,13 +18,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._operands import compute_dtype, expect
+from .._operands import expect
+from .._tile_view import is_kept, masked_gradient, multiplier_tile, sigmoid, times_sign, times_slope
 from .._tiles import GROUP, GradTiles, grad_tiles, grouped_tile, input_precision, is_aligned, limits_of, split_columns
 from .._triton import INTERPRETED, require, tl, triton
-from ..weight.backward import threshold_backward_reference
-from ..weight.forward import sigmoid, strides
-from ._operands import check_rows, check_view
-from .bits import is_packed, load_kept, unpacked
+from ..weight.forward import strides
+from ..weight.reference import threshold_backward_reference
+from ..weight.view import View
+from ._operands import check_fused, check_rows
 
 __all__ = ["fused_grad_weight"]
 
@@ -49,32 +50,27 @@ def _finish(  # type: ignore[no-untyped-def]
     stride_bn,
     stride_bk,
     SOFT: tl.constexpr,
-    MASK_BITS: tl.constexpr,
-    GRAD_MASK_BITS: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
 ):
     """Writes dW of the tile at (i_n, i_k) from its G; returns the sums of sign(W) dW over its columns, soft only."""
     o_n, o_k = i_n + tl.arange(0, TILE_N), i_k + tl.arange(0, TILE_K)
     inside = (o_n < N)[:, None] & (o_k < K)[None, :]
+    w = None
     if mask is None:
         w = tl.load(weight + o_n[:, None] * stride_wn + o_k[None, :] * stride_wk, mask=inside, other=0.0)
         w = w.to(tl.float32)
-        kept = ~(tl.abs(w) <= t)
+        kept = is_kept(w, t)
     else:
-        kept = load_kept(mask, i_n, i_k, N, K, stride_mn, stride_mk, MASK_BITS, TILE_N, TILE_K)
-    if SOFT:
-        on_pruned = tl.where(w != 0, on_pruned, 0.0)
+        kept = tl.load(mask + o_n[:, None] * stride_mn + o_k[None, :] * stride_mk, mask=inside, other=0) != 0
+    in_b = None
     if grad_mask is not None:
-        b = load_kept(grad_mask, i_n, i_k, N, K, stride_bn, stride_bk, GRAD_MASK_BITS, TILE_N, TILE_K)
-        on_pruned = tl.where(b, on_pruned, 0.0)
-    multiplier = tl.where(kept, 1.0, on_pruned)
-    # A choice, not a product: where no gradient is due, a NaN in g must not leave one behind.
-    grad_w = tl.where(multiplier == 0, 0.0, multiplier * g)
+        in_b = tl.load(grad_mask + o_n[:, None] * stride_bn + o_k[None, :] * stride_bk, mask=inside, other=0) != 0
+    grad_w = masked_gradient(multiplier_tile(w, kept, in_b, on_pruned, SOFT), g)
     tl.store(grad_weight + o_n[:, None] * K + o_k[None, :], grad_w, mask=inside)
     if SOFT:
-        # Like torch's, the sign of NaN is 0. Summed part by part: terms kept for one sum at the end would spill.
-        return tl.sum(tl.where(w > 0, grad_w, tl.where(w < 0, -grad_w, 0.0)), axis=1)
+        # Summed part by part: terms kept for one sum at the end would spill.
+        return tl.sum(times_sign(w, grad_w), axis=1)
     return tl.zeros((TILE_N,), dtype=tl.float32)
 
 
@@ -104,8 +100,6 @@ def _masked_grad_kernel(  # type: ignore[no-untyped-def]
     stride_bn,
     stride_bk,
     SOFT: tl.constexpr,
-    MASK_BITS: tl.constexpr,
-    GRAD_MASK_BITS: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     SUBTILES: tl.constexpr,
@@ -155,25 +149,17 @@ def _masked_grad_kernel(  # type: ignore[no-untyped-def]
             grad_weight, weight, mask, grad_mask, parts[i_part], t, on_pruned,
             i_n * TILE_N, i_k * TILE_K + i_part * WIDTH, N, K,
             stride_wn, stride_wk, stride_mn, stride_mk, stride_bn, stride_bk,
-            SOFT, MASK_BITS, GRAD_MASK_BITS, TILE_N, WIDTH,
+            SOFT, TILE_N, WIDTH,
         )  # fmt: skip
     if SOFT:
-        slope = sigmoid(s) * sigmoid(-s)
-        tl.store(row_sums + i_k * N + o_n, tl.where(slope == 0, 0.0, -slope * total), mask=in_n)
+        tl.store(row_sums + i_k * N + o_n, times_slope(s, total), mask=in_n)
 
 
 def _launch(
-    left: Tensor,
-    right: Tensor,
-    weight: Tensor,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    grad_mask: Tensor | None,
-    alpha: Tensor | None,
-    kind: str,
-    tiles: GradTiles | None,
-) -> tuple[Tensor, Tensor]:
+    left: Tensor, right: Tensor, weight: Tensor, view: View, tiles: GradTiles | None
+) -> tuple[Tensor, Tensor | None]:
     (n, k), m = weight.shape, left.shape[0]
+    kind, threshold, mask, grad_mask, alpha = view
     precision = input_precision(left.dtype)
     if tiles is None:
         aligned = n % 16 == k % 16 == 0 and is_aligned(left, right)
@@ -191,50 +177,36 @@ def _launch(
                 grad_weight, row_sums, left, right, weight, threshold, mask, grad_mask, alpha, m, n, k,
                 *strides(left), *strides(right), *strides(weight),
                 0 if threshold is None else threshold.expand(n).stride(0), *strides(mask), *strides(grad_mask),
-                SOFT=soft, MASK_BITS="k" if is_packed(mask) else None,
-                GRAD_MASK_BITS="k" if is_packed(grad_mask) else None, INPUT_PRECISION=precision, UPCAST=INTERPRETED,
-                SUBTILES=tiles.subtiles, LEAST_STEPS=tiles.least_steps, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k,
-                GROUP=GROUP, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+                SOFT=soft, INPUT_PRECISION=precision, UPCAST=INTERPRETED, SUBTILES=tiles.subtiles,
+                LEAST_STEPS=tiles.least_steps, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k, GROUP=GROUP,
+                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
     if threshold is None:
-        return grad_weight, weight.new_zeros(0, dtype=torch.float32)
+        return grad_weight, None
     if row_sums is None:
         return grad_weight, torch.zeros_like(threshold)
     return grad_weight, row_sums.sum_to_size(1, threshold.numel()).flatten()
 
 
 def fused_grad_weight_reference(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    grad_mask: Tensor | None,
-    alpha: Tensor | None,
-    kind: str,
-    transposed: bool,
-) -> tuple[Tensor, Tensor]:
+    grad_y: Tensor, x: Tensor, weight: Tensor, view: View, transposed: bool
+) -> tuple[Tensor, Tensor | None]:
     """The definition of `fused_grad_weight`: the product in the dtype of its operands, then `threshold_backward`'s."""
     with torch.autocast(x.device.type, enabled=False):
         dense = x.t() @ grad_y if transposed else grad_y.t() @ x
-    mask, grad_mask = unpacked(mask, weight), unpacked(grad_mask, weight)
-    return threshold_backward_reference(dense, weight, threshold, mask, grad_mask, alpha, kind)
+    return threshold_backward_reference(dense, weight, view)
 
 
 def fused_grad_weight(
     grad_y: Tensor,
     x: Tensor,
     weight: Tensor,
+    view: View,
     *,
-    kind: str,
-    threshold: Tensor | None = None,
-    mask: Tensor | None = None,
-    grad_mask: Tensor | None = None,
-    alpha: Tensor | None = None,
     transposed: bool = False,
     backend: str = "torch",
     tiles: GradTiles | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """dW = m * (dY^T X) and ds, the multiplier applied as the product leaves its registers.
 
     Where m = 0 the result is a selected 0: a NaN or infinity of the product there reaches neither dW nor ds. Sums
@@ -246,18 +218,15 @@ def fused_grad_weight(
         grad_y: `[M, N]`, float16/bfloat16/float32 (float64 with the torch back end), any strides.
         x: `[M, K]`, dtype of grad_y, any strides.
         weight: `[N, K]` (`[K, N]` when `transposed`), any of these dtypes and any strides: the dense master.
-        kind: "soft", "hard" or "mask" (`weight/backward.py`); "step" has a multiplier of its own.
-        threshold: `[1]` or `[weight.shape[0]]`, float32; for kinds "soft" and "hard".
-        mask: for kind "mask": bool of the weight's shape, True = kept; or the words that `pack_bits` makes of it.
-        grad_mask: as mask, True = gradient computed; None = everywhere. Kept positions always count.
-        alpha: 0-dim or `[1]`, float32, the multiplier on pruned positions; None = 0. Read on the device.
+        view: of this weight; kind "soft", "hard" or "mask" ("step" has a multiplier of its own), with a threshold for
+            the matrix or a row.
         transposed: `weight` is stored `[K, N]`, as transformers' Conv1D does.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or the interpreter).
         tiles: configuration of the Triton kernel; computed from the shapes if None.
 
     Returns:
         `grad_weight`: the weight's shape and dtype, contiguous, newly allocated.
-        `grad_threshold`: shape and dtype of `threshold`, zeros for "hard"; empty float32 `[0]` for "mask".
+        `grad_threshold`: shape and dtype of the threshold, zeros for "hard"; None for "mask".
 
     Raises:
         ValueError: an operand is missing, superfluous, or of the wrong shape, dtype or device.
@@ -266,13 +235,14 @@ def fused_grad_weight(
     Example:
         >>> import torch
         >>> from tritonsparse.kernels.fused.grad import fused_grad_weight
+        >>> from tritonsparse.kernels.weight.view import View
         >>> weight, x, grad_y = torch.tensor([[0.75, -0.25, -1.0]]), torch.tensor([[2.0, 4.0, 8.0]]), torch.ones(1, 1)
-        >>> fused_grad_weight(grad_y, x, weight, kind="soft", threshold=torch.zeros(1), alpha=torch.tensor(0.5))
+        >>> fused_grad_weight(grad_y, x, weight, View("soft", torch.zeros(1), alpha=torch.tensor(0.5)))
         (tensor([[2., 2., 8.]]), tensor([2.]))
     """
     function = "fused_grad_weight"
-    check_view(function, weight, threshold, {"mask": mask, "grad_mask": grad_mask}, kind, backend)
-    if kind == "step":
+    check_fused(function, weight, view, backend)
+    if view.kind == "step":
         raise ValueError(
             f'{function}: expected kind "soft", "hard" or "mask", got "step"; '
             f"give the dense product to threshold_backward"
@@ -287,18 +257,8 @@ def fused_grad_weight(
         grad_y,
         "pass both as the forward's product left them",
     )
-    if alpha is not None:
-        expect(
-            alpha.shape in ((), (1,))
-            and alpha.dtype in (torch.float32, compute_dtype(weight))
-            and alpha.device == weight.device,
-            function,
-            f"alpha to be one float32 value on {weight.device}",
-            alpha,
-            "keep the schedule's value in a float32 tensor beside the weight",
-        )
     if backend == "torch":
-        return fused_grad_weight_reference(grad_y, x, weight, threshold, mask, grad_mask, alpha, kind, transposed)
+        return fused_grad_weight_reference(grad_y, x, weight, view, transposed)
     require(function, weight)
     left, right = (x, grad_y) if transposed else (grad_y, x)
-    return _launch(left, right, weight, threshold, mask, grad_mask, alpha, kind, tiles)
+    return _launch(left, right, weight, view, tiles)

@@ -5,7 +5,7 @@
 The multiplier is linear in the gradient, so that it may be applied once a step: after accumulation over micro-batches
 and reduction over ranks, before or after unscaling. Sums run in a fixed order: repeated calls agree bit for bit.
 
-Called by `tritonsparse.view_cache`.
+Called by `tritonsparse.layers.cache`, and for held zeros.
 """
 # N, K: rows and columns of one layer's stored weight. A program is one 64 x 64 tile of one layer.
 
@@ -14,13 +14,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from .._operands import expect
+from .._tile_view import (
+    is_kept,
+    masked_gradient,
+    multiplier_tile,
+    step_multiplier,
+    step_reach,
+    times_sign,
+    times_slope,
+)
 from .._triton import tl, triton
-from .backward import SUM_COLUMNS, threshold_backward_reference
-from .forward import NUM_WARPS, TILE, sigmoid
+from .backward import SUM_COLUMNS
+from .forward import NUM_WARPS, TILE
 from .forward_many import load_pointer, load_row_cutoff, load_sizes, triton_dtype
-from .table import GRAD, WIDTH, View, ViewTable
+from .reference import threshold_backward_reference
+from .table import GRAD, WIDTH, Viewed, ViewTable
 
 __all__ = ["backward_many", "backward_many_reference"]
 
@@ -28,27 +39,20 @@ __all__ = ["backward_many", "backward_many_reference"]
 SUM_TILE = 1024
 
 
-def backward_many_reference(views: Sequence[View], grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+def backward_many_reference(layers: Sequence[Viewed], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The definition of `backward_many`: `threshold_backward_reference`, layer by layer."""
     of_thresholds = []
-    for view, grad in zip(views, grads, strict=True):
-        if grad is None:
-            of_thresholds.append(
-                torch.zeros_like(view.weight.new_zeros(0) if view.threshold is None else view.threshold)
-            )
-            continue
-        new, of_threshold = threshold_backward_reference(
-            grad, view.weight, view.threshold, view.mask, view.grad_mask, view.alpha, view.kind
-        )
-        grad.copy_(new)
+    for layer, grad in zip(layers, grads, strict=True):
+        of_threshold = _no_gradient(layer)
+        if grad is not None:
+            new, of_threshold = threshold_backward_reference(grad, layer.weight, layer.view)
+            grad.copy_(new)
         of_thresholds.append(of_threshold)
     return of_thresholds
 
 
-def _no_gradient(view: View) -> torch.Tensor:
-    if view.threshold is None:
-        return view.weight.new_zeros(0, dtype=torch.float32)
-    return torch.zeros_like(view.threshold)
+def _no_gradient(layer: Viewed) -> Tensor | None:
+    return None if layer.view.threshold is None else torch.zeros_like(layer.view.threshold)
 
 
 @triton.jit
@@ -82,37 +86,34 @@ def _backward_many_kernel(  # type: ignore[no-untyped-def]
     offsets = o_n[:, None] * K + o_k[None, :]
 
     # [TILE, TILE]
+    w = None
     if MASKED:
         kept = tl.load(load_pointer(table, row, 3, WIDTH, tl.int8) + offsets, mask=inside, other=0) != 0
     else:
         w = tl.load(load_pointer(table, row, 1, WIDTH, WEIGHT) + offsets, mask=inside, other=0.0).to(tl.float32)
         t = load_row_cutoff(table, row, o_n, o_k, N, inside, WIDTH, SOFT, PER_BLOCK)
-        kept = ~(tl.abs(w) <= t)
+        kept = is_kept(w, t)
     if STEP:
-        q = tl.abs(tl.abs(w) - t)
-        tail = tl.where(q <= 0.4, 2.0 - 4.0 * q, tl.where(q <= 1.0, 0.4, 0.0))
-        reach = tl.where(tail == 0, 0.0, w * tail)
-        multiplier = tl.where(kept, 1.0, 0.0) + tl.abs(reach)
+        reach = step_reach(w, t)
+        multiplier = step_multiplier(kept, reach)
     else:
         on_pruned = 0.0
         if ALPHA:
             on_pruned = tl.load(load_pointer(table, row, 6, WIDTH, tl.float32))
-        if SOFT:
-            on_pruned = tl.where(w != 0, on_pruned, 0.0)
+        in_b = None
         if GRAD_MASK:
-            b = tl.load(load_pointer(table, row, 5, WIDTH, tl.int8) + offsets, mask=inside, other=0)
-            on_pruned = tl.where(b != 0, on_pruned, 0.0)
-        multiplier = tl.where(kept, 1.0, on_pruned)
+            in_b = tl.load(load_pointer(table, row, 5, WIDTH, tl.int8) + offsets, mask=inside, other=0) != 0
+        multiplier = multiplier_tile(w, kept, in_b, on_pruned, SOFT)
     grad = load_pointer(table, row, 4, WIDTH, WEIGHT) + offsets
     g = tl.load(grad, mask=inside, other=0.0).to(tl.float32)
-    grad_w = tl.where(multiplier == 0, 0.0, multiplier * g)
+    grad_w = masked_gradient(multiplier, g)
     tl.store(grad, grad_w.to(WEIGHT), mask=inside)
 
     if SOFT or STEP:
         if STEP:
             terms = tl.where(reach == 0, 0.0, -reach * g)
         else:
-            terms = tl.where(w > 0, -grad_w, tl.where(w < 0, grad_w, 0.0))
+            terms = times_sign(w, grad_w)
         sums += tl.load(table + row * WIDTH + 13)
         if PER_BLOCK:
             terms = tl.sum(tl.reshape(terms, [TILE, TILE // SUM_COLUMNS, SUM_COLUMNS]), axis=2)
@@ -164,12 +165,11 @@ def _sum_thresholds_kernel(  # type: ignore[no-untyped-def]
     result = tl.sum(total)
     if SOFT:
         s = tl.load(tl.load(table + row * WIDTH + 2).to(tl.pointer_type(tl.float32)) + element)
-        slope = sigmoid(s) * sigmoid(-s)
-        result = tl.where(slope == 0, 0.0, slope * result)
+        result = times_slope(s, result)
     tl.store(grad_thresholds + program, result)
 
 
-def backward_many(table: ViewTable, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+def backward_many(table: ViewTable, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Multiply every layer's dense gradient by its multiplier, in place, and return the thresholds' gradients.
 
     The multiplier is linear in the gradient: apply it once to the sum over micro-batches, after the reduction over
@@ -182,52 +182,53 @@ def backward_many(table: ViewTable, grads: Sequence[torch.Tensor | None]) -> lis
             for its threshold.
 
     Returns:
-        A tensor of the threshold's shape and dtype a layer; empty for kind "mask", zeros for kind "hard".
+        A tensor of the threshold's shape and dtype a layer; None for kind "mask", zeros for kind "hard".
 
     Raises:
         ValueError: a gradient does not fit its weight; none has been changed then.
     """
-    for view, grad in zip(table.views, grads, strict=True):
+    for layer, grad in zip(table.layers, grads, strict=True):
         if grad is not None:
+            weight = layer.weight
             expect(
-                grad.shape == view.weight.shape
-                and grad.dtype == view.weight.dtype
-                and grad.device == view.weight.device
+                grad.shape == weight.shape
+                and grad.dtype == weight.dtype
+                and grad.device == weight.device
                 and grad.is_contiguous(),
                 "backward_many",
-                f"a contiguous grad of {view.weight.dtype} {list(view.weight.shape)} on {view.weight.device}",
+                f"a contiguous grad of {weight.dtype} {list(weight.shape)} on {weight.device}",
                 grad,
                 "pass the weight's .grad",
             )
     if table.backend == "torch":
-        return backward_many_reference(table.views, grads)
-    results = [_no_gradient(view) for view in table.views]
+        return backward_many_reference(table.layers, grads)
+    results = [_no_gradient(layer) for layer in table.layers]
     for launch in table.launches:
-        view = table.views[launch.layers[0]]
+        weight, view = table.layers[launch.layers[0]].weight, table.layers[launch.layers[0]].view
         addresses = [0 if (grad := grads[index]) is None else grad.data_ptr() for index in launch.layers]
         # Static gradients, as in a CUDA graph, are written down once: a capture cannot read the host's memory.
         if addresses != launch.grad_addresses:
             launch.table[:, GRAD] = torch.tensor(addresses, dtype=torch.int64).to(launch.table.device)
             launch.grad_addresses[:] = addresses
-        device = view.weight.device
-        sums = torch.empty(launch.sums, dtype=torch.float32, device=device)
+        sums = torch.empty(launch.sums, dtype=torch.float32, device=weight.device)
         options = {name: launch.options[name] for name in ("SOFT", "PER_BLOCK")}
-        with torch.cuda.device_of(view.weight):
+        with torch.cuda.device_of(weight):
             _backward_many_kernel[(launch.layer_of.numel(),)](
                 sums, launch.table, launch.layer_of, launch.first,
-                WEIGHT=triton_dtype(view.weight.dtype), ALPHA=view.alpha is not None,
+                WEIGHT=triton_dtype(weight.dtype), ALPHA=view.alpha is not None,
                 GRAD_MASK=view.grad_mask is not None, STEP=view.kind == "step", **launch.options,
                 WIDTH=WIDTH, SUM_COLUMNS=SUM_COLUMNS, TILE=TILE, num_warps=NUM_WARPS,
             )  # fmt: skip
             if launch.sums:
-                elements = torch.empty(launch.threshold_of.numel(), dtype=torch.float32, device=device)
+                elements = torch.empty(launch.threshold_of.numel(), dtype=torch.float32, device=weight.device)
                 _sum_thresholds_kernel[(elements.numel(),)](
                     elements, sums, launch.table, launch.threshold_of, launch.first_threshold, **options,
                     WIDTH=WIDTH, SUM_COLUMNS=SUM_COLUMNS, TILE=TILE, SUM_TILE=SUM_TILE, num_warps=NUM_WARPS,
                 )  # fmt: skip
                 start = 0
                 for index in launch.layers:
-                    shape = results[index].shape
-                    results[index] = elements[start : start + shape.numel()].view(shape)
-                    start += shape.numel()
+                    threshold = table.layers[index].view.threshold
+                    assert threshold is not None  # launch.sums
+                    results[index] = elements[start : start + threshold.numel()].view(threshold.shape)
+                    start += threshold.numel()
     return results

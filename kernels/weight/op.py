@@ -1,15 +1,14 @@
-"""S(W) as an op with a gradient: what a layer computes with whose product is not a matrix product of ours.
+"""The effective weight as an op with a gradient: what every product of a sparse layer multiplies by.
 
-    forward    What = S(W)                  [N, K]   threshold or mask (forward.py)
-    backward   dW = m * G                   [N, K]   G = dL/dWhat (backward.py)
-               ds = -sigma'(s) sum(sign(W) m G)      kind "soft" (AutoSparse, eqs. 6-8, arXiv:2304.06941)
+    forward    W_hat = S(W)                      [N, K]   forward.py, or the buffer that the Sparsifier keeps
+    backward   dW    = m G                       [N, K]   G = dL/dW_hat, dense, from the product's own backward
+               ds    = -sigma'(s) sum(sign(W) m G)        kind "soft" (AutoSparse, eqs. 6-8, arXiv:2304.06941)
 
-Called by the convolution layer: autograd carries What through the vendor's convolution, whose backward gives dX from
-What and the dense G, which the op's own backward multiplies. W is the dense master and is only read. The op saves W,
-not What; the convolution saves What.
+Any product follows: `F.linear`, `F.conv2d`, a 2:4 product, one that keeps its input packed. Autograd carries W_hat
+through it, so the product saves W_hat and gives G, and this op saves W, which the model holds anyway.
 """
 
-# N rows of the weight (output channels)   K columns (input channels times kernel positions)
+# N rows of the weight (output features)   K columns (input features, or input channels times kernel positions)
 
 from __future__ import annotations
 
@@ -18,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._eager import is_eager
-from .._operands import check_estimator, check_operands
-from .backward import gradients_alone, threshold_backward
-from .forward import cast_alone, view_reference
+from .._eager import as_dtype, is_eager
+from .._operands import refuse
+from .backward import gradient
+from .forward import cast
+from .view import View, check_view
 
-__all__ = ["masked_weight"]
+__all__ = ["effective_weight"]
 
 
 def _forward(
@@ -34,15 +34,13 @@ def _forward(
     alpha: Tensor | None,
     kind: str,
     backend: str,
-    out_dtype: torch.dtype,
+    dtype: torch.dtype,
 ) -> Tensor:
     # grad_mask and alpha are the backward's; they pass through here because autograd saves op inputs only.
-    if backend == "torch":
-        return view_reference(weight, threshold, mask, kind, out_dtype)
-    return cast_alone(weight, threshold, mask, kind, out_dtype)
+    return cast(weight, View(kind, threshold, mask, grad_mask, alpha), dtype, backend)
 
 
-_forward_op = torch.library.custom_op("tritonsparse::masked_weight", _forward, mutates_args=())
+_forward_op = torch.library.custom_op("tritonsparse::effective_weight", _forward, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -54,12 +52,12 @@ def _(
     alpha: Tensor | None,
     kind: str,
     backend: str,
-    out_dtype: torch.dtype,
+    dtype: torch.dtype,
 ) -> Tensor:
-    return weight.new_empty(weight.shape, dtype=out_dtype)
+    return weight.new_empty(weight.shape, dtype=dtype)
 
 
-@torch.library.custom_op("tritonsparse::masked_weight_backward", mutates_args=())
+@torch.library.custom_op("tritonsparse::effective_weight_backward", mutates_args=())
 def _backward_op(
     grad: Tensor,
     weight: Tensor,
@@ -70,7 +68,9 @@ def _backward_op(
     kind: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return threshold_backward(grad, weight, threshold, mask, grad_mask, alpha, kind=kind, backend=backend)
+    grad_weight, of_threshold = gradient(grad, weight, View(kind, threshold, mask, grad_mask, alpha), backend)
+    # A schema has no optional results.
+    return grad_weight, weight.new_zeros(0, dtype=torch.float32) if of_threshold is None else of_threshold
 
 
 @_backward_op.register_fake
@@ -97,17 +97,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     weight, threshold, mask, grad_mask, alpha = ctx.saved_tensors
-    # The op has no derivative: under create_graph it is in the graph, so that asking for one is an error.
-    gradients = gradients_alone if is_eager(grad, weight) and not torch.is_grad_enabled() else _backward_op
-    grad_weight, grad_threshold = gradients(grad, weight, threshold, mask, grad_mask, alpha, ctx.kind, ctx.backend)
+    if is_eager(grad, weight) and not torch.is_grad_enabled():
+        view = View(ctx.kind, threshold, mask, grad_mask, alpha)
+        grad_weight, of_threshold = gradient(grad, weight, view, ctx.backend)
+    else:
+        # The op has no derivative: under create_graph it is in the graph, so that asking for one is an error.
+        grad_weight, of_threshold = _backward_op(grad, weight, threshold, mask, grad_mask, alpha, ctx.kind, ctx.backend)
     need_weight, need_threshold = ctx.needs_input_grad[:2]
-    return grad_weight if need_weight else None, grad_threshold if need_threshold else None, *[None] * 6
+    # DDP waits for every parameter: a threshold gets a gradient, zeros included, never None.
+    return grad_weight if need_weight else None, of_threshold if need_threshold else None, *[None] * 6
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-class _MaskedWeight(torch.autograd.Function):
+class _EffectiveWeight(torch.autograd.Function):
     """The op as eager code runs it (`_eager.py`); what gets no gradient is one argument, for each costs time."""
 
     @staticmethod
@@ -122,42 +126,96 @@ class _MaskedWeight(torch.autograd.Function):
         return _backward(ctx, grad)[:3]
 
 
-def masked_weight(
+class _Cached(torch.autograd.Function):
+    """The caller's own W_hat, with the gradient m G."""
+
+    @staticmethod
+    def forward(
+        weight: Tensor,
+        threshold: Tensor | None,
+        mask: Tensor | None,
+        grad_mask: Tensor | None,
+        alpha: Tensor | None,
+        kind: str,
+        backend: str,
+        cached: Tensor,
+    ) -> Tensor:
+        return cached.view_as(cached)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
+class _Deferred(torch.autograd.Function):
+    """The caller's own W_hat, with the dense gradient G, which the caller multiplies once a step."""
+
+    @staticmethod
+    def forward(weight: Tensor, threshold: Tensor | None, w_hat: Tensor) -> Tensor:
+        return w_hat.view_as(w_hat)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weight, threshold, _ = inputs
+        ctx.dtype = weight.dtype
+        ctx.save_for_backward(threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (threshold,) = ctx.saved_tensors
+        need_weight, need_threshold = ctx.needs_input_grad[:2]
+        of_weight = as_dtype(grad, ctx.dtype) if need_weight else None
+        return of_weight, torch.zeros_like(threshold) if need_threshold else None, None
+
+
+def effective_weight(
     weight: Tensor,
+    view: View,
     *,
-    kind: str,
-    threshold: Tensor | None = None,
-    mask: Tensor | None = None,
-    grad_mask: Tensor | None = None,
-    alpha: Tensor | None = None,
+    dtype: torch.dtype | None = None,
     backend: str = "torch",
-    out_dtype: torch.dtype | None = None,
+    cached: Tensor | None = None,
+    defer: bool = False,
 ) -> Tensor:
-    """S(W) through the view (kind, threshold, mask, grad_mask, alpha), differentiable in W and the threshold.
+    """S(W), differentiable in W and the view's threshold.
 
     Args:
         weight: `[N, K]`, float16/bfloat16/float32/float64, any strides: the dense master.
-        kind: "soft", "hard", "step" or "mask", as `threshold_cast` has them.
-        threshold: all but "mask": `[1]`, `[N]` or one a block, float32 (float64 beside a float64 weight).
-        mask: "mask": bool `[N, K]`, True = kept.
-        grad_mask: bool `[N, K]`, or None = everywhere: the set B outside which pruned weights get no gradient.
-            Kept weights always get theirs.
-        alpha: float32 scalar tensor, or None = 0: the gradient's multiplier on pruned weights.
+        view: of this weight (`view.py`).
+        dtype: of S(W), that of the product which reads it; the weight's by default.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or Triton's interpreter).
-        out_dtype: dtype of S(W), that of the product which reads it; the weight's by default.
+        cached: S(W) itself, shape of `weight`, in `dtype`, if the caller keeps it; it is trusted, and returned as a view.
+        defer: leave G itself in the weight's gradient, and zeros in the threshold's: the caller applies
+            `threshold_backward` once to the sum over micro-batches and ranks, since it is linear in G.
 
     Returns:
-        `[N, K]`, `out_dtype`, contiguous, newly allocated; exact zeros where pruned.
+        `[N, K]`, `dtype`; exact zeros where pruned. Contiguous and newly allocated unless `cached` is given.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or `kind`/`backend` is unknown.
+        ValueError: shapes, dtypes or devices do not fit together, or the kind or the back end is unknown.
         RuntimeError: `backend="triton"` where Triton cannot run.
     """
-    check_operands("masked_weight", weight, threshold, {"mask": mask, "grad_mask": grad_mask}, kind, backend)
-    check_estimator("masked_weight", kind, grad_mask, alpha)
-    rest = (mask, grad_mask, alpha, kind, backend, out_dtype or weight.dtype)
+    dtype = dtype or weight.dtype
+    check_view("effective_weight", weight, view, backend)
+    kind, threshold, mask, grad_mask, alpha = view
+    if cached is not None and not (
+        cached.shape == weight.shape and cached.dtype == dtype and cached.device == weight.device
+    ):
+        refuse(
+            "effective_weight",
+            f"cached to be {dtype} {list(weight.shape)} on {weight.device}",
+            cached,
+            "leave it out, and the op builds it",
+        )
+    if defer:
+        if cached is None:
+            forward_view = View(kind, None if threshold is None else threshold.detach(), mask)
+            cached = effective_weight(weight.detach(), forward_view, dtype=dtype, backend=backend)
+        return _Deferred.apply(weight, threshold, cached)
+    if cached is not None:
+        return _Cached.apply(weight, threshold, mask, grad_mask, alpha, kind, backend, cached)
+    rest = (mask, grad_mask, alpha, kind, backend, dtype)
     if not is_eager(weight, weight):
         return _forward_op(weight, threshold, *rest)
     if not torch.is_grad_enabled():
         return _forward(weight, threshold, *rest)
-    return _MaskedWeight.apply(weight, threshold, rest)
+    return _EffectiveWeight.apply(weight, threshold, rest)
