@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse.compact import CompactLayer
+from tritonsparse.layers.compact import CompactLayer
 from tritonsparse.methods import ACDC, DSR, GMP, MEST, SET, SNFS, Phases, RigL, Static
 
 PHASES = Phases([(0, "dense"), (2, "sparse"), (4, "dense"), (5, "sparse")], 8)
@@ -248,7 +248,7 @@ def test_the_back_end_is_that_of_the_packed_products_and_afterwards_what_it_was(
     layer = run.sparsifier.layers["0"]
     layer.backend, layer.backend_reason = "fused", "decided in between"
     # As on a GPU, where `auto` takes the kernels.
-    monkeypatch.setattr("tritonsparse.compact.product_backend", lambda choice, values: "triton")
+    monkeypatch.setattr("tritonsparse.layers.compact.product_backend", lambda choice, values: "triton")
     run.sparsifier.compact()
     assert layer.backend == "block"
     report = run.sparsifier.report()

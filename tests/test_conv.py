@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tritonsparse as ts
-from tritonsparse.conv import SparseConv2d, is_depthwise
+from tritonsparse.layers.conv2d import SparseConv2d, is_depthwise
 from tritonsparse.kernels.weight.op import masked_weight
 from tritonsparse.methods import ACDC, GMP, AutoSparse, Phases, RigL, Static
 from tritonsparse.pattern import parse

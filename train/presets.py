@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tritonsparse.export import freeze_unsaved
+from tritonsparse.checkpoint.files import freeze_unsaved
 
 __all__ = ["PRESETS", "build_model", "load_model"]
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .conv import is_depthwise
-from .layer_classes import SPARSE_CLASSES
+from .layers.conv2d import is_depthwise
+from .layers.classes import SPARSE_CLASSES
 from .layers import SparseLayer
 
 __all__ = ["Skip", "refuse_unfit", "select"]

@@ -7,7 +7,7 @@ import torch
 
 from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.pattern import NM
-from tritonsparse.units import choose_masks
+from tritonsparse.masks.units import choose_masks
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,7 +16,7 @@ from tritonsparse.methods import STR, AutoSparse
 from tritonsparse.methods.block_autosparse import across_layers, block_scores
 from tritonsparse.pattern import Block
 from tritonsparse.schedules import cubic
-from tritonsparse.units import from_units, to_units
+from tritonsparse.masks.units import from_units, to_units
 
 PAIRS = Block(1, 2)
 

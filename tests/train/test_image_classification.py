@@ -18,7 +18,7 @@ import tritonsparse as ts
 from tritonsparse.eval.accuracy import accuracy
 from tritonsparse.eval.image_sets import load_images
 from tritonsparse.eval.preprocessing import Preprocessing
-from tritonsparse.mask import kept_count
+from tritonsparse.masks.topk import kept_count
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from tritonsparse.train import checkpoints, image_classification, image_models, memorization, results
 from tritonsparse.train.arguments import add_common

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSeq2SeqLM
 
 import tritonsparse as ts
-from tritonsparse.mask import kept_count
+from tritonsparse.masks.topk import kept_count
 from tritonsparse.train import checkpoints, presets, translation
 
 Train = Callable[..., dict[str, Any]]

@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..optimizer_state import reset_state
 from ..pattern import Pattern, Unstructured
-from ..units import choose_masks
+from ..masks.units import choose_masks
 from .base import Layers, MethodState
 from .masked import MaskMethod
 

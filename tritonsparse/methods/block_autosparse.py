@@ -90,9 +90,9 @@ import torch
 from torch import Tensor
 
 from ..layers import SparseLayer
-from ..mask import kept_count, topk_masks
+from ..masks.topk import kept_count, topk_masks
 from ..pattern import Block
-from ..units import from_units, to_units
+from ..masks.units import from_units, to_units
 from .base import Layers, MethodState
 from .masked import write_masks
 

@@ -34,11 +34,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import apportion
-from ..mask import topk_mask
+from ..masks.distribution import apportion
+from ..masks.topk import topk_mask
 from ..optimizer_state import clear_state
 from ..pattern import Pattern
-from ..units import from_units, random_score, to_units, unit_size
+from ..masks.units import from_units, random_score, to_units, unit_size
 from .base import Layers, MethodState
 from .rigl_set import SET
 

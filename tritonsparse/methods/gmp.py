@@ -27,11 +27,11 @@ import torch
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
-from ..mask import check_sparsity, kept_count
+from ..masks.distribution import divide
+from ..masks.topk import check_sparsity, kept_count
 from ..pattern import NM, Pattern
 from ..schedules import cubic
-from ..units import choose_masks
+from ..masks.units import choose_masks
 from .base import Layers
 from .masked import MaskMethod
 

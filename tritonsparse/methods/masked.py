@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..held_zeros import HeldZeros
-from ..mask import check_sparsity
+from ..masks.topk import check_sparsity
 from ..pattern import NM, Block, Channel, Pattern, Unstructured
-from ..units import check_pattern
+from ..masks.units import check_pattern
 from .base import Layers, Method
 
 __all__ = ["MaskMethod", "write_masks"]

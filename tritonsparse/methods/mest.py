@@ -31,11 +31,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
-from ..mask import kept_count, topk_mask
+from ..masks.distribution import divide
+from ..masks.topk import kept_count, topk_mask
 from ..optimizer_state import clear_state
 from ..pattern import Block, Channel, Pattern, Unstructured
-from ..units import choose_masks, from_units, random_score, to_units
+from ..masks.units import choose_masks, from_units, random_score, to_units
 from .base import Layers
 from .masked import MaskMethod
 

@@ -40,10 +40,10 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..layers import SparseLayer
-from ..mask import kept_count
+from ..masks.topk import kept_count
 from ..optimizer_state import learning_rate
 from ..pattern import NM, Pattern
-from ..units import choose_masks
+from ..masks.units import choose_masks
 from .base import Densities, Layers, MethodState
 from .masked import MaskMethod
 

@@ -17,9 +17,9 @@ import torch
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
+from ..masks.distribution import divide
 from ..pattern import Pattern
-from ..units import choose_masks, random_score
+from ..masks.units import choose_masks, random_score
 from .base import Layers
 from .masked import MaskMethod
 

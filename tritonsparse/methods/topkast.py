@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
+from ..masks.distribution import divide
 from ..layers import SparseLayer
-from ..mask import check_sparsity
+from ..masks.topk import check_sparsity
 from ..pattern import NM, Pattern
-from ..units import choose_masks
+from ..masks.units import choose_masks
 from .base import Densities, Layers
 from .masked import MaskMethod
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from .block_modules import BLOCK_CLASSES, BlockLayer, matrix_shape, packs
-from .kernels.block.topology import block_flags
-from .layers import SparseLayer
-from .pattern import Block, Pattern
+from ..layers.bsr import BLOCK_CLASSES, BlockLayer, matrix_shape, packs
+from ..kernels.block.topology import block_flags
+from ..layers import SparseLayer
+from ..pattern import Block, Pattern
 
 __all__ = ["BLOCKS", "finalize_blocks", "load_bsr", "plan_blocks", "save_bsr"]
 

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from .flops_conventions import CONVENTIONS, DENSE, Convention, Costs, Passes, convention_named
-from .flops_counting import LayerCost, layer_costs, layer_macs
-from .methods import Densities
-
-if TYPE_CHECKING:
-    from .sparsifier import Sparsifier
+from .conventions import CONVENTIONS, DENSE, Convention, Costs, Passes, convention_named
+from .counting import LayerCost, layer_costs, layer_macs
+from ..layers import SparseLayer
+from ..methods import Densities, Method
 
 __all__ = [
     "CONVENTIONS",
@@ -36,13 +34,25 @@ __all__ = [
 ]
 
 
-def kept_counts(sparsifier: Sparsifier) -> dict[str, int]:
+class Sparsified(Protocol):
+    """What is read of a `tritonsparse.Sparsifier`."""
+
+    layers: dict[str, SparseLayer]
+    method: Method
+    # Kinds of the views that the last step was taken with.
+    trained_kinds: dict[str, str]
+
+    @property
+    def step(self) -> int: ...
+
+
+def kept_counts(sparsifier: Sparsified) -> dict[str, int]:
     """Weights that are not zero, by layer name. Reads every layer and waits for the device: count once, pass it on."""
     return {name: layer.kept_count() for name, layer in sparsifier.layers.items()}
 
 
 def forward_fraction(
-    sparsifier: Sparsifier,
+    sparsifier: Sparsified,
     macs: Costs | None = None,
     *,
     convention: str = "autosparse",
@@ -71,7 +81,7 @@ def forward_fraction(
 
 
 def training_fraction(
-    sparsifier: Sparsifier,
+    sparsifier: Sparsified,
     macs: Costs | None = None,
     *,
     convention: str = "autosparse",
@@ -87,7 +97,7 @@ def training_fraction(
 
 
 def training_passes(
-    sparsifier: Sparsifier,
+    sparsifier: Sparsified,
     macs: Costs | None = None,
     *,
     convention: str = "autosparse",
@@ -99,7 +109,7 @@ def training_passes(
     return rule.passes(costs, _training_densities(sparsifier, kept))
 
 
-def _costs(function: str, sparsifier: Sparsifier, macs: Costs | None, rule: Convention) -> dict[str, LayerCost]:
+def _costs(function: str, sparsifier: Sparsified, macs: Costs | None, rule: Convention) -> dict[str, LayerCost]:
     layers = sparsifier.layers
     if macs is None:
         macs = {name: layer.dense_shape.numel() for name, layer in layers.items()}
@@ -112,14 +122,14 @@ def _costs(function: str, sparsifier: Sparsifier, macs: Costs | None, rule: Conv
     return costs
 
 
-def _training_densities(sparsifier: Sparsifier, kept: Mapping[str, int] | None) -> dict[str, Densities]:
+def _training_densities(sparsifier: Sparsified, kept: Mapping[str, int] | None) -> dict[str, Densities]:
     kept = kept_counts(sparsifier) if kept is None else kept
     densities = {}
     for name, layer in sparsifier.layers.items():
         kind = sparsifier.trained_kinds.get(name, layer.kind)
         if kind == "dense":
-            activations = layer.activation_density
-            packed = None if activations is None else Densities(1.0, 1.0, activations, activations=activations)
+            activations = 1.0 if layer.sparse_input is None else layer.sparse_input.density
+            packed = None if activations == 1 else Densities(1.0, 1.0, activations, activations=activations)
             densities[name] = packed or DENSE
             continue
         share = kept[name] / layer.dense_shape.numel()
@@ -144,7 +154,7 @@ class TrainingMeter:
         ValueError, TypeError: as `forward_fraction`.
     """
 
-    def __init__(self, sparsifier: Sparsifier, macs: Costs | None = None, *, convention: str = "autosparse") -> None:
+    def __init__(self, sparsifier: Sparsified, macs: Costs | None = None, *, convention: str = "autosparse") -> None:
         self.sparsifier = sparsifier
         self.convention = convention_named("TrainingMeter", convention)
         self.costs = _costs("TrainingMeter", sparsifier, macs, self.convention)

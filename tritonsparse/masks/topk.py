@@ -14,9 +14,9 @@ from decimal import ROUND_HALF_UP, Decimal
 import torch
 from torch import Tensor
 
-from .kernels import _triton
-from .kernels.select.masks import cutoff_masks
-from .kernels.select.topk import topk_cutoff
+from ..kernels import _triton
+from ..kernels.select.masks import cutoff_masks
+from ..kernels.select.topk import topk_cutoff
 
 __all__ = ["check_sparsity", "kept_count", "topk_mask", "topk_masks"]
 

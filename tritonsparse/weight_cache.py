@@ -1,6 +1,6 @@
-"""Ŵ of every sparse layer, written once a step instead of once a forward; owned by the Sparsifier.
+"""The effective weight of every sparse layer, written once a step instead of once a forward; owned by the Sparsifier.
 
-    write       Ŵ_l = S_l(W_l) into a buffer of layer l, all layers in one launch (kernels/weight/forward_many.py)
+    write       W_hat_l = S_l(W_l) into a buffer of layer l, all layers in one launch (kernels/weight/forward_many.py)
     backward    G_l <- m_l · G_l over the accumulated, reduced dense gradients (kernels/weight/backward_many.py)
 
 A buffer is written at `attach`, after every real step, after `load_state_dict` of the Sparsifier or of the model, and
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from .kernels.weight.backward_many import backward_many
 from .kernels.weight.forward_many import cast_many
-from .kernels.weight.table import View, ViewTable
-from .layers import SparseLayer, view_versions
+from .kernels.weight.table import Viewed, ViewTable
+from .layers import SparseLayer
+from .layers.cache import Cache, versions_of
 
-__all__ = ["ViewCache"]
+__all__ = ["WeightCache"]
 
 
-class ViewCache:
+class WeightCache:
     """The buffers and the tables of one model's sparse layers.
 
     Args:
@@ -35,7 +36,7 @@ class ViewCache:
         layers: name -> sparse layer. Those take part that multiply by their weight as it is stored, contiguously and
             without an exponent, and whose input is not packed, and with `defer` those that do not skip blocks; the
             others go on as without.
-        dtype: of Ŵ; None keeps no buffers.
+        dtype: of the effective weights; None keeps no buffers.
         defer: leave dense gradients to `backward`.
     """
 
@@ -45,12 +46,12 @@ class ViewCache:
         self.layers = [
             layer
             for layer in layers.values()
-            if layer.caches_view
+            if layer.caches
             and layer.exponent is None
-            and layer.activation_density is None
+            and (layer.sparse_input is None or layer.sparse_input.density == 1)
             and layer.weight.is_contiguous()
             # The product for the gradients of some blocks has multiplied them already.
-            and not (defer and layer.backend == "block")
+            and not (defer and layer.backend.name == "block")
             # A threshold a column is not one that the tables describe.
             and not (layer.transposed and layer.threshold is not None and layer.threshold.dim() == 2)
         ]
@@ -61,7 +62,7 @@ class ViewCache:
         self._signature: list[Any] = []
         self._handle = model.register_load_state_dict_post_hook(lambda module, keys: self.write())
         for layer in self.layers:
-            layer.defer = defer
+            layer.cache = Cache(defer=defer)
         self.write()
 
     def close(self) -> None:
@@ -69,7 +70,7 @@ class ViewCache:
         self._handle.remove()
         self._tables, self._signature = [], []
         for layer in self.layers:
-            layer.w_hat, layer.w_hat_versions, layer.defer = None, (), False
+            layer.cache = None
 
     @torch.no_grad()
     def write(self) -> None:
@@ -79,10 +80,11 @@ class ViewCache:
         for layers, table in self._current():
             cast_many(table)
             for layer in layers:
-                assert layer.w_hat is not None  # _current
-                # A kernel's write is not seen by autograd, which must refuse a backward through an older view.
-                torch.autograd.graph.increment_version(layer.w_hat)
-                layer.w_hat_versions = view_versions(layer)
+                cache = layer.cache
+                assert cache is not None and cache.w_hat is not None  # _current
+                # A kernel's write is not seen by autograd, which must refuse a backward through an older weight.
+                torch.autograd.graph.increment_version(cache.w_hat)
+                cache.versions = versions_of(layer.weight, layer.threshold, layer.mask)
 
     @torch.no_grad()
     def backward(self) -> None:
@@ -97,42 +99,38 @@ class ViewCache:
             for layer, grad, written, of_threshold in zip(layers, grads, whole, of_thresholds, strict=True):
                 if grad is not None and written is not None and written is not grad:
                     grad.copy_(written)
-                if layer.threshold is not None and layer.threshold.grad is not None:
+                if of_threshold is not None and layer.threshold is not None and layer.threshold.grad is not None:
                     layer.threshold.grad.copy_(of_threshold)
 
     def _current(self) -> list[tuple[list[SparseLayer], ViewTable]]:
         """The tables of the views as they stand; made anew when a kind, a tensor or a device has changed."""
-        taking = [layer for layer in self.layers if layer.kind != "dense"]
-        if self.dtype is not None:
-            for layer in taking:
-                if layer.w_hat is None or layer.w_hat.device != layer.weight.device:
-                    layer.w_hat = torch.empty_like(layer.weight, dtype=self.dtype)
+        # A layer copied or unpickled since has no cache.
+        taking = [layer for layer in self.layers if layer.kind != "dense" and layer.cache is not None]
+        members = [self._member(layer) for layer in taking]
         signature = [
-            (
-                layer.kind,
-                layer.backend,
-                *(
-                    None if tensor is None else (tensor.data_ptr(), tensor.dtype, tensor.shape)
-                    for tensor in _operands(layer)
-                ),
+            (layer.backend.name, member.view.kind)
+            + tuple(
+                None if tensor is None else (tensor.data_ptr(), tensor.dtype, tensor.shape)
+                for tensor in (member.weight, *member.view[1:], member.w_hat)
             )
-            for layer in taking
+            for layer, member in zip(taking, members, strict=True)
         ]
         if signature != self._signature:
-            groups: dict[tuple[str, torch.device], list[SparseLayer]] = {}
-            for layer in taking:
-                backend = "torch" if layer.backend == "torch" else "triton"
-                groups.setdefault((backend, layer.weight.device), []).append(layer)
+            groups: dict[tuple[str, torch.device], list[tuple[SparseLayer, Viewed]]] = {}
+            for layer, member in zip(taking, members, strict=True):
+                groups.setdefault((layer.backend.elementwise, layer.weight.device), []).append((layer, member))
             self._tables = [
-                (members, ViewTable([View(member.kind, *_operands(member)) for member in members], backend))
-                for (backend, _), members in groups.items()
+                ([layer for layer, _ in group], ViewTable([member for _, member in group], backend))
+                for (backend, _), group in groups.items()
             ]
             self._signature = signature
         return self._tables
 
-
-def _operands(
-    layer: SparseLayer,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    threshold = None if layer.threshold is None else layer.threshold.detach()
-    return layer.weight.detach(), threshold, layer.mask, layer.grad_mask, layer.alpha, layer.w_hat
+    def _member(self, layer: SparseLayer) -> Viewed:
+        """The layer's operands, with a buffer for its effective weight where one is kept."""
+        cache, view = layer.cache, layer.view
+        assert cache is not None  # _current
+        if self.dtype is not None and (cache.w_hat is None or cache.w_hat.device != layer.weight.device):
+            cache.w_hat = torch.empty_like(layer.weight, dtype=self.dtype)
+        threshold = None if view.threshold is None else view.threshold.detach()
+        return Viewed(layer.weight.detach(), view._replace(threshold=threshold), cache.w_hat)

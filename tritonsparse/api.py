@@ -1,11 +1,11 @@
-"""The one call: turn a model's linear and convolution layers into sparse ones under a method's control."""
+"""The two ways in: a model's layers made sparse under a method's control, and a saved sparse model gone on with."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from . import pattern as patterns
+from .checkpoint.files import SIDECAR, freeze_unsaved, read_sidecar
 from .clock import Clock
-from .embeddings import EmbeddingMasks
-from .kernels import _triton
-from .kernels.semi_structured import hardware_reason, operand_reason
-from .layer_classes import SPARSE_CLASSES
-from .layers import BACKENDS, SparseLayer
+from .layers import SparseLayer
+from .layers.backend import check_backend, check_semi_structured
+from .layers.classes import SPARSE_CLASSES
+from .masks.embeddings import EmbeddingMasks
 from .methods import METHODS, Method
-from .pattern import NM, Block, Pattern
+from .pattern import Pattern
 from .selection import refuse_unfit, select
 from .sparsifier import Sparsifier
 
-__all__ = ["sparsify"]
+__all__ = ["load", "sparsify"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ def sparsify(
         include: fnmatch patterns on module names; naming a module overrides the default skips except ties.
         exclude: fnmatch patterns on module names that stay dense.
         distribution: "uniform" or "erk", for methods that take it.
-        backend: "auto", "torch" (the reference, any device), or on a GPU "triton", "fused" (the view inside the
-            products), "block" (products that skip pruned blocks, for patterns of blocks whose sides 16 divides) or
+        backend: "auto", "torch" (the reference, any device), or on a GPU "triton", "fused" (the effective weight inside
+            the products), "block" (products that skip pruned blocks, for patterns of blocks whose sides 16 divides) or
             "semi_structured" (the GPU's sparse product in the forward, for pattern "2:4" in 16 bits; in dX too for
             "2:4:transposable").
         total_steps: optimizer steps planned; schedules that end need it.
         steps_per_epoch: optimizer steps in an epoch; schedules in epochs need it.
         embedding_sparsity: also keep this fraction of every embedding table at zero, tied output layers with it,
-            whenever the layers are sparse (embeddings.py); None = tables stay dense.
+            whenever the layers are sparse (masks/embeddings.py); None = tables stay dense.
         seed: seed of every random choice of the method.
 
     Returns:
@@ -95,18 +95,16 @@ def sparsify(
             f"sparsify: expected a pattern that method {chosen_method.name!r} supports ({supported}), got "
             f"'{chosen_pattern}'; choose another pattern or method"
         )
-    _check_backend(backend, chosen_pattern)
+    check_backend(backend, chosen_pattern)
     _check_names(include, exclude)
     modules, skipped = select(model, include, exclude)
     clock = Clock(0, total_steps, steps_per_epoch)
     # The method may still refuse (a schedule without its length): it decides on the layers once re-classed, so a
     # refusal puts the stock classes back.
     embeddings = None if embedding_sparsity is None else EmbeddingMasks(model, embedding_sparsity)
-    _check_semi_structured(backend, modules, chosen_pattern)
-    block = (chosen_pattern.rows, chosen_pattern.columns) if isinstance(chosen_pattern, Block) else None
-    n_of_m = chosen_pattern if isinstance(chosen_pattern, NM) else None
+    check_semi_structured(backend, {name: _shape(module) for name, module in modules.items()}, chosen_pattern)
     layers: dict[str, SparseLayer] = {
-        name: SPARSE_CLASSES[type(module)].adopt(module, backend, block, n_of_m) for name, module in modules.items()
+        name: SPARSE_CLASSES[type(module)].adopt(module, backend, chosen_pattern) for name, module in modules.items()
     }
     try:
         chosen_method.setup(layers, clock, chosen_pattern, seed)
@@ -117,6 +115,55 @@ def sparsify(
     sparsifier = Sparsifier(model, chosen_method, layers, skipped, clock, chosen_pattern, seed, embeddings)
     logger.info("%s", sparsifier.summary())
     return sparsifier
+
+
+def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sparsifier]:
+    """A model saved by `Sparsifier.save_pretrained`, sparsified again as it was.
+
+    Parameters that checkpoints of this class leave out are frozen, and the log names them.
+
+    Args:
+        directory: a local folder.
+        auto_class: a transformers class with `from_pretrained`, such as `AutoModelForSeq2SeqLM`.
+        kwargs: passed on to `from_pretrained`.
+
+    Returns:
+        The model with sparse layers and its Sparsifier, at the step where it was saved, not attached.
+
+    Raises:
+        FileNotFoundError: the folder has no sidecar.
+        ValueError: the sidecar does not fit the model.
+    """
+    directory = Path(directory)
+    if not (directory / SIDECAR).is_file():
+        raise FileNotFoundError(
+            f"load: expected {SIDECAR} in {directory}, got no such file; load the checkpoint with "
+            f"{auto_class.__name__}.from_pretrained, it is an ordinary one"
+        )
+    saved, tensors = read_sidecar(directory)
+    model = auto_class.from_pretrained(directory, **kwargs)
+    if frozen := freeze_unsaved(model):
+        logger.info("load: froze %s, which checkpoints of %s leave out", ", ".join(frozen), type(model).__name__)
+    config = {key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()}
+    sparsifier = sparsify(
+        model,
+        METHODS[saved["method"]](**config),
+        pattern=saved["pattern"],
+        include=list(saved["kinds"]),
+        total_steps=saved["total_steps"],
+        steps_per_epoch=saved["steps_per_epoch"],
+        seed=saved["seed"],
+        embedding_sparsity=saved["embedding_sparsity"],
+    )
+    views = {key.removeprefix("view."): value for key, value in tensors.items() if key.startswith("view.")}
+    sparsifier.load_state_dict({**saved, "tensors": views})
+    with torch.no_grad():
+        for name, layer in sparsifier.layers.items():
+            if layer.threshold is not None:
+                layer.threshold.copy_(tensors[f"threshold.{name}"])
+            if f"master.{name}" in tensors:
+                layer.weight.copy_(tensors[f"master.{name}"])
+    return model, sparsifier
 
 
 def _resolve_method(method: str | Method, **overrides: Any) -> Method:
@@ -156,53 +203,10 @@ def _resolve_method(method: str | Method, **overrides: Any) -> Method:
     return cls(**given)
 
 
-def _check_backend(backend: str, pattern: Pattern) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"sparsify: expected a backend among {', '.join(BACKENDS)}, got {backend!r}; choose one")
-    if backend == "block" and not (isinstance(pattern, Block) and pattern.rows % 16 == pattern.columns % 16 == 0):
-        raise ValueError(
-            f"sparsify: expected a pattern of blocks whose sides 16 divides with backend='block', got '{pattern}'; "
-            f"choose 'block:64', or backend='auto'"
-        )
-    if backend == "semi_structured":
-        if pattern not in (NM(2, 4), NM(2, 4, transposable=True)):
-            raise ValueError(
-                f"sparsify: expected pattern '2:4' or '2:4:transposable' with backend='semi_structured', got "
-                f"'{pattern}'; choose one, or backend='auto'"
-            )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if (reason := hardware_reason(device)) is not None:
-            raise RuntimeError(
-                f"sparsify: expected a GPU with 2:4 products for backend='semi_structured', but {reason}; use "
-                f"backend='auto' or 'torch'"
-            )
-    if backend in ("triton", "fused", "block") and not (
-        _triton.AVAILABLE and (_triton.INTERPRETED or torch.cuda.is_available())
-    ):
-        raise RuntimeError(
-            f"sparsify: expected a GPU and an installed Triton for backend={backend!r}, got none of the two or one of "
-            f"them; use backend='auto' or 'torch'"
-        )
-
-
-def _check_semi_structured(backend: str, modules: Mapping[str, nn.Module], pattern: Pattern) -> None:
-    if backend != "semi_structured":
-        return
-    both = isinstance(pattern, NM) and pattern.transposable
-    for name, module in modules.items():
-        weight = cast(Tensor, module.weight)
-        reason = "it is a convolution"
-        if weight.dim() == 2:
-            n, k = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
-            # dX of a transposable mask is the product with the transpose.
-            found = operand_reason(torch.bfloat16, n, k) or (operand_reason(torch.bfloat16, k, n) if both else None)
-            if found is None:
-                continue
-            reason = found
-        raise ValueError(
-            f"sparsify: expected layers that 2:4 products take with backend='semi_structured', got {name}: {reason}; "
-            f"exclude it"
-        )
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    """Of a weight, outputs first."""
+    shape = tuple(cast(Tensor, module.weight).shape)
+    return shape[::-1] if isinstance(module, Conv1D) else shape
 
 
 def _check_names(*groups: list[str] | None) -> None:

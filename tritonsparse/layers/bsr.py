@@ -17,28 +17,21 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .kernels import _triton
-from .kernels.block.packed import pack_blocks, packed_block_linear, unpack_blocks
-from .kernels.block.topology import build_index_reference, grid_of, index_size
-from .layers import _reclass
+from ..kernels.block.packed import pack_blocks, packed_block_linear, unpack_blocks
+from ..kernels.block.topology import build_index_reference, grid_of, index_size
+from .backend import packed_block_backend
+from .base import product_dtype
+from .reclass import reclass
 
-__all__ = ["BLOCK_CLASSES", "BlockConv2d", "BlockLayer", "BlockLinear", "block_product", "packs", "product_backend"]
-
-
-def product_backend(choice: str, values: Tensor) -> str:
-    """ "torch" or "triton" for packed blocks; `auto` takes the kernels where they can run."""
-    if choice != "auto":
-        return "torch" if choice == "torch" else "triton"
-    fits = values.shape[1] % 16 == 0 and values.shape[2] % 16 == 0 and values.dtype != torch.float64
-    return "triton" if values.is_cuda and _triton.AVAILABLE and fits else "torch"
+__all__ = ["BLOCK_CLASSES", "BlockConv2d", "BlockLayer", "BlockLinear", "block_product", "packs"]
 
 
 def block_product(
     x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, shape: tuple[int, int], backend: str
 ) -> Tensor:
     """`packed_block_linear` in the dtype that autocast asks for; float64 stays out of it, as for torch's own ops."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = product_dtype(x, values)
+    if dtype != values.dtype:
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
     return packed_block_linear(x, values, bias, index, shape=shape, backend=backend)
 
@@ -70,7 +63,7 @@ class BlockLayer(nn.Module):
         values = nn.Parameter(weight.new_zeros((count, *block)), requires_grad=weight.requires_grad)
         bias = module._parameters.pop("bias")
         del module._parameters["weight"]
-        _reclass(module, cls)
+        reclass(module, cls)
         layer = cast(BlockLayer, module)
         layer.shape, layer.block, layer.backend = shape, block, "auto"
         layer.register_parameter("values", values)
@@ -115,7 +108,7 @@ class BlockLayer(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """x Wᵀ + b over the last dimension of x."""
         return block_product(
-            x, self.values, self.bias, self.index, self.shape, product_backend(self.backend, self.values)
+            x, self.values, self.bias, self.index, self.shape, packed_block_backend(self.backend, self.values)
         )
 
     def extra_repr(self) -> str:
@@ -128,7 +121,7 @@ class BlockLinear(BlockLayer):
 
     Example:
         >>> import torch
-        >>> from tritonsparse.block_modules import BlockLinear
+        >>> from tritonsparse.layers.bsr import BlockLinear
         >>> weight = torch.tensor([[0.0, 0.0, 3.0, 4.0]])
         >>> linear = BlockLinear.pack(torch.nn.Linear(4, 1, bias=False), weight, weight.view(1, 2, 2).any(2), (1, 2))
         >>> linear

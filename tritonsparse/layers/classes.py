@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .conv import SparseConv2d
-from .layers import SparseConv1D, SparseLinear
+from .conv2d import SparseConv2d
+from .linear import SparseConv1D, SparseLinear
 
 __all__ = ["SPARSE_CLASSES"]
 
