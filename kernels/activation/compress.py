@@ -11,8 +11,8 @@ zero is never stored: it adds nothing to that product, and after a ReLU the k-th
 A NaN is stored, so it reaches the gradient as it would from X.
 
 The capacity is fixed before the count is known, so that shapes are static. What does not fit is not stored,
-and `overflow` says so; nobody may go on from there (`packed_linear` packs again with room for all). A value
-that was not stored unpacks as NaN, never as 0. Called by `packed_linear`, and `packed_grad_weight` reads it.
+and `overflow` says so; nobody may go on from there (`packing.py` packs again with room for all). A value that was not
+stored unpacks as NaN, never as 0. Called by `packing.py`; `grad_weight.py` and `conv2d.py` read it.
 """
 # M rows of x (tokens)   K columns (features)   W = ceil(K/32) words a row
 
@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._eager import on_device_of
 from .._operands import FLOATS, check_triton_dtype, compute_dtype, expect
 from .._triton import require, tl, triton
-from .bits import pack_bits_reference, unpack_bits
+from .bits import pack_bits, unpack_bits, word_positions
 
-__all__ = ["check_packed", "pack_activation", "unpack_activation"]
+__all__ = ["check_backend", "check_packed", "pack", "pack_activation", "unpack", "unpack_activation"]
 
 # Columns that a program takes at a time: with 4 warps one 16-byte load of a 2-byte dtype for each thread.
 TILE = 1024
@@ -49,7 +50,7 @@ def pack_activation_reference(
     # Boolean indexing says the same, six times slower on a CPU.
     chosen = x.reshape(-1)[kept.reshape(-1).nonzero()[:capacity, 0]]
     values = F.pad(chosen, (0, capacity - chosen.numel()))
-    return pack_bits_reference(kept), values, row_offsets, row_offsets[-1] > capacity
+    return pack_bits(kept), values, row_offsets, row_offsets[-1] > capacity
 
 
 def unpack_activation_reference(bits: Tensor, values: Tensor, row_offsets: Tensor, k: int) -> Tensor:
@@ -59,16 +60,6 @@ def unpack_activation_reference(bits: Tensor, values: Tensor, row_offsets: Tenso
     kept = unpack_bits(bits, k)
     values = F.pad(values, (0, max(0, int(row_offsets[-1]) - values.numel())), value=float("nan"))
     return values.new_zeros(kept.shape).masked_scatter_(kept, values)
-
-
-@triton.jit
-def popcount(word):  # type: ignore[no-untyped-def]
-    """Bits set in each int32; the compiler knows the idiom and emits the machine's instruction for it."""
-    word = word.to(tl.uint32, bitcast=True)
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    return ((word * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
@@ -105,20 +96,6 @@ def _activation_bits_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _word_positions(bits, position, row, i_word, words, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
-    # For TILE positions of one row from word i_word on: kept or not, the place of each among the values, and
-    # the place after the last. The bits below a position in its word count the kept ones before it there.
-    o_word = i_word + tl.arange(0, TILE // 32)
-    word = tl.load(bits + row * words + o_word, mask=o_word < words, other=0)
-    kept_in_word = popcount(word)
-    before = (tl.cumsum(kept_in_word, 0) - kept_in_word)[:, None]
-    o_bit = tl.arange(0, 32)[None, :]
-    kept = ((word[:, None] >> o_bit) & 1) != 0
-    o_value = position + before + popcount(word[:, None] & ((1 << o_bit) - 1))
-    return kept, o_value, position + tl.sum(kept_in_word)
-
-
-@triton.jit
 def _pack_activation_kernel(  # type: ignore[no-untyped-def]
     values,
     x,
@@ -134,7 +111,7 @@ def _pack_activation_kernel(  # type: ignore[no-untyped-def]
     words = tl.cdiv(K, 32)
     position = tl.load(row_offsets + row)
     for i_word in range(0, words, TILE // 32):
-        kept, o_value, position = _word_positions(bits, position, row, i_word, words, TILE)
+        kept, o_value, position = word_positions(bits, position, row, i_word, words, TILE)
         o_k = (i_word + tl.arange(0, TILE // 32))[:, None].to(tl.int64) * 32 + tl.arange(0, 32)[None, :]
         element = tl.load(x + row * stride_xm + o_k * stride_xk, mask=o_k < K, other=0.0)
         tl.store(values + o_value, element, mask=kept & (o_value < capacity))
@@ -154,7 +131,7 @@ def _unpack_activation_kernel(  # type: ignore[no-untyped-def]
     words = tl.cdiv(K, 32)
     position = tl.load(row_offsets + row)
     for i_word in range(0, words, TILE // 32):
-        kept, o_value, position = _word_positions(bits, position, row, i_word, words, TILE)
+        kept, o_value, position = word_positions(bits, position, row, i_word, words, TILE)
         o_k = (i_word + tl.arange(0, TILE // 32))[:, None].to(tl.int64) * 32 + tl.arange(0, 32)[None, :]
         element = tl.load(values + o_value, mask=kept & (o_value < capacity), other=float("nan"))
         tl.store(x + row * K + o_k, tl.where(kept, element, 0.0), mask=o_k < K)
@@ -167,7 +144,7 @@ def _launch_pack_activation(
     bits = x.new_empty((m, -(-k // 32)), dtype=torch.int32)
     counts = x.new_empty(m, dtype=torch.int32)
     values = x.new_zeros(capacity)
-    with torch.cuda.device_of(x):
+    with on_device_of(x):
         if m:
             _activation_bits_kernel[(m,)](
                 bits, counts, x, cutoff, row_mask, k,
@@ -185,11 +162,20 @@ def _launch_pack_activation(
 def _launch_unpack_activation(bits: Tensor, values: Tensor, row_offsets: Tensor, k: int) -> Tensor:
     x = values.new_empty((bits.shape[0], k))
     if x.numel():
-        with torch.cuda.device_of(x):
+        with on_device_of(x):
             _unpack_activation_kernel[(x.shape[0],)](
                 x, bits, values, row_offsets, k, values.numel(), TILE=TILE, num_warps=NUM_WARPS
             )
     return x
+
+
+def pack(
+    x: Tensor, cutoff: Tensor, row_mask: Tensor | None, capacity: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`pack_activation` for a caller that has checked its operands."""
+    if backend == "torch":
+        return pack_activation_reference(x, cutoff, row_mask, capacity)
+    return _launch_pack_activation(x, cutoff, row_mask, capacity)
 
 
 def pack_activation(
@@ -253,9 +239,14 @@ def pack_activation(
         )
     if capacity < 0:
         raise ValueError(f"pack_activation: expected a capacity of at least 0, got {capacity}; pass x.numel() for all")
+    return pack(x, cutoff, row_mask, capacity, backend)
+
+
+def unpack(bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, backend: str) -> Tensor:
+    """`unpack_activation` of what `pack_activation` returned."""
     if backend == "torch":
-        return pack_activation_reference(x, cutoff, row_mask, capacity)
-    return _launch_pack_activation(x, cutoff, row_mask, capacity)
+        return unpack_activation_reference(bits, values, row_offsets, k)
+    return _launch_unpack_activation(bits, values, row_offsets, k)
 
 
 def unpack_activation(bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, *, backend: str = "torch") -> Tensor:
@@ -276,9 +267,7 @@ def unpack_activation(bits: Tensor, values: Tensor, row_offsets: Tensor, k: int,
         RuntimeError: backend "triton" without triton, or off the GPU.
     """
     check_packed("unpack_activation", bits, values, row_offsets, k, backend)
-    if backend == "torch":
-        return unpack_activation_reference(bits, values, row_offsets, k)
-    return _launch_unpack_activation(bits, values, row_offsets, k)
+    return unpack(bits, values, row_offsets, k, backend)
 
 
 def check_backend(function: str, tensor: Tensor, backend: str) -> None:

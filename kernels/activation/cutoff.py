@@ -5,7 +5,7 @@
 
 A group is the whole tensor, one sample, or one row (SWAT, arXiv:2001.01969, keeps the k largest activations
 of the mini-batch; its appendix compares the finer groups). Rows that `row_mask` leaves out, padding tokens,
-are not counted: their zeros or garbage would move T. Called by `packed_linear`.
+are not counted: their zeros or garbage would move T. Called by `packing.py`.
 """
 # M rows of x (tokens)   K columns (features)   G groups
 
@@ -22,7 +22,7 @@ from .._operands import FLOATS, compute_dtype, expect
 from ..select.topk import topk_cutoff
 from .compress import check_backend
 
-__all__ = ["SCOPES", "activation_cutoff", "check_density"]
+__all__ = ["SCOPES", "activation_cutoff", "check_density", "select_cutoff"]
 
 SCOPES = ("batch", "sample", "plane")
 # Densities are read to nine decimals, so that k is integer arithmetic on the device as on the host.
@@ -88,7 +88,6 @@ def activation_cutoff(
         x,
         "pass the layer's input",
     )
-    rows = x[..., 0].numel() if x.shape[-1] else 0
     if row_mask is not None:
         expect(
             row_mask.shape == x.shape[:-1] and row_mask.dtype == torch.bool and row_mask.device == x.device,
@@ -98,6 +97,12 @@ def activation_cutoff(
             "make it True for the rows that count",
         )
     check_backend("activation_cutoff", x, backend)
+    return select_cutoff(x, density, scope, row_mask, backend)
+
+
+def select_cutoff(x: Tensor, density: float, scope: str, row_mask: Tensor | None, backend: str) -> Tensor:
+    """`activation_cutoff` for a caller that has checked its operands."""
+    rows = x[..., 0].numel() if x.shape[-1] else 0
     if x.numel() == 0:
         return x.new_full((1 if scope == "batch" else rows,), inf, dtype=compute_dtype(x))
 

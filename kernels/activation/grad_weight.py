@@ -4,7 +4,7 @@
 
 X̂ comes as `compress.py` packs it (bits, values, row_offsets). The reduction runs over the rows, so each
 program walks down all tokens with one tile of the result. Where a tile's values begin in each row is looked
-up in a table of counts, four bytes for 32 positions, built for the one call. Called by `packed_linear`.
+up in a table of counts, four bytes for 32 positions, built for the one call. Called by `linear.py`.
 """
 # M rows of x and of grad_y (tokens)   N output features   K input features
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._eager import on_device_of
 from .._operands import expect
 from .._tiles import input_precision
 from .._triton import tl, triton
-from .compress import check_packed, popcount, unpack_activation_reference
+from .bits import popcount
+from .compress import check_packed, unpack_activation_reference
 
-__all__ = ["packed_grad_weight"]
+__all__ = ["grad_weight", "packed_grad_weight"]
 
 WORDS_TILE = 128
 # (TILE_M, TILE_N, TILE_K, num_warps) by the product's precision. Wide in N, because each tile of X̂ is unpacked again
@@ -118,7 +120,7 @@ def _launch_packed_grad_weight(
     precision = input_precision(values.dtype)
     tile_m, tile_n, tile_k, num_warps = TILES[precision if values.dtype == torch.float32 else "half"]
     word_offsets = torch.empty_like(bits)
-    with torch.cuda.device_of(values):
+    with on_device_of(values):
         if m:
             _word_offsets_kernel[(m,)](word_offsets, bits, words, TILE=WORDS_TILE, num_warps=1)
         _packed_grad_weight_kernel[(-(-n // tile_n) * -(-k // tile_k),)](
@@ -128,6 +130,15 @@ def _launch_packed_grad_weight(
             num_warps=num_warps, num_stages=NUM_STAGES,
         )  # fmt: skip
     return grad_weight
+
+
+def grad_weight(
+    grad_y: Tensor, bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, transposed: bool, backend: str
+) -> Tensor:
+    """`packed_grad_weight` for a caller that packed X_hat itself."""
+    if backend == "torch":
+        return packed_grad_weight_reference(grad_y, bits, values, row_offsets, k, transposed)
+    return _launch_packed_grad_weight(grad_y, bits, values, row_offsets, k, transposed)
 
 
 def packed_grad_weight(
@@ -173,6 +184,4 @@ def packed_grad_weight(
         grad_y,
         "flatten the leading dimensions to rows, as the packed x was",
     )
-    if backend == "torch":
-        return packed_grad_weight_reference(grad_y, bits, values, row_offsets, k, transposed)
-    return _launch_packed_grad_weight(grad_y, bits, values, row_offsets, k, transposed)
+    return grad_weight(grad_y, bits, values, row_offsets, k, transposed, backend)
