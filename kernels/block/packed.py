@@ -27,9 +27,11 @@ from .._operands import FLOATS, check_triton_dtype, expect
 from .._tiles import MAX_SPLITS, MAX_STAGES, Limits, limits_of
 from .._triton import require
 from ._gemm_tiles import BlockTiles, tile_side
-from .gemm import block_grad_input, block_linear
+from ._index import check_index, sections
+from ._layout import BlockLayout
+from .gemm import block_forward, block_grad_input
 from .grad import block_grad_weight
-from .topology import check_index, grid_of, sections
+from .topology import grid_of
 
 __all__ = ["few_rows_tiles", "pack_blocks", "packed_block_linear", "unpack_blocks"]
 
@@ -127,16 +129,18 @@ def unpack_blocks(values: Tensor, index: Tensor, shape: tuple[int, int]) -> Tens
     return matrix[: shape[0], : shape[1]].contiguous()
 
 
+def _layout(values: Tensor, index: Tensor, n: int, k: int) -> BlockLayout:
+    count, r, c = values.shape
+    return BlockLayout(index, (r, c), (n, k), count=count)
+
+
 @torch.library.custom_op("tritonsparse::packed_block_linear", mutates_args=())
 def _forward_op(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, n: int, k: int, backend: str) -> Tensor:
-    rows = x.reshape(math.prod(x.shape[:-1]), k)
-    block = (values.shape[1], values.shape[2])
+    rows, layout = x.reshape(math.prod(x.shape[:-1]), k), _layout(values, index, n, k)
     few = backend == "triton" and rows.shape[0] <= FEW
-    tiles = few_rows_tiles((n, k), block, limits_of(x.device)) if few else None
+    tiles = few_rows_tiles((n, k), layout.block, limits_of(x.device)) if few else None
     with torch.autocast(x.device.type, enabled=False):
-        y = block_linear(
-            rows, values, bias, index, block=block, shape=(n, k), packed=True, backend=backend, tiles=tiles
-        )
+        y = block_forward(rows, values, layout, bias, backend=backend, tiles=tiles)
     return y.reshape(*x.shape[:-1], n)
 
 
@@ -150,16 +154,13 @@ def _backward_op(
     grad_y: Tensor, x: Tensor, values: Tensor, index: Tensor, n: int, k: int, backend: str, need_x: bool, need_v: bool
 ) -> tuple[Tensor, Tensor]:
     of_y, of_x = grad_y.reshape(math.prod(grad_y.shape[:-1]), n), x.reshape(math.prod(x.shape[:-1]), k)
-    block = (values.shape[1], values.shape[2])
-    common: dict[str, Any] = {"block": block, "shape": (n, k), "packed": True, "backend": backend}
+    layout = _layout(values, index, n, k)
     grad_x, grad_values = x.new_empty(0), values.new_empty(0)
     with torch.autocast(x.device.type, enabled=False):
         if need_x:
-            grad_x = block_grad_input(of_y, values, index, **common).reshape(x.shape)
+            grad_x = block_grad_input(of_y, values, layout, backend=backend).reshape(x.shape)
         if need_v:
-            grad_values, _ = block_grad_weight(
-                of_y, of_x, index, out_dtype=values.dtype, capacity=values.shape[0], **common
-            )
+            grad_values = block_grad_weight(of_y, of_x, layout, out_dtype=values.dtype, backend=backend)
     return grad_x, grad_values
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..plan import device_key
+from .plan import device_key
 
 __all__ = ["block_choice", "break_even", "read_block_table", "read_semi_structured_table", "semi_structured_choice"]
 
@@ -77,7 +77,7 @@ def break_even(
 
     Example:
         >>> import torch
-        >>> from tritonsparse.kernels.block.plan import break_even
+        >>> from tritonsparse.kernels.measured import break_even
         >>> print(break_even(4096, 4096, (128, 128), torch.bfloat16, "a GPU nobody measured"))
         None
     """
