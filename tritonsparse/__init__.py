@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .checkpoint.bsr import load_bsr, save_bsr
     from .sparsifier import Sparsifier
 
-# Imported when they are asked for: kernels need neither transformers nor the layers, and nobody without a Trainer should
-# wait for the callback's.
+# Imported when they are asked for: kernels need neither transformers nor the layers, and who has no Trainer should not
+# wait for the callback.
 _HOMES = {
     "Sparsifier": "sparsifier",
     "SparsityCallback": "callback",

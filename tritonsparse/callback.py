@@ -12,9 +12,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .checkpoint.state import read_state, write_state
 from .report import cut_off
 from .sparsifier import Sparsifier
-from .checkpoint.state import read_state, write_state
 
 __all__ = ["SparsityCallback"]
 

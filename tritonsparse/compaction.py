@@ -2,9 +2,9 @@
 
 A step is that of the dense storage, for what methods zero outside their masks after every step does not exist here: the
 same products, the same elementwise update, the same bits in float32 on a CPU where blocks are multiples of 16. Three
-things may differ in the last place: the products of a `Conv1D`, whose dense weight lies transposed in memory; a sum over
-a whole tensor, such as a gradient's norm; and under autocast dW, which is summed in float32 here and rounded to the low
-precision there.
+things may differ in the last place: the products of a `Conv1D`, whose dense weight lies transposed in memory; a sum
+over a whole tensor, such as a gradient's norm; and under autocast dW, which is summed in float32 here and rounded to
+the low precision there.
 
 When the topology stays is the method's to say (`Method.frozen_topology`); the Sparsifier follows it. How a layer is
 packed: `layers/compact.py`.

@@ -264,9 +264,7 @@ class Sparsifier:
         return state.pack(self._state())
 
     def _state(self) -> state.State:
-        return state.State(
-            self.method, self.pattern, self.seed, self.layers, self.clock, self._losses, self.embeddings
-        )
+        return state.State(self.method, self.pattern, self.seed, self.layers, self.clock, self._losses, self.embeddings)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore `state_dict`.
@@ -342,9 +340,7 @@ class Sparsifier:
             TypeError: the model has no `save_pretrained`.
         """
         self._require_live("save_pretrained")
-        files.save_pretrained(
-            self.model, self.finalized_state_dict(), self.state_dict(), self.layers, Path(directory)
-        )
+        files.save_pretrained(self.model, self.finalized_state_dict(), self.state_dict(), self.layers, Path(directory))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_real_step(optimizer):

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .kernels.weight.backward_many import backward_many
 from .kernels.weight.forward_many import cast_many
@@ -108,11 +108,7 @@ class WeightCache:
         taking = [layer for layer in self.layers if layer.kind != "dense" and layer.cache is not None]
         members = [self._member(layer) for layer in taking]
         signature = [
-            (layer.backend.name, member.view.kind)
-            + tuple(
-                None if tensor is None else (tensor.data_ptr(), tensor.dtype, tensor.shape)
-                for tensor in (member.weight, *member.view[1:], member.w_hat)
-            )
+            [layer.backend.name, member.view.kind, *map(_identity, (member.weight, *member.view[1:], member.w_hat))]
             for layer, member in zip(taking, members, strict=True)
         ]
         if signature != self._signature:
@@ -134,3 +130,7 @@ class WeightCache:
             cache.w_hat = torch.empty_like(layer.weight, dtype=self.dtype)
         threshold = None if view.threshold is None else view.threshold.detach()
         return Viewed(layer.weight.detach(), view._replace(threshold=threshold), cache.w_hat)
+
+
+def _identity(tensor: Any) -> Any:
+    return None if tensor is None else (tensor.data_ptr(), tensor.dtype, tensor.shape)

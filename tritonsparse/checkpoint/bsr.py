@@ -21,9 +21,9 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from ..layers.bsr import BLOCK_CLASSES, BlockLayer, matrix_shape, packs
 from ..kernels.block.topology import block_flags
 from ..layers import SparseLayer
+from ..layers.bsr import BLOCK_CLASSES, BlockLayer, matrix_shape, packs
 from ..pattern import Block, Pattern
 
 __all__ = ["BLOCKS", "finalize_blocks", "load_bsr", "plan_blocks", "save_bsr"]

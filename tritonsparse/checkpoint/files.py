@@ -49,7 +49,11 @@ def finalize(layers: Mapping[str, SparseLayer]) -> None:
 
 
 def save_pretrained(
-    model: Any, finalized: dict[str, Tensor], packed: Mapping[str, Any], layers: Mapping[str, SparseLayer], directory: Path
+    model: Any,
+    finalized: dict[str, Tensor],
+    packed: Mapping[str, Any],
+    layers: Mapping[str, SparseLayer],
+    directory: Path,
 ) -> None:
     """`model.save_pretrained` of the finalized weights plus the sidecar, written beside and moved into place.
 

@@ -27,8 +27,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .counting import LayerCost
 from ..methods import Densities
+from .counting import LayerCost
 
 __all__ = ["CONVENTIONS", "DENSE", "Convention", "Costs", "Passes", "convention_named"]
 

@@ -14,10 +14,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from .conventions import CONVENTIONS, DENSE, Convention, Costs, Passes, convention_named
-from .counting import LayerCost, layer_costs, layer_macs
 from ..layers import SparseLayer
 from ..methods import Densities, Method
+from .conventions import CONVENTIONS, DENSE, Convention, Costs, Passes, convention_named
+from .counting import LayerCost, layer_costs, layer_macs
 
 __all__ = [
     "CONVENTIONS",

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import _triton
-from ..kernels.block.plan import block_choice, semi_structured_choice
 from ..kernels.conv.conv2d import conv_op_name
 from ..kernels.conv.geometry import Geometry
+from ..kernels.measured import block_choice, semi_structured_choice
 from ..kernels.plan import CONV_OPS, choose
 from ..kernels.semi_structured import hardware_reason, operand_reason
 from ..pattern import NM, Block, Pattern

@@ -4,8 +4,8 @@
 by assignment to `__class__`: the same Parameter objects stay under the same names, so optimizers, checkpoints, ties and
 `from_pretrained` see the model they knew. A layer holds
 
-    view            what the method wrote: `kind`, `threshold`, `mask`, `grad_mask`, `alpha` (kernels/weight/view.py), and
-                    `exponent`, the a of PowerPropagation, whose view is of W |W|^(a-1)
+    view            what the method wrote: `kind`, `threshold`, `mask`, `grad_mask`, `alpha` (kernels/weight/view.py),
+                    and `exponent`, the a of PowerPropagation, whose view is of W |W|^(a-1)
     pattern         the shape of its masks
     backend         which code computes its products (backend.py)
     topology        where its kept blocks are, for products that skip the others
@@ -157,9 +157,7 @@ class SparseLayer(nn.Module):
     def current_topology(self) -> Topology:
         """The Sparsifier's, or one of this forward's own where the masks were edited since."""
         topology = self.topology
-        if topology is None or not (
-            torch.compiler.is_compiling() or topology.is_current(self.mask, self.grad_mask)
-        ):
+        if topology is None or not (torch.compiler.is_compiling() or topology.is_current(self.mask, self.grad_mask)):
             topology = self.make_topology()
         return topology
 

@@ -34,7 +34,7 @@ class Cache:
 
 
 def versions_of(weight: Tensor, threshold: Tensor | None, mask: Tensor | None) -> tuple[int, ...]:
-    """Counters that an in-place edit of what the effective weight is made of moves; another weight's address differs."""
+    """Counters that an in-place edit of the tensors moves; another weight has another address."""
     return (
         weight._version,
         weight.data_ptr(),

@@ -4,7 +4,7 @@
     Y     = conv2d(X, W_hat)
 
 Every padding mode, stride, dilation and grouping is `nn.Conv2d`'s own code. Autograd gives dX from W_hat and the dense
-gradient of W_hat, which the effective weight's backward multiplies into dW. The back ends "fused" and "block" make W_hat
+gradient of W_hat, which the effective weight's backward multiplies into dW. The back ends "fused" and "block" make it
 inside the products instead (kernels/conv/conv2d.py), "block" of kept blocks alone; `auto` takes "fused" for a
 convolution whose products were all measured to be faster so. Depthwise and narrowly grouped ones are never fused: no
 tile of ours would be filled.
@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from ..kernels.activation.conv2d import sparse_input_conv2d
 from ..kernels.block.topology import Topology
 from ..kernels.conv.conv2d import fused_conv2d
-from ..kernels.conv.geometry import Geometry, input_flags
-from ..kernels.weight.reference import effective_weight_reference
+from ..kernels.conv.geometry import Geometry
 from ..kernels.weight.op import effective_weight
+from ..kernels.weight.reference import effective_weight_reference
 from ..kernels.weight.view import View
 from .backend import Backend, conv_is_fused
 from .base import VIEW_TENSORS, SparseLayer
@@ -118,7 +118,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):  # type: ignore[misc]  # Conv2d type
         return Geometry.of(self.kernel_size, self.stride, padding, self.dilation, self.groups)
 
     def input_flags(self, flags: Tensor) -> Tensor | None:
-        return input_flags(flags, self._geometry((0, 0, 0, 0)))
+        return self._geometry((0, 0, 0, 0)).input_flags(flags)
 
     def choose_backend(self, asked: str) -> Backend:
         backend = super().choose_backend(asked)

@@ -1,7 +1,7 @@
 """Linear layers seen through a view: y = x S(W)^T + b.
 
-    SparseLinear    `nn.Linear`, weight [N, K]
-    SparseConv1D    transformers' `Conv1D` (GPT-2), weight [K, N]
+SparseLinear    `nn.Linear`, weight [N, K]
+SparseConv1D    transformers' `Conv1D` (GPT-2), weight [K, N]
 """
 
 # N output features   K input features

@@ -24,9 +24,8 @@ def from_older(state: dict[str, Any]) -> dict[str, Any]:
     state = {name: value for name, value in state.items() if name not in _DROPPED}
     block, n_of_m = state.pop("block"), state.pop("n_of_m")
     state["pattern"] = n_of_m if isinstance(n_of_m, NM) else Unstructured() if block is None else Block(*block)
-    state["backend"] = Backend(
-        state.pop("backend_choice"), state["backend"], state.pop("backend_reason"), state.pop("sparse_grad_input", False)
-    )
+    asked, reason = state.pop("backend_choice"), state.pop("backend_reason")
+    state["backend"] = Backend(asked, state["backend"], reason, state.pop("sparse_grad_input", False))
     density, scope, slack = (state.pop(f"activation_{name}") for name in ("density", "scope", "slack"))
     sparse = SparseInput(
         1.0 if density is None else density, scope, slack, state.pop("remembers_cutoff"),

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .topk import check_sparsity, kept_count, topk_mask
 from ..optimizer_state import clear_state
+from .topk import check_sparsity, kept_count, topk_mask
 
 __all__ = ["EmbeddingMasks"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from ..kernels import _triton
 from ..kernels.select.n_of_m import MAX_M, n_of_m_mask
 from ..kernels.select.transposable import transposable_mask
-from .topk import kept_count, topk_masks
 from ..pattern import NM, Block, Channel, Pattern
+from .topk import kept_count, topk_masks
 
 __all__ = [
     "check_pattern",

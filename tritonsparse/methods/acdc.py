@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
+from ..masks.units import choose_masks
 from ..optimizer_state import reset_state
 from ..pattern import Pattern, Unstructured
-from ..masks.units import choose_masks
 from .base import Layers, MethodState
 from .masked import MaskMethod
 

@@ -91,8 +91,8 @@ from torch import Tensor
 
 from ..layers import SparseLayer
 from ..masks.topk import kept_count, topk_masks
-from ..pattern import Block
 from ..masks.units import from_units, to_units
+from ..pattern import Block
 from .base import Layers, MethodState
 from .masked import write_masks
 

@@ -36,9 +36,9 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..masks.distribution import apportion
 from ..masks.topk import topk_mask
+from ..masks.units import from_units, random_score, to_units, unit_size
 from ..optimizer_state import clear_state
 from ..pattern import Pattern
-from ..masks.units import from_units, random_score, to_units, unit_size
 from .base import Layers, MethodState
 from .rigl_set import SET
 

@@ -29,9 +29,9 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..masks.distribution import divide
 from ..masks.topk import check_sparsity, kept_count
+from ..masks.units import choose_masks
 from ..pattern import NM, Pattern
 from ..schedules import cubic
-from ..masks.units import choose_masks
 from .base import Layers
 from .masked import MaskMethod
 

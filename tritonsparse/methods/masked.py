@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..held_zeros import HeldZeros
 from ..masks.topk import check_sparsity
-from ..pattern import NM, Block, Channel, Pattern, Unstructured
 from ..masks.units import check_pattern
+from ..pattern import NM, Block, Channel, Pattern, Unstructured
 from .base import Layers, Method
 
 __all__ = ["MaskMethod", "write_masks"]

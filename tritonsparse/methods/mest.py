@@ -33,9 +33,9 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..masks.distribution import divide
 from ..masks.topk import kept_count, topk_mask
+from ..masks.units import choose_masks, from_units, random_score, to_units
 from ..optimizer_state import clear_state
 from ..pattern import Block, Channel, Pattern, Unstructured
-from ..masks.units import choose_masks, from_units, random_score, to_units
 from .base import Layers
 from .masked import MaskMethod
 

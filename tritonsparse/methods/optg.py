@@ -41,9 +41,9 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..layers import SparseLayer
 from ..masks.topk import kept_count
+from ..masks.units import choose_masks
 from ..optimizer_state import learning_rate
 from ..pattern import NM, Pattern
-from ..masks.units import choose_masks
 from .base import Densities, Layers, MethodState
 from .masked import MaskMethod
 

@@ -32,12 +32,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..masks.distribution import divide
 from ..layers import SparseLayer
+from ..masks.distribution import divide
+from ..masks.units import choose_masks, drop_grow, random_score, to_units
 from ..optimizer_state import clear_state
 from ..pattern import Block, Channel, Pattern, Unstructured
 from ..schedules import cosine
-from ..masks.units import choose_masks, drop_grow, random_score, to_units
 from .base import Densities, Layers
 from .masked import MaskMethod
 

@@ -37,13 +37,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..masks.distribution import apportion
 from ..layers import SparseLayer
+from ..masks.distribution import apportion
 from ..masks.topk import topk_mask
+from ..masks.units import from_units, to_units, unit_size
 from ..optimizer_state import momentum
 from ..pattern import Pattern
 from ..schedules import cosine
-from ..masks.units import from_units, to_units, unit_size
 from .base import Densities, Layers
 from .rigl_set import SET
 

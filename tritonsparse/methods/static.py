@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..masks.distribution import divide
-from ..pattern import Pattern
 from ..masks.units import choose_masks, random_score
+from ..pattern import Pattern
 from .base import Layers
 from .masked import MaskMethod
 

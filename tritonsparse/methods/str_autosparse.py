@@ -52,9 +52,9 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..layers import SparseLayer
 from ..masks.topk import kept_count, topk_mask
+from ..masks.units import check_pattern
 from ..pattern import Block, Pattern, Unstructured
 from ..schedules import SCHEDULES, sigmoid_cosine
-from ..masks.units import check_pattern
 from .base import Densities, Layers, MethodState
 from .block_autosparse import BlockGates
 from .target_sparsity import TargetSparsity

@@ -40,14 +40,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..masks.distribution import apportion, divide
 from ..kernels.activation.cutoff import SCOPES
 from ..layers import SparseLayer
 from ..layers.sparse_input import SparseInput
+from ..masks.distribution import apportion, divide
 from ..masks.topk import check_sparsity, kept_count, topk_mask
+from ..masks.units import choose_masks, unit_count
 from ..optimizer_state import momentum
 from ..pattern import Pattern, Unstructured
-from ..masks.units import choose_masks, unit_count
 from .base import Densities, Layers, MethodState
 from .masked import MaskMethod
 

@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..masks.distribution import divide
 from ..layers import SparseLayer
+from ..masks.distribution import divide
 from ..masks.topk import check_sparsity
-from ..pattern import NM, Pattern
 from ..masks.units import choose_masks
+from ..pattern import NM, Pattern
 from .base import Densities, Layers
 from .masked import MaskMethod
 
