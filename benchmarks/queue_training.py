@@ -60,7 +60,7 @@ LANGUAGE = (
 )  # fmt: skip
 
 IMAGES = (
-    *LAYERS, "tritonsparse/conv.py", "tritonsparse/clock.py", "tritonsparse/models/cifar_resnet/*.py",
+    *LAYERS, "tritonsparse/layers/*.py", "tritonsparse/clock.py", "tritonsparse/models/cifar_resnet/*.py",
     "train/image_*.py", "train/loop.py", "train/recipes/fashion-mnist-small.toml", "eval/accuracy.py",
     "eval/preprocessing.py",
 )  # fmt: skip

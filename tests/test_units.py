@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritonsparse.masks.topk import kept_count
+from tritonsparse.masks.units import (
+    check_pattern,
+    choose_masks,
+    drop_grow,
+    from_units,
+    random_score,
+    to_units,
+    unit_count,
+)
 from tritonsparse.pattern import NM, Block, Channel, Pattern, Unstructured
-from tritonsparse.masks.units import check_pattern, choose_masks, drop_grow, from_units, random_score, to_units, unit_count
 
 BLOCK = Block(2, 2)
 

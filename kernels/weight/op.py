@@ -140,7 +140,7 @@ class _Cached(torch.autograd.Function):
         backend: str,
         cached: Tensor,
     ) -> Tensor:
-        return cached.view_as(cached)
+        return cached.detach()
 
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
@@ -151,7 +151,7 @@ class _Deferred(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, threshold: Tensor | None, w_hat: Tensor) -> Tensor:
-        return w_hat.view_as(w_hat)
+        return w_hat.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -183,7 +183,7 @@ def effective_weight(
         view: of this weight (`view.py`).
         dtype: of S(W), that of the product which reads it; the weight's by default.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or Triton's interpreter).
-        cached: S(W) itself, shape of `weight`, in `dtype`, if the caller keeps it; it is trusted, and returned as a view.
+        cached: S(W) itself, shape of `weight`, in `dtype`, if the caller keeps it; it is trusted, and the result is it.
         defer: leave G itself in the weight's gradient, and zeros in the threshold's: the caller applies
             `threshold_backward` once to the sum over micro-batches and ranks, since it is linear in G.
 

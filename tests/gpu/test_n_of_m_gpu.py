@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tritonsparse.kernels.select.n_of_m import n_of_m_mask
-from tritonsparse.pattern import NM
 from tritonsparse.masks.units import choose_masks
+from tritonsparse.pattern import NM
 
 pytestmark = [
     pytest.mark.gpu,

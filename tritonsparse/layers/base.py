@@ -26,6 +26,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..kernels._eager import as_dtype
 from ..kernels.block.topology import Topology, mask_versions
 from ..kernels.weight.op import effective_weight
 from ..kernels.weight.power import power
@@ -38,7 +39,7 @@ from .older import from_older
 from .reclass import reclass
 from .sparse_input import SparseInput
 
-__all__ = ["VIEW_TENSORS", "SparseLayer", "product_dtype"]
+__all__ = ["VIEW_TENSORS", "SparseLayer", "autocast_operands", "product_dtype"]
 
 VIEW_TENSORS = ("mask", "grad_mask", "alpha")
 _ATTRIBUTES = ("kind", *VIEW_TENSORS, "exponent", "pattern", "backend", "topology", "sparse_input", "cache")
@@ -50,6 +51,14 @@ def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return weight.dtype
+
+
+def autocast_operands(x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """x and the bias in autocast's dtype, as autocast casts them: for ops that are not on its list, and because it
+    keeps its cast of a Parameter until its context ends, whatever an optimizer does meanwhile."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x, bias = as_dtype(x, dtype), None if bias is None else as_dtype(bias, dtype)
+    return x, bias
 
 
 class SparseLayer(nn.Module):

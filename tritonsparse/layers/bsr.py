@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from ..kernels.block.packed import pack_blocks, packed_block_linear, unpack_blocks
 from ..kernels.block.topology import build_index_reference, grid_of, index_size
 from .backend import packed_block_backend
-from .base import product_dtype
+from .base import autocast_operands, product_dtype
 from .reclass import reclass
 
 __all__ = ["BLOCK_CLASSES", "BlockConv2d", "BlockLayer", "BlockLinear", "block_product", "packs"]
@@ -30,9 +30,7 @@ def block_product(
     x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, shape: tuple[int, int], backend: str
 ) -> Tensor:
     """`packed_block_linear` in the dtype that autocast asks for; float64 stays out of it, as for torch's own ops."""
-    dtype = product_dtype(x, values)
-    if dtype != values.dtype:
-        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    x, bias = autocast_operands(x, bias, product_dtype(x, values))
     return packed_block_linear(x, values, bias, index, shape=shape, backend=backend)
 
 

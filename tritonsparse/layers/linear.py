@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..kernels._eager import as_dtype
 from ..kernels.activation.linear import sparse_input_linear
 from ..kernels.block.linear import block_linear
 from ..kernels.fused.linear import fused_linear
 from ..kernels.semi_structured import semi_structured_linear
 from .backend import Backend, choose_backend, product_is_fused
-from .base import SparseLayer
+from .base import SparseLayer, autocast_operands
 
 __all__ = ["SparseConv1D", "SparseLinear"]
 
@@ -39,18 +38,17 @@ class _SparseMatrix(SparseLayer):
     casts_first: ClassVar[bool] = True
 
     def product(self, x: Tensor, w_hat: Tensor) -> Tensor:
+        x, bias = autocast_operands(x, self.bias, w_hat.dtype)
         if self.backend.name == "semi_structured" and self.kind == "mask":
-            x, bias = self._operands(x, w_hat.dtype)
             return semi_structured_linear(
                 x, w_hat, bias, transposed=self.transposed, backend="semi_structured",
                 sparse_grad_input=self.backend.sparse_grad_input,
             )  # fmt: skip
-        # x and the bias are cast by autocast itself, as a dense layer's are.
-        return F.linear(x, w_hat.t() if self.transposed else w_hat, self.bias)
+        return F.linear(x, w_hat.t() if self.transposed else w_hat, bias)
 
     def packed_product(self, x: Tensor, w_hat: Tensor) -> Tensor:
         assert self.sparse_input is not None  # packs_input
-        x, bias = self._operands(x, w_hat.dtype)
+        x, bias = autocast_operands(x, self.bias, w_hat.dtype)
         y, cutoff, overflow = sparse_input_linear(
             x, w_hat, bias, self.sparse_input.packing(x.shape[:-1]),
             transposed=self.transposed, backend=self.backend.elementwise,
@@ -59,7 +57,7 @@ class _SparseMatrix(SparseLayer):
         return y
 
     def block_product(self, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        x, bias = self._operands(x, dtype)
+        x, bias = autocast_operands(x, self.bias, dtype)
         view, cache = self.view, self.cache
         w_hat = None if cache is None else cache.read(dtype, weight, view.threshold, view.mask)
         weight = self.powered(weight)
@@ -90,17 +88,10 @@ class _SparseMatrix(SparseLayer):
         if self.backend.name == "triton" and torch.is_grad_enabled():
             # The gradient of the weight alone is faster fused.
             w_hat = self.weight_for(weight.detach(), dtype).detach()
-        x, bias = self._operands(x, dtype)
+        x, bias = autocast_operands(x, self.bias, dtype)
         return fused_linear(
             x, self.powered(weight), self.view, bias, w_hat=w_hat, transposed=self.transposed, dtype=dtype
         )
-
-    def _operands(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """x and the bias in the dtype of the product, for ops that are not on autocast's list."""
-        bias: Tensor | None = self.bias
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            x, bias = as_dtype(x, dtype), None if bias is None else as_dtype(bias, dtype)
-        return x, bias
 
     def choose_backend(self, asked: str) -> Backend:
         n, k = reversed(self.dense_shape) if self.transposed else self.dense_shape
