@@ -179,10 +179,11 @@ def _sum_line_parts_kernel(  # type: ignore[no-untyped-def]
     line = tl.minimum(o_n // SIDE_N, lines - 1).to(tl.int32)
     parts = _parts(p_start, line, lines, tiles, programs, TILES_K, SPLITS)
     inside = (o_y < total) & (parts > 1)
-    product = tl.load(y_parts + o_y, mask=inside, other=0.0)
+    p_part = y_parts + o_y
+    product = tl.load(p_part, mask=inside, other=0.0)
     for i_split in tl.static_range(1, SPLITS):
-        there = inside & (i_split < parts)
-        product += tl.load(y_parts + tl.cast(total, tl.int64) * i_split + o_y, mask=there, other=0.0)
+        p_part += total
+        product += tl.load(p_part, mask=inside & (i_split < parts), other=0.0)
     if bias is not None:
         product += tl.load(bias + o_n, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + o_y, product, mask=inside)

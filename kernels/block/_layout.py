@@ -15,7 +15,7 @@ from .._operands import FLOATS, check_triton_dtype, expect
 from ._index import check_index, sections
 from .topology import grid_of
 
-__all__ = ["BlockLayout", "check_layout", "check_out_dtype", "check_weight", "dense_weight"]
+__all__ = ["BlockLayout", "check_layout", "check_weight", "dense_weight"]
 
 
 class BlockLayout(NamedTuple):
@@ -87,13 +87,6 @@ def check_weight(function: str, weight: Tensor, layout: BlockLayout, backend: st
         layout.index,
         "build it beside the weight",
     )
-
-
-def check_out_dtype(function: str, out_dtype: torch.dtype, backend: str) -> None:
-    """Refuse a result that is not floating-point, or that the back end does not write."""
-    if out_dtype not in FLOATS:
-        raise ValueError(f"{function}: expected a floating-point out_dtype, got {out_dtype}; omit it for the default")
-    check_triton_dtype(function, "out_dtype", out_dtype, backend)
 
 
 def dense_weight(weight: Tensor, layout: BlockLayout) -> Tensor:

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._operands import expect
+from .._operands import check_out_dtype, expect
 from .._tiles import input_precision, is_aligned, limits_of
 from .._triton import INTERPRETED, TensorDescriptor, require, triton
 from ..fused._operands import check_rows
 from ._gemm_kernel import SUM_TILE, _block_gemm_kernel, _sum_line_parts_kernel
 from ._gemm_tiles import BlockTiles, block_tiles
 from ._index import sections
-from ._layout import BlockLayout, check_out_dtype, check_weight, dense_weight
+from ._layout import BlockLayout, check_weight, dense_weight
 
 __all__ = ["BlockLayout", "block_forward", "block_grad_input"]
 
@@ -156,7 +156,7 @@ def block_forward(
     check_weight("block_forward", weight, layout, backend)
     n, k = layout.shape
     check_rows("block_forward", "x", x, k, weight, backend)
-    check_out_dtype("block_forward", out_dtype, backend)
+    check_out_dtype("block_forward", "out_dtype", out_dtype, backend)
     if bias is not None:
         expect(
             bias.shape == (n,) and bias.dtype == x.dtype and bias.device == x.device,
@@ -208,7 +208,7 @@ def block_grad_input(
     out_dtype = grad_y.dtype if out_dtype is None else out_dtype
     check_weight("block_grad_input", weight, layout, backend)
     check_rows("block_grad_input", "grad_y", grad_y, layout.shape[0], weight, backend)
-    check_out_dtype("block_grad_input", out_dtype, backend)
+    check_out_dtype("block_grad_input", "out_dtype", out_dtype, backend)
     if backend == "torch":
         return block_grad_input_reference(grad_y, weight, layout, out_dtype)
     require("block_grad_input", weight)

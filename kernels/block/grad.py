@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._operands import expect
+from .._operands import check_out_dtype, expect
 from .._triton import require
 from ..fused._operands import check_rows
 from ._grad_kernel import launch_block_grad
 from ._grad_tiles import BlockGradTiles
 from ._index import sections
-from ._layout import BlockLayout, check_layout, check_out_dtype
+from ._layout import BlockLayout, check_layout
 
 __all__ = ["BlockLayout", "block_grad_weight"]
 
@@ -91,7 +91,7 @@ def _check(
         grad_y,
         "pass both as the forward's product left them",
     )
-    check_out_dtype(function, out_dtype, backend)
+    check_out_dtype(function, "out_dtype", out_dtype, backend)
     if kept is not None:
         expect(
             kept.shape == layout.grid and kept.dtype == torch.bool and kept.device == index.device,

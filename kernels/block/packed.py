@@ -27,8 +27,8 @@ from .._operands import FLOATS, check_triton_dtype, expect
 from .._tiles import MAX_SPLITS, MAX_STAGES, Limits, limits_of
 from .._triton import require
 from ._gemm_tiles import BlockTiles, tile_side
-from ._index import check_index, sections
-from ._layout import BlockLayout
+from ._index import sections
+from ._layout import BlockLayout, check_weight
 from .gemm import block_forward, block_grad_input
 from .grad import block_grad_weight
 from .topology import grid_of
@@ -58,7 +58,9 @@ def _places(index: Tensor, rows: int, columns: int, count: int) -> Tensor:
     parts = sections(index, rows, columns)
     position = torch.arange(count, dtype=torch.int32, device=index.device)
     row = torch.searchsorted(parts.row_start, position, right=True) - 1
-    return torch.where(row < rows, row * columns + parts.row_block[:count], rows * columns)
+    # Behind the kept blocks there may be more room than entries of the list.
+    column = parts.row_block[position.clamp(max=rows * columns)]
+    return torch.where(row < rows, row * columns + column, rows * columns)
 
 
 def pack_blocks(matrix: Tensor, index: Tensor, block: tuple[int, int], count: int) -> Tensor:
@@ -240,19 +242,15 @@ def packed_block_linear(
 
 
 def _check(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, shape: tuple[int, int], backend: str) -> None:
-    function = "packed_block_linear"
-    n, k = shape
-    if backend not in ("torch", "triton"):
-        raise ValueError(f'{function}: expected backend "torch" or "triton", got {backend!r}; pass either')
+    function, (n, k) = "packed_block_linear", shape
     expect(
-        values.dim() == 3 and len(values) > 0 and values.dtype in FLOATS and values.is_contiguous(),
+        values.dim() == 3 and len(values) > 0,
         function,
-        "values to be contiguous floating-point blocks [nnz, r, c], one at least",
+        "values to be blocks [nnz, r, c], one at least",
         values,
         "pack_blocks makes them",
     )
-    block = (values.shape[1], values.shape[2])
-    check_index(function, index, *grid_of(function, shape, block))
+    check_weight(function, values, _layout(values, index, n, k), backend)
     expect(
         x.dim() > 0 and x.shape[-1] == k and x.dtype in FLOATS and x.device == values.device,
         function,
@@ -270,10 +268,4 @@ def _check(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, shape:
         )
     if backend == "triton":
         check_triton_dtype(function, "x", x.dtype, backend)
-        check_triton_dtype(function, "values", values.dtype, backend)
-        if block[0] % 16 or block[1] % 16:
-            raise ValueError(
-                f'{function}: expected blocks with sides that are multiples of 16 for backend="triton", got '
-                f'{block[0]}x{block[1]}; pass backend="torch", or train with such blocks'
-            )
         require(function, x)

@@ -1,8 +1,7 @@
-"""The index of kept blocks: its definition, by hand and against a dense walk, and what is refused."""
+"""Where kept blocks are: the index by hand and against a dense walk, topologies of masks, and what is refused."""
 
 from __future__ import annotations
 
-import doctest
 from typing import Any
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.kernels.block import topology as block_topology
 from tritonsparse.kernels.block.topology import (
     IndexTable,
+    Topology,
     block_flags,
     build_index_reference,
     build_indices,
@@ -100,9 +99,69 @@ def test_a_block_is_flagged_where_any_of_its_elements_is_kept(
     mask = torch.rand(k, n, generator=random).t() < 0.1 if transposed else torch.rand(n, k, generator=random) < 0.1
     flags = block_flags(mask, (r, c))
     expected = [[bool(mask[i : i + r, j : j + c].any()) for j in range(0, k, c)] for i in range(0, n, r)]
-    assert flags.tolist() == expected
-    out = torch.empty_like(flags)
-    assert block_flags(mask, (r, c), out) is out and torch.equal(out, flags)
+    assert flags.tolist() == expected and flags.is_contiguous()
+
+
+def masks() -> tuple[torch.Tensor, torch.Tensor]:
+    mask, grad_mask = torch.zeros(6, 8, dtype=torch.bool), torch.zeros(6, 8, dtype=torch.bool)
+    mask[:2, 4:], grad_mask[4:, :4] = True, True
+    return mask, grad_mask
+
+
+def test_a_topology_has_an_index_of_each_set_of_flags() -> None:
+    mask, grad_mask = masks()
+    kept = torch.tensor([[0, 1], [0, 0], [0, 0]]).bool()
+    wanted = torch.tensor([[0, 1], [0, 0], [1, 0]]).bool()
+    alone, both = (Topology.of(mask, given, (2, 4), turn=turn) for given, turn in ((None, None), (grad_mask, turned)))
+    assert torch.equal(alone.flags, kept) and torch.equal(alone.index, build_index_reference(kept))
+    assert alone.grad_index is alone.input_index is None and len(alone.pairs()) == 1
+    assert both.grad_index is not None and torch.equal(both.grad_index, build_index_reference(wanted))
+    assert both.input_index is not None and torch.equal(both.input_index, build_index_reference(turned(kept)))
+    assert all(torch.equal(index, build_index_reference(flags)) for flags, index in both.pairs())
+
+
+def turned(flags: torch.Tensor) -> torch.Tensor:
+    return flags.t().contiguous()
+
+
+def test_a_topology_is_current_until_one_of_its_masks_is_written_or_another_takes_its_place() -> None:
+    mask, grad_mask = masks()
+    topology = Topology.of(mask, grad_mask, (2, 4))
+    assert topology.is_current(mask, grad_mask) and topology.is_current(mask.t(), grad_mask.t())
+    # Equal values in other tensors, and no set B.
+    assert not topology.is_current(mask.clone(), grad_mask) and not topology.is_current(mask, None)
+    # A part of a mask is a mask of its own.
+    half = Topology.of(mask[:3], None, (1, 1))
+    assert not half.is_current(mask[3:], None) and not half.is_current(mask, None)
+    for each in (mask, grad_mask):
+        each[0, 0] = True
+        assert not topology.is_current(mask, grad_mask)
+        assert topology.rewrite(mask, grad_mask) and topology.is_current(mask, grad_mask)
+
+
+def test_a_topology_made_of_oriented_masks_is_current_for_those_of_the_layer() -> None:
+    linear = masks()[0]
+    images = torch.zeros(4, 2, 3, 3, dtype=torch.bool).contiguous(memory_format=torch.channels_last)
+    for mask, matrix in ((linear, linear.t()), (images, images.permute(0, 2, 3, 1).flatten(1))):
+        topology = Topology.of(matrix, None, (2, 2))
+        assert topology.is_current(mask, None)
+        mask[0] = True
+        assert not topology.is_current(mask, None)
+
+
+def test_flags_are_rewritten_in_place_where_they_fit() -> None:
+    mask, grad_mask = masks()
+    topology = Topology.of(mask, grad_mask, (2, 4), turn=turned)
+    before = [(flags.data_ptr(), index.data_ptr()) for flags, index in topology.pairs()]
+    assert topology.rewrite(~mask, grad_mask, turn=turned)
+    IndexTable(*zip(*topology.pairs(), strict=True)).build()
+    fresh = Topology.of(~mask, grad_mask, (2, 4), turn=turned)
+    assert before == [(flags.data_ptr(), index.data_ptr()) for flags, index in topology.pairs()]
+    for (flags, index), (expected, of_expected) in zip(topology.pairs(), fresh.pairs(), strict=True):
+        assert torch.equal(flags, expected) and torch.equal(index, of_expected)
+    for others in ((mask, None, turned), (mask[:4], grad_mask[:4], turned), (mask, grad_mask, None)):
+        assert not topology.rewrite(*others[:2], turn=others[2])
+    assert torch.equal(topology.flags, fresh.flags)
 
 
 FLAGS, INDEX = torch.ones(2, 3, dtype=torch.bool), index_of(2, 3)
@@ -122,7 +181,7 @@ FLAGS, INDEX = torch.ones(2, 3, dtype=torch.bool), index_of(2, 3)
         (lambda: sections(INDEX, 3, 3), "that of 3 x 3 blocks", "index_size(R, C)"),
         (lambda: block_flags(FLAGS.int(), (1, 1)), "mask to be a bool matrix", "True where kept"),
         (lambda: block_flags(FLAGS, (0, 1)), "block to be (rows, columns) of at least 1", "(64, 64)"),
-        (lambda: block_flags(FLAGS, (2, 2), FLAGS), "out to be bool [1, 2]", "pass None"),
+        (lambda: Topology.of(FLAGS, FLAGS.t(), (1, 1)), "grad_mask of [2, 3] on cpu", "of the weight's shape"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, expected: str, remedy: str) -> None:
@@ -135,8 +194,3 @@ def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, expected: str, re
 def test_triton_off_the_gpu_is_an_error() -> None:
     with pytest.raises(RuntimeError, match='pass backend="torch"'):
         build_indices([FLAGS], [INDEX], "triton")
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    result = doctest.testmod(block_topology)
-    assert result.attempted >= 10 and result.failed == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tritonsparse.kernels.block.plan import (
+from tritonsparse.kernels.measured import (
     FIELDS,
     SEMI_STRUCTURED_FIELDS,
     block_choice,
