@@ -7,10 +7,11 @@ from typing import Any
 
 import triton.language as tl
 
-from tritonsparse.kernels import _tiles
-from tritonsparse.kernels.conv import _grad_kernel as _conv_grad_kernel
-from tritonsparse.kernels.conv import _product as _conv_product
-from tritonsparse.kernels.conv import _tiles as _conv_tiles
+from tritonsparse.kernels._tiles import GROUP
+from tritonsparse.kernels.conv._gemm_kernel import _conv_gemm_kernel
+from tritonsparse.kernels.conv._grad_kernel import _conv_grad_kernel, _finish_splits_kernel
+from tritonsparse.kernels.conv._tiles import ConvGradTiles, ConvShape, ConvTiles, conv_grad_tiles, conv_tiles
+from tritonsparse.kernels.conv.grad import SUM_COLUMNS, SUM_ROWS
 
 from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 
@@ -28,11 +29,11 @@ def conv_cases() -> Iterator[Case]:
         (401_408, 64, 3, 49, "soft", "fp32", False, None, 1, HOPPER),
     ):
         for target in targets:
-            tiles = _conv_tiles.conv_tiles(
-                m, n, k, taps, groups=1, weight_bytes=WIDTH[weight], x_bytes=2, mask_bytes=int(kind == "mask"),
+            tiles = conv_tiles(
+                ConvShape(m, n, k, taps), weight_bytes=WIDTH[weight], x_bytes=2, masked=kind == "mask",
                 precision="ieee", limits=LIMITS[target], block=block,
             )  # fmt: skip
-            kernel = _conv_product._conv_gemm_kernel
+            kernel = _conv_gemm_kernel
             yield Case(
                 f"{kernel.__name__} ({m} positions, {n} from {k} at {taps}, {kind}, blocks {block}, weight {weight}"
                 f"{', exchanged' if exchanged else ''}{', strided' if divisor > 1 else ''})",
@@ -56,10 +57,10 @@ def conv_cases() -> Iterator[Case]:
         (401_408, 64, 3, 49, "soft", "fp32", None, HOPPER),
     ):
         for target in targets:
-            sums = _conv_tiles.conv_grad_tiles(
-                m, n, k, taps, groups=1, operand_bytes=2, precision="ieee", limits=LIMITS[target], block=block
+            sums = conv_grad_tiles(
+                ConvShape(m, n, k, taps), operand_bytes=2, precision="ieee", limits=LIMITS[target], block=block
             )
-            kernel = _conv_grad_kernel._conv_grad_kernel
+            kernel = _conv_grad_kernel
             yield Case(
                 f"{kernel.__name__} ({n} x {taps} * {k} over {m}, {kind}, blocks {block})",
                 kernel,
@@ -71,9 +72,8 @@ def conv_cases() -> Iterator[Case]:
                 buffers=sums.num_stages if target == "sm_90" and k % 16 == 0 else 0,
                 targets=(target,),
             )
-    finish = _conv_grad_kernel._finish_splits_kernel
-    rows, columns = _conv_grad_kernel.SUM_ROWS, _conv_grad_kernel.SUM_COLUMNS
-    last = _conv_tiles.ConvGradTiles(64, rows, columns, splits=14)
+    finish = _finish_splits_kernel
+    last = ConvGradTiles(64, SUM_ROWS, SUM_COLUMNS, splits=14)
     for block in (None, (64, 64)):
         arguments = conv_arguments(finish, last, "soft", "fp32", False, block, 1)
         yield Case(f"{finish.__name__} (blocks {block})", finish, arguments, 4, 64, targets=HOPPER)
@@ -81,7 +81,7 @@ def conv_cases() -> Iterator[Case]:
 
 def conv_arguments(
     kernel: Any,
-    tiles: _conv_tiles.ConvTiles | _conv_tiles.ConvGradTiles,
+    tiles: ConvTiles | ConvGradTiles,
     kind: str,
     weight: str,
     exchanged: bool,
@@ -115,7 +115,7 @@ def conv_arguments(
         **dict(zip(("stride_wn", "stride_wk", "stride_mn", "stride_mk"), strides * 2, strict=True)),
         **{"DIVISOR_H": divisor, "DIVISOR_W": divisor, "INPUT_PRECISION": Constant("ieee"), "UPCAST": False},
         **{"BLOCK_N": block and block[0], "BLOCK_K": block and block[1], "FLAT": tiles.flat, "SPLITS": tiles.splits},
-        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": _tiles.GROUP},
+        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": GROUP},
         **{"SUBTILES": getattr(tiles, "subtiles", 1), "OFFSET": tl.int64 if huge else tl.int32, "SMALL": not huge},
     }
     return {name: values[name] for name in kernel.arg_names}

@@ -1,26 +1,16 @@
-"""The kernel of `gemm.py` and its launcher: a product of gathered rows by the view, for Y and for dX alike.
+"""The kernel of `gemm.py`: a product of gathered rows by the effective weight, for Y and for dX alike.
 
 Rows are positions of the result, in the order (batch, row, column); channels are neighbours in memory. What a row reads
-at a kernel position is that at position 0, moved by one number, unless the walk divides (`_conv_tiles.Walk`).
+at a kernel position is that at position 0, moved by one number, unless the walk divides (`geometry.Walk`).
 """
 
 # M positions of the result (batch, rows, columns)   N its channels in a group   K channels reduced in a group
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from .._tiles import GROUP, grouped_tile, input_precision, limits_of
-from .._triton import INTERPRETED, tl, triton
-from ..block.topology import sections
-from ..fused.gemm import SUM_TILE, _sum_splits_kernel
-from ..weight.forward import sigmoid, strides
-from ._operands import Block, blocks_of, channels_last, input_blocks
-from ._tiles import ConvTiles, Geometry, Walk, conv_tiles
-
-__all__ = ["launch_conv"]
-
+from .._tile_view import effective_tile, is_kept, sigmoid
+from .._tiles import grouped_tile
+from .._triton import tl, triton
 
 # Sizes of images and the walk: kernels made for their divisors would be many, and no faster.
 UNSPECIALIZED = (
@@ -209,17 +199,14 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
         if mask is not None:
             o_kept = o_mask_n[:, None] + (o_t * stride_mt + o_c * stride_mk)
             kept = tl.load(p_mask + o_kept, mask=in_w[:, None] & in_k[None, :], other=0) != 0
-            w = tl.where(kept, w, 0.0)
+            w = effective_tile(w, kept, 0.0, False)
         elif threshold is not None:
             w = w.to(tl.float32)
             if THRESHOLD_ALONG_K:
                 t = tl.load(threshold + (group * K + o_k) * stride_t, mask=in_k, other=0.0)[None, :]
                 if SOFT:
                     t = sigmoid(t)
-            kept = ~(tl.abs(w) <= t)
-            if SOFT:
-                w = tl.where(w > 0, w - t, w + t)
-            w = tl.where(kept, w, 0.0)
+            w = effective_tile(w, is_kept(w, t), t, SOFT)
         w_hat = w.to(x_tile.dtype)
         if UPCAST:
             w_hat, x_tile = w_hat.to(tl.float32), x_tile.to(tl.float32)
@@ -231,90 +218,3 @@ def _conv_gemm_kernel(  # type: ignore[no-untyped-def]
     o_y = o_b * stride_yb + o_h.to(OFFSET) * stride_yh + o_w.to(OFFSET) * stride_yw
     p_y = y + (i_split * tl.cast(part_size, tl.int64) + group * N)
     tl.store(p_y + (o_y[None, :] + o_n.to(OFFSET)[:, None]), product, mask=in_m[None, :] & in_n[:, None])
-
-
-def launch_conv(
-    y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    walks: tuple[list[Walk], list[Walk]],
-    geometry: Geometry,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    index: Tensor | None,
-    block: Block | None,
-    kind: str,
-    exchanged: bool,
-    tiles: ConvTiles | None,
-) -> Tensor:
-    """Writes the walked results of x into y, which is channels-last; `exchanged`: y is dX, x is dY."""
-    # In the kernel's letters: dX reduces over what the forward results in.
-    n, k = weight.shape[0] // geometry.groups, weight.shape[1] // geometry.taps
-    channels, rows = k, n
-    (stride_wn, stride_wk), (stride_mn, stride_mk) = strides(weight), strides(mask)
-    stride_wg, stride_wt, stride_mg, stride_mt = (
-        rows * stride_wn, channels * stride_wk, rows * stride_mn, channels * stride_mk
-    )  # fmt: skip
-    listed: tuple[Tensor | None, ...] = (None, None, None)
-    if index is not None and block is not None:
-        sides = input_blocks(weight, block, geometry) if exchanged else blocks_of(weight, block)
-        parts_of_index = sections(index, *sides)
-        listed = (parts_of_index.row_start, parts_of_index.row_block, parts_of_index.row_order)
-    if exchanged:
-        n, k, stride_wn, stride_wk, stride_mn, stride_mk = k, n, stride_wk, stride_wn, stride_mk, stride_mn
-        block = None if block is None else (block[1], block[0])
-    if not y.numel():
-        return y
-    x = channels_last(x)
-    precision = input_precision(x.dtype)
-    batch, _, height, width = y.shape
-    if tiles is None:
-        per_phase = batch * -(-height // walks[0][0].every) * -(-width // walks[1][0].every)
-        tiles = conv_tiles(
-            per_phase, n, k, max(walk.taps for walk in walks[0]) * max(walk.taps for walk in walks[1]),
-            groups=geometry.groups, weight_bytes=weight.element_size(), x_bytes=x.element_size(),
-            mask_bytes=0 if mask is None else 1, precision=precision, limits=limits_of(x.device), block=block,
-        )  # fmt: skip
-    # One threshold for the matrix is read at stride 0, along whichever axis.
-    per_row = threshold is not None and threshold.numel() > 1
-    # Half of what 32 bits reach: what lies beyond an edge is computed, too, before it is masked.
-    reach = max(
-        sum(size * step for size, step in zip(each.shape, each.stride(), strict=True)) for each in (x, y, weight)
-    )
-    offset = tl.int32 if reach < 2**30 else tl.int64
-    into = y
-    if tiles.splits > 1:
-        parts = y.new_empty((tiles.splits, batch, height, width, y.shape[1]), dtype=torch.float32)
-        into = parts[0].permute(0, 3, 1, 2)
-    with torch.cuda.device_of(x):
-        for down in walks[0]:
-            for along in walks[1]:
-                part = into[:, :, down.first :: down.every, along.first :: along.every]
-                m = batch * part.shape[2] * part.shape[3]
-                grid = triton.cdiv(m, tiles.m) * triton.cdiv(n, tiles.n) * geometry.groups * tiles.splits
-                if not grid:
-                    continue
-                _conv_gemm_kernel[(grid,)](
-                    part, x, weight, threshold, mask, bias, *listed, m, n, k, geometry.groups,
-                    part.shape[2], part.shape[3], x.shape[2], x.shape[3],
-                    part.stride(0), part.stride(2), part.stride(3), x.stride(0), x.stride(2), x.stride(3),
-                    stride_wg, stride_wn, stride_wk, stride_wt,
-                    threshold.stride(0) if threshold is not None and per_row else 0,
-                    stride_mg, stride_mn, stride_mk, stride_mt,
-                    down.mul, down.offset, down.step, along.mul, along.offset, along.step,
-                    down.taps * along.taps, max(along.taps, 1),
-                    down.tap * geometry.kernel[1] + along.tap, down.tap_step * geometry.kernel[1], along.tap_step,
-                    y.numel(), SOFT=kind == "soft", THRESHOLD_ALONG_K=exchanged and per_row,
-                    DIVISOR_H=down.divisor, DIVISOR_W=along.divisor, INPUT_PRECISION=precision, UPCAST=INTERPRETED,
-                    BLOCK_N=None if block is None else block[0], BLOCK_K=None if block is None else block[1],
-                    FLAT=tiles.flat, SPLITS=tiles.splits, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k, GROUP=GROUP,
-                    OFFSET=offset, SMALL=max(geometry.kernel) <= 16,
-                    num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-                )  # fmt: skip
-        if tiles.splits > 1:
-            _sum_splits_kernel[(triton.cdiv(y.numel(), SUM_TILE),)](
-                y, parts, bias, y.numel(), y.shape[1], ACTIVATION=None, SPLITS=tiles.splits, SUM_TILE=SUM_TILE,
-                num_warps=4,
-            )  # fmt: skip
-    return y
