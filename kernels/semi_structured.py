@@ -4,10 +4,10 @@
     backward   dX     = dY W_hat          sparse where W_hat has no more in every four along a column either, else dense
                dW_hat = dY^T X            dense; the effective weight's own backward (weight/op.py) multiplies it
 
-cuSPARSELt skips zeros in fours along the reduction, which is K in the forward and N in dX, and a matrix that is 2:4 along
-its rows is not 2:4 along its columns. Masks that are both are `select/transposable.py`'s, a smaller set. In dW_hat no
-operand has zeros: it could be sparse only by sparsifying dY (arXiv:2404.01847), which changes the gradient and is not
-done here. So training through this op equals training through the dense products up to rounding.
+cuSPARSELt skips zeros in fours along the reduction, which is K in the forward and N in dX, and a matrix that is 2:4
+along its rows is not 2:4 along its columns. Masks that are both are `select/transposable.py`'s, a smaller set. In
+dW_hat no operand has zeros: it could be sparse only by sparsifying dY (arXiv:2404.01847), which changes the gradient
+and is not done here. So training through this op equals training through the dense products up to rounding.
 
 What to expect: twice the tensor cores' arithmetic is at most 1.2 times a product's speed on an H100 (NVIDIA's figure at
 8192^3, CUDALibrarySamples issue 203), on one or two of three products, less the compression of W_hat for every forward.
@@ -201,15 +201,15 @@ def semi_structured_linear(
 
     Args:
         x: `[..., K]`, any strides; float16 or bfloat16 for the sparse product.
-        w_hat: `[N, K]` (`[K, N]` when `transposed`), dtype of x: the effective weight, with at most two non-zeros in every
-            four neighbours along a row of `[N, K]`. That it is so is not looked at (it would wait for the host): see
-            `semi_structured_reason`. N and K are multiples of 16 for the sparse product (of 32 in older versions of
-            torch). It is saved as it is.
+        w_hat: `[N, K]` (`[K, N]` when `transposed`), dtype of x: the effective weight, with at most two non-zeros in
+            every four neighbours along a row of `[N, K]`. That it is so is not looked at (it would wait for the host):
+            see `semi_structured_reason`. N and K are multiples of 16 for the sparse product (of 32 in older versions
+            of torch). It is saved as it is.
         bias: `[N]`, dtype of x, or None.
         transposed: `w_hat` is stored `[K, N]`, as transformers' Conv1D does.
         backend: "torch" (the dense product, any device and dtype) or "semi_structured".
-        sparse_grad_input: dX is a sparse product too; then w_hat has at most two non-zeros in every four neighbours along
-            a column as well (`select/transposable.py`), which is not looked at either.
+        sparse_grad_input: dX is a sparse product too; then w_hat has at most two non-zeros in every four neighbours
+            along a column as well (`select/transposable.py`), which is not looked at either.
 
     Returns:
         `[..., N]`, dtype of x; aliases nothing.

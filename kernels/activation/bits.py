@@ -20,16 +20,13 @@ def pack_bits(kept: torch.Tensor) -> torch.Tensor:
     """The words of bools `[M, K]`; the kernel in `compress.py` writes the same."""
     words = -(-kept.shape[1] // 32)
     padded = F.pad(kept, (0, 32 * words - kept.shape[1])).view(kept.shape[0], words, 32)
-    # Summed in int64, whose low 32 bits are the word; int32 has no power 2^31.
-    powers = torch.ones(32, dtype=torch.int64, device=kept.device) << torch.arange(32, device=kept.device)
-    total = (padded * powers).sum(-1)
-    return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
+    # 1 << 31 is the sign bit, and no bit is added twice: the sum stays within 32 bits.
+    return (padded.int() << torch.arange(32, dtype=torch.int32, device=kept.device)).sum(-1, dtype=torch.int32)
 
 
 def unpack_bits(bits: torch.Tensor, columns: int) -> torch.Tensor:
     """The inverse: bool `[M, columns]` of int32 words `[M, ceil(columns/32)]`."""
-    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
-    ones = bits[:, :, None] >> shifts & 1
+    ones = bits[:, :, None] >> torch.arange(32, dtype=torch.int32, device=bits.device) & 1
     return ones.flatten(1)[:, :columns].bool()
 
 

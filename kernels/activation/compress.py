@@ -1,12 +1,12 @@
 """Packed activations: what the backward of a linear layer keeps of its input, in a quarter of the memory.
 
-    X̂ = X where not |X| < T and X ≠ 0, in rows that count; 0 elsewhere      [M, K]
+    X_hat = X where not |X| < T and X != 0, in rows that count; 0 elsewhere      [M, K]
 
     bits         int32 [M, ceil(K/32)]   bit j of word w of row r: position (r, 32 w + j) is kept
     values       [capacity]              the kept elements of X, row by row; zeros behind them
     row_offsets  int64 [M + 1]           row r's values lie at row_offsets[r] : row_offsets[r + 1]
 
-SWAT (arXiv:2001.01969, algorithm 1) multiplies the output gradient by X̂ where the chain rule has X. An exact
+SWAT (arXiv:2001.01969, algorithm 1) multiplies the output gradient by X_hat where the chain rule has X. An exact
 zero is never stored: it adds nothing to that product, and after a ReLU the k-th magnitude may itself be 0.
 A NaN is stored, so it reaches the gradient as it would from X.
 
@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._eager import on_device_of
-from .._operands import FLOATS, check_triton_dtype, compute_dtype, expect
+from .._eager import as_dtype, on_device_of
+from .._operands import check_triton_dtype, compute_dtype
 from .._triton import require, tl, triton
 from .bits import pack_bits, unpack_bits, word_positions
 
-__all__ = ["check_backend", "check_packed", "pack", "pack_activation", "unpack", "unpack_activation"]
+__all__ = ["check_backend", "pack_activation", "unpack_activation"]
 
 # Columns that a program takes at a time: with 4 warps one 16-byte load of a 2-byte dtype for each thread.
 TILE = 1024
@@ -35,9 +35,9 @@ NUM_WARPS = 4
 
 
 def _kept(x: Tensor, cutoff: Tensor, row_mask: Tensor | None) -> Tensor:
-    magnitude = x.to(compute_dtype(x)).abs()
+    magnitude = as_dtype(x, compute_dtype(x)).abs()
     # "not <" rather than ">=": a NaN is kept.
-    kept = ~(magnitude < cutoff.to(magnitude.dtype)[:, None]) & (x != 0)
+    kept = ~(magnitude < as_dtype(cutoff, magnitude.dtype)[:, None]) & (x != 0)
     return kept if row_mask is None else kept & row_mask[:, None]
 
 
@@ -58,7 +58,9 @@ def unpack_activation_reference(bits: Tensor, values: Tensor, row_offsets: Tenso
     if not bits.numel():
         return values.new_zeros((bits.shape[0], k))
     kept = unpack_bits(bits, k)
-    values = F.pad(values, (0, max(0, int(row_offsets[-1]) - values.numel())), value=float("nan"))
+    missing = int(row_offsets[-1]) - values.numel()
+    if missing > 0:
+        values = F.pad(values, (0, missing), value=float("nan"))
     return values.new_zeros(kept.shape).masked_scatter_(kept, values)
 
 
@@ -169,27 +171,19 @@ def _launch_unpack_activation(bits: Tensor, values: Tensor, row_offsets: Tensor,
     return x
 
 
-def pack(
-    x: Tensor, cutoff: Tensor, row_mask: Tensor | None, capacity: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`pack_activation` for a caller that has checked its operands."""
-    if backend == "torch":
-        return pack_activation_reference(x, cutoff, row_mask, capacity)
-    return _launch_pack_activation(x, cutoff, row_mask, capacity)
-
-
 def pack_activation(
-    x: Tensor, cutoff: Tensor, row_mask: Tensor | None, capacity: int, *, backend: str = "torch"
+    x: Tensor, cutoff: Tensor, row_mask: Tensor | None, capacity: int, backend: str = "torch"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`x` where not |x| < cutoff, as bits and values in row-major order; in two passes over `x`.
 
-    Comparisons are in float32 (float64 for float64 x). Places come from prefix sums, so repeated calls agree
-    bit for bit. The Triton back end neither waits for the device nor resists capture; the reference waits.
+    Comparisons are in float32 (float64 for float64 x). Places come from prefix sums, so repeated calls agree bit for
+    bit. The Triton back end neither waits for the device nor resists capture; the reference waits. Operands are the
+    caller's to check.
 
     Args:
         x: `[M, K]`, float16/bfloat16/float32, float64 with the torch back end; any strides.
-        cutoff: `[1]`, or `[M]` for one a row; float32 (float64 beside a float64 x). NaN keeps all, +inf
-            keeps nothing finite.
+        cutoff: `[1]`, or `[M]` for one a row; float32 (float64 beside a float64 x). NaN keeps all, +inf keeps nothing
+            finite.
         row_mask: `[M]`, bool, True = counted; a row that is not keeps nothing. None = all.
         capacity: values that fit, at least 0.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or the interpreter).
@@ -200,10 +194,6 @@ def pack_activation(
         `row_offsets`: `[M + 1]`, int64; the last is the number kept, which may exceed `capacity`.
         `overflow`: 0-dim bool, on x's device: values are missing.
 
-    Raises:
-        ValueError: an operand of the wrong shape, dtype or device, or a negative capacity.
-        RuntimeError: backend "triton" without triton, or off the GPU.
-
     Example:
         >>> import torch
         >>> from tritonsparse.kernels.activation.compress import pack_activation
@@ -211,97 +201,25 @@ def pack_activation(
         (tensor([[1],
                 [2]], dtype=torch.int32), tensor([ 3., -4.,  0.]), tensor([0, 1, 2]))
     """
-    expect(
-        x.dim() == 2 and x.dtype in FLOATS,
-        "pack_activation",
-        "x to be a floating-point matrix [M, K]",
-        x,
-        "flatten the leading dimensions to rows",
-    )
-    check_backend("pack_activation", x, backend)
-    m = x.shape[0]
-    expect(
-        cutoff.shape in ((1,), (m,))
-        and cutoff.dtype in (torch.float32, compute_dtype(x))
-        and cutoff.device == x.device,
-        "pack_activation",
-        f"cutoff to be float32 [1] or [{m}] on {x.device}",
-        cutoff,
-        "pass what activation_cutoff returns",
-    )
-    if row_mask is not None:
-        expect(
-            row_mask.shape == (m,) and row_mask.dtype == torch.bool and row_mask.device == x.device,
-            "pack_activation",
-            f"row_mask to be bool [{m}] on {x.device}",
-            row_mask,
-            "flatten it as x was, True for rows that count",
-        )
-    if capacity < 0:
-        raise ValueError(f"pack_activation: expected a capacity of at least 0, got {capacity}; pass x.numel() for all")
-    return pack(x, cutoff, row_mask, capacity, backend)
+    if backend == "torch":
+        return pack_activation_reference(x, cutoff, row_mask, capacity)
+    return _launch_pack_activation(x, cutoff, row_mask, capacity)
 
 
-def unpack(bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, backend: str) -> Tensor:
-    """`unpack_activation` of what `pack_activation` returned."""
+def unpack_activation(bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, backend: str = "torch") -> Tensor:
+    """The dense X_hat `[M, K]`, K = `k`, of what `pack_activation` returned; NaN where a value did not fit.
+
+    Contiguous, newly allocated, dtype of `values`. `backend` as there.
+    """
     if backend == "torch":
         return unpack_activation_reference(bits, values, row_offsets, k)
     return _launch_unpack_activation(bits, values, row_offsets, k)
 
 
-def unpack_activation(bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, *, backend: str = "torch") -> Tensor:
-    """The dense X̂ of what `pack_activation` returned.
-
-    Args:
-        bits: `[M, ceil(K/32)]`, int32, contiguous.
-        values: `[capacity]`, any floating dtype (not float64 with the triton back end), contiguous.
-        row_offsets: `[M + 1]`, int64, contiguous.
-        k: K, the columns of x.
-        backend: "torch" (the reference, any device) or "triton" (a GPU, or the interpreter).
-
-    Returns:
-        `[M, K]`, dtype of `values`, contiguous, newly allocated; NaN where a value did not fit.
-
-    Raises:
-        ValueError: an operand of the wrong shape, dtype or device.
-        RuntimeError: backend "triton" without triton, or off the GPU.
-    """
-    check_packed("unpack_activation", bits, values, row_offsets, k, backend)
-    return unpack(bits, values, row_offsets, k, backend)
-
-
-def check_backend(function: str, tensor: Tensor, backend: str) -> None:
-    """Refuse a back end that is unknown, or that cannot take `tensor`."""
+def check_backend(function: str, x: Tensor, backend: str) -> None:
+    """Refuse a back end that is unknown, or that cannot take `x`."""
     if backend not in ("torch", "triton"):
         raise ValueError(f'{function}: expected backend "torch" or "triton", got {backend!r}; pass either')
-    check_triton_dtype(function, "x", tensor.dtype, backend)
+    check_triton_dtype(function, "x", x.dtype, backend)
     if backend == "triton":
-        require(function, tensor)
-
-
-def check_packed(function: str, bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, backend: str) -> None:
-    """Refuse bits, values and offsets that do not belong together."""
-    remedy = "pass what pack_activation returned"
-    expect(
-        bits.dim() == 2 and bits.shape[1] == -(-k // 32) and bits.dtype == torch.int32 and bits.is_contiguous(),
-        function,
-        f"bits to be contiguous int32 [M, {-(-k // 32)}]",
-        bits,
-        remedy,
-    )
-    for name, tensor, holds, what in (
-        ("values", values, values.dtype in FLOATS, "floating-point [capacity]"),
-        ("row_offsets", row_offsets, row_offsets.dtype == torch.int64, f"int64 [{bits.shape[0] + 1}]"),
-    ):
-        expect(
-            holds
-            and tensor.dim() == 1
-            and (name == "values" or tensor.numel() == bits.shape[0] + 1)
-            and tensor.device == bits.device
-            and tensor.is_contiguous(),
-            function,
-            f"{name} to be contiguous {what} on {bits.device}",
-            tensor,
-            remedy,
-        )
-    check_backend(function, values, backend)
+        require(function, x)

@@ -1,4 +1,4 @@
-"""A convolution that keeps a packed input: Y = conv(X, W_hat) + b with X dense, dW_hat from X_hat, X's largest elements.
+"""A convolution that keeps a packed input: Y = conv(X, W_hat) + b with X dense, dW_hat from X's largest elements.
 
     forward    Y      = conv(X, W_hat) + b              [B, F, OH, OW]
                X_hat  = X where not |X| < T             [B, C, H, W]    packed as [B C, H W] (packing.py)
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .._eager import as_dtype, is_eager, outside_autocast
 from .._operands import refuse
-from .compress import check_backend, unpack
+from .compress import check_backend, unpack_activation
 from .packing import Packing, check_packing, fake_packed, pack_input
 
 __all__ = ["sparse_input_conv2d"]
@@ -97,7 +97,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """Those of x and of w_hat; empty where not needed, for a schema has no optional results."""
     with outside_autocast(grad_y):
-        x_hat = unpack(bits, values, row_offsets, x_shape[2] * x_shape[3], backend).view(x_shape)
+        x_hat = unpack_activation(bits, values, row_offsets, x_shape[2] * x_shape[3], backend).view(x_shape)
         grad_x, grad_w_hat, _ = torch.ops.aten.convolution_backward(
             grad_y, x_hat, w_hat, None, stride, padding, dilation, False, [0, 0], groups, [need_x, need_weight, False]
         )
@@ -192,8 +192,8 @@ def sparse_input_conv2d(
 
     Args:
         x: `[B, C, H, W]`, any strides.
-        w_hat: `[F, C/groups, kh, kw]`, dtype of x: the effective weight. It is saved as it is, so nobody may write to it
-            before the backward.
+        w_hat: `[F, C/groups, kh, kw]`, dtype of x: the effective weight. It is saved as it is, so nobody may write to
+            it before the backward.
         bias: `[F]`, dtype of x, or None.
         packing: what of x is kept, and its room; scope "plane" and one cut-off a row mean a sample's channel.
         stride, padding, dilation, groups: as `torch.nn.functional.conv2d`; padding in numbers.

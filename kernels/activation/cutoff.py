@@ -1,6 +1,6 @@
 """The cut-off that keeps a given share of an activation's elements: its exact k-th largest magnitude.
 
-    k = max(1, round-half-up(density · n))      n: counted elements of the group
+    k = max(1, round-half-up(density n))      n: counted elements of the group
     T = k-th largest |x| among them             kept: not |x| < T   (`compress.py`)
 
 A group is the whole tensor, one sample, or one row (SWAT, arXiv:2001.01969, keeps the k largest activations
@@ -11,18 +11,20 @@ are not counted: their zeros or garbage would move T. Called by `packing.py`.
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._operands import FLOATS, compute_dtype, expect
+from .._eager import as_dtype
+from .._operands import compute_dtype
 from ..select.topk import topk_cutoff
-from .compress import check_backend
 
-__all__ = ["SCOPES", "activation_cutoff", "check_density", "select_cutoff"]
+__all__ = ["SCOPES", "activation_cutoff", "check_density"]
 
 SCOPES = ("batch", "sample", "plane")
 # Densities are read to nine decimals, so that k is integer arithmetic on the device as on the host.
@@ -42,22 +44,23 @@ def check_density(function: str, density: float) -> None:
         )
 
 
-def _rank(density: float, n: Tensor) -> Tensor:
-    """max(1, round-half-up(density n)) for int64 `n`, exact below 4.6e9 elements."""
+def _rank(density: float, n: Any) -> Any:
+    """round-half-up(density n) of an integer or an int64 tensor `n`, exact below 4.6e9 elements."""
     billionths = int((Decimal(str(density)) * UNIT).to_integral_value())
-    return ((2 * billionths * n + UNIT) // (2 * UNIT)).clamp(min=1)
+    return (2 * billionths * n + UNIT) // (2 * UNIT)
 
 
 def activation_cutoff(
-    x: Tensor, density: float, scope: str = "batch", row_mask: Tensor | None = None, *, backend: str = "torch"
+    x: Tensor, density: float, scope: str = "batch", row_mask: Tensor | None = None, backend: str = "torch"
 ) -> Tensor:
     """The k-th largest magnitude of each group of `x`, k = max(1, round-half-up(density n)).
 
-    A NaN counts as larger than everything, with the Triton back end as anything: what keeps the NaN is not T. A
-    group without counted elements gets +inf, which keeps nothing finite. No host sync on a GPU.
+    A NaN counts as larger than everything, with the Triton back end as anything: what keeps the NaN is not T. A group
+    without counted elements gets +inf, which keeps nothing finite. No host sync on a GPU. Operands are the caller's to
+    check (`packing.py`).
 
     Args:
-        x: `[..., K]`, floating point, any strides. A convolution's `[B, C, H, W]` comes as `[B, C, H·W]`.
+        x: `[..., K]`, floating point, any strides. A convolution's `[B, C, H, W]` comes as `[B, C, H W]`.
         density: in (0, 1], the fraction kept; read to nine decimals.
         scope: "batch" (one cut-off), "sample" (one for each leading index of x) or "plane" (one for each row:
             a token of a linear layer, a sample's channel of a convolution).
@@ -69,49 +72,20 @@ def activation_cutoff(
         `[1]` for scope "batch", else `[M]`, one for each row of x flattened to `[M, K]`; float32, float64 for
         float64 x.
 
-    Raises:
-        ValueError: an operand or option does not fit.
-
     Example:
         >>> import torch
         >>> from tritonsparse.kernels.activation.cutoff import activation_cutoff
         >>> activation_cutoff(torch.tensor([[3.0, -1.0], [2.0, -4.0]]), 0.5)
         tensor([3.])
     """
-    check_density("activation_cutoff", density)
-    if scope not in SCOPES:
-        raise ValueError(f'activation_cutoff: expected scope "batch", "sample" or "plane", got {scope!r}; pass one')
-    expect(
-        x.dim() > 0 and x.dtype in FLOATS,
-        "activation_cutoff",
-        "x to be floating-point [..., K]",
-        x,
-        "pass the layer's input",
-    )
-    if row_mask is not None:
-        expect(
-            row_mask.shape == x.shape[:-1] and row_mask.dtype == torch.bool and row_mask.device == x.device,
-            "activation_cutoff",
-            f"row_mask to be bool {list(x.shape[:-1])} on {x.device}",
-            row_mask,
-            "make it True for the rows that count",
-        )
-    check_backend("activation_cutoff", x, backend)
-    return select_cutoff(x, density, scope, row_mask, backend)
-
-
-def select_cutoff(x: Tensor, density: float, scope: str, row_mask: Tensor | None, backend: str) -> Tensor:
-    """`activation_cutoff` for a caller that has checked its operands."""
-    rows = x[..., 0].numel() if x.shape[-1] else 0
-    if x.numel() == 0:
+    n, rows = x.numel(), math.prod(x.shape[:-1])
+    if n == 0:
         return x.new_full((1 if scope == "batch" else rows,), inf, dtype=compute_dtype(x))
-
     groups = {"batch": 1, "sample": x.shape[0] if x.dim() > 1 else 1, "plane": rows}[scope]
     if backend == "triton" and scope == "batch" and row_mask is None and not _capturing(x):
-        k = int(_rank(density, torch.tensor(x.numel())))
-        key = topk_cutoff([x.detach()], k, magnitude=True, check=False, backend="triton").key
+        key = topk_cutoff([x.detach()], max(1, _rank(density, n)), magnitude=True, check=False, backend="triton").key
         return key.to(torch.int32).view(torch.float32).reshape(1)
-    magnitude = x.detach().to(compute_dtype(x)).abs().reshape(groups, rows // groups, x.shape[-1])
+    magnitude = as_dtype(x.detach(), compute_dtype(x)).abs().reshape(groups, rows // groups, x.shape[-1])
     counted = None if row_mask is None else row_mask.reshape(groups, rows // groups)
     select = _selected if x.device.type == "cpu" else _sorted
     cutoff = select(magnitude, counted, density)
@@ -127,7 +101,7 @@ def _selected(magnitude: Tensor, counted: Tensor | None, density: float) -> Tens
     EPYC (Milan, 2026-11-21), `kthvalue` 54 ms."""
     groups, rows, k = magnitude.shape
     if counted is None or rows == 1:
-        place = rows * k - int(_rank(density, torch.tensor(rows * k)))
+        place = rows * k - max(1, _rank(density, rows * k))
         cutoff = torch.from_numpy(np.partition(magnitude.reshape(groups, rows * k).numpy(), place, axis=1)[:, place])
         return cutoff if counted is None else torch.where(counted[:, 0], cutoff, inf)
     chosen = [group[mask][None] for group, mask in zip(magnitude, counted, strict=True)]
@@ -142,5 +116,5 @@ def _sorted(magnitude: Tensor, counted: Tensor | None, density: float) -> Tensor
     if counted is not None:
         magnitude, n = torch.where(counted[:, :, None], magnitude, -1.0), counted.sum(1) * k
     ordered = magnitude.flatten(1).sort(dim=1, descending=True).values
-    cutoff = ordered.gather(1, _rank(density, n)[:, None] - 1)[:, 0]
+    cutoff = ordered.gather(1, _rank(density, n).clamp(min=1)[:, None] - 1)[:, 0]
     return torch.where(n > 0, cutoff, inf)

@@ -1,8 +1,8 @@
-"""The weight's gradient from a packed input: tiles of X̂ are unpacked inside the product and never stored.
+"""The weight's gradient from a packed input: tiles of X_hat are unpacked inside the product and never stored.
 
-    dŴ = dYᵀ X̂      [N, K] = [M, N]ᵀ [M, K]      accumulated in float32
+    dW_hat = dY^T X_hat      [N, K] = [M, N]^T [M, K]      accumulated in float32
 
-X̂ comes as `compress.py` packs it (bits, values, row_offsets). The reduction runs over the rows, so each
+X_hat comes as `compress.py` packs it (bits, values, row_offsets). The reduction runs over the rows, so each
 program walks down all tokens with one tile of the result. Where a tile's values begin in each row is looked
 up in a table of counts, four bytes for 32 positions, built for the one call. Called by `linear.py`.
 """
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from .._eager import on_device_of
-from .._operands import expect
 from .._tiles import input_precision
 from .._triton import tl, triton
 from .bits import popcount
-from .compress import check_packed, unpack_activation_reference
+from .compress import unpack_activation_reference
 
-__all__ = ["grad_weight", "packed_grad_weight"]
+__all__ = ["packed_grad_weight"]
 
 WORDS_TILE = 128
-# (TILE_M, TILE_N, TILE_K, num_warps) by the product's precision. Wide in N, because each tile of X̂ is unpacked again
-# for every tile of N. In full float32, without a matrix instruction, anything larger spills (compiled, 2026-11-21).
+# (TILE_M, TILE_N, TILE_K, num_warps) by the product's precision. Wide in N, because each tile of X_hat is unpacked
+# again for every tile of N. In full float32, without a matrix instruction, anything larger spills (compiled,
+# 2026-11-21).
 TILES = {"half": (32, 128, 64, 8), "tf32": (32, 64, 64, 8), "ieee": (16, 64, 32, 4)}
 # A third tile in flight holds its addresses in registers: 152 instead of 118 on sm_80, so one program instead of two.
 NUM_STAGES = 2
@@ -33,7 +33,7 @@ NUM_STAGES = 2
 def packed_grad_weight_reference(
     grad_y: Tensor, bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, transposed: bool
 ) -> Tensor:
-    """The definition of `packed_grad_weight`: unpack, then the vendor's product in the dtype of `values`."""
+    """The definition of `packed_grad_weight`: unpack, then the dense library product in the dtype of `values`."""
     x_hat = unpack_activation_reference(bits, values, row_offsets, k)
     return x_hat.t() @ grad_y if transposed else grad_y.t() @ x_hat
 
@@ -132,15 +132,6 @@ def _launch_packed_grad_weight(
     return grad_weight
 
 
-def grad_weight(
-    grad_y: Tensor, bits: Tensor, values: Tensor, row_offsets: Tensor, k: int, transposed: bool, backend: str
-) -> Tensor:
-    """`packed_grad_weight` for a caller that packed X_hat itself."""
-    if backend == "torch":
-        return packed_grad_weight_reference(grad_y, bits, values, row_offsets, k, transposed)
-    return _launch_packed_grad_weight(grad_y, bits, values, row_offsets, k, transposed)
-
-
 def packed_grad_weight(
     grad_y: Tensor,
     bits: Tensor,
@@ -151,37 +142,23 @@ def packed_grad_weight(
     transposed: bool = False,
     backend: str = "torch",
 ) -> Tensor:
-    """dYᵀ X̂ of an X̂ packed by `pack_activation`.
+    """dY^T X_hat of an X_hat packed by `pack_activation`.
 
-    The Triton back end keeps no dense X̂, neither waits for the device nor resists capture, and sums in a fixed
-    order: repeated calls agree bit for bit. float32 products are in TF32 where torch's own are.
+    The Triton back end keeps no dense X_hat, neither waits for the device nor resists capture, and sums in a fixed
+    order: repeated calls agree bit for bit. float32 products are in TF32 where torch's own are. Operands are the
+    caller's to check.
 
     Args:
         grad_y: `[M, N]`, dtype of `values`, any strides.
-        bits: `[M, ceil(K/32)]`, int32, contiguous.
-        values: `[capacity]`, float16/bfloat16/float32, float64 with the torch back end; contiguous.
-        row_offsets: `[M + 1]`, int64, contiguous.
+        bits, values, row_offsets: as `pack_activation` returned them.
         k: K, the columns of x.
         transposed: return `[K, N]`, the layout of transformers' Conv1D.
-        backend: "torch" (unpacks X̂ whole, any device) or "triton" (a GPU, or the interpreter).
+        backend: "torch" (unpacks X_hat whole, any device) or "triton" (a GPU, or the interpreter).
 
     Returns:
-        `[N, K]` (`[K, N]` when `transposed`), dtype of `values`, contiguous, newly allocated; NaN in a column
-        of which a value did not fit into the pack's capacity.
-
-    Raises:
-        ValueError: an operand of the wrong shape, dtype or device.
-        RuntimeError: backend "triton" without triton, or off the GPU.
+        `[N, K]` (`[K, N]` when `transposed`), dtype of `values`, contiguous, newly allocated; NaN in a column of which
+        a value did not fit into the pack's capacity.
     """
-    check_packed("packed_grad_weight", bits, values, row_offsets, k, backend)
-    expect(
-        grad_y.dim() == 2
-        and grad_y.shape[0] == bits.shape[0]
-        and grad_y.dtype == values.dtype
-        and grad_y.device == values.device,
-        "packed_grad_weight",
-        f"grad_y to be {str(values.dtype).removeprefix('torch.')} [{bits.shape[0]}, N] on {values.device}",
-        grad_y,
-        "flatten the leading dimensions to rows, as the packed x was",
-    )
-    return grad_weight(grad_y, bits, values, row_offsets, k, transposed, backend)
+    if backend == "torch":
+        return packed_grad_weight_reference(grad_y, bits, values, row_offsets, k, transposed)
+    return _launch_packed_grad_weight(grad_y, bits, values, row_offsets, k, transposed)

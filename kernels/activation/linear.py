@@ -1,4 +1,4 @@
-"""A linear product that keeps a packed input: Y = X W_hat^T + b with X dense, dW_hat from X_hat, X's largest elements.
+"""A linear product that keeps a packed input: Y = X W_hat^T + b with X dense, dW_hat from X's largest elements.
 
     forward    Y      = X W_hat^T + b             [M, N]
                X_hat  = X where not |X| < T       [M, K]   packed (packing.py)
@@ -23,7 +23,7 @@ from torch import Tensor
 from .._eager import as_dtype, is_eager, outside_autocast
 from .._operands import FLOATS, check_input, refuse
 from .compress import check_backend
-from .grad_weight import grad_weight
+from .grad_weight import packed_grad_weight
 from .packing import Packing, check_packing, fake_packed, pack_input
 
 __all__ = ["sparse_input_linear"]
@@ -92,7 +92,7 @@ def _gradients(
             grad_x = grad_x.reshape(*grad_y.shape[:-1], grad_x.shape[-1])
         if need_weight:
             k = w_hat.shape[0 if transposed else 1]
-            grad_w_hat = grad_weight(rows, bits, values, row_offsets, k, transposed, backend)
+            grad_w_hat = packed_grad_weight(rows, bits, values, row_offsets, k, transposed=transposed, backend=backend)
     return grad_x, grad_w_hat
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from .._operands import compute_dtype, refuse
-from .compress import pack
-from .cutoff import SCOPES, check_density, select_cutoff
+from .compress import pack_activation
+from .cutoff import SCOPES, activation_cutoff, check_density
 
 __all__ = ["PackedInput", "Packing", "check_packing", "fake_packed", "pack_input"]
 
@@ -117,13 +117,13 @@ def pack_input(function: str, x: Tensor, packing: Packing, backend: str) -> Pack
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     fresh = x.new_empty(0, dtype=compute_dtype(x))
     if cutoff is None:
-        cutoff = fresh = select_cutoff(x, packing.density, packing.scope, row_mask, backend)
+        cutoff = fresh = activation_cutoff(x, packing.density, packing.scope, row_mask, backend)
     counted = None if row_mask is None else row_mask.flatten()
     capacity = max(1, math.ceil(share * rows.numel()))
-    bits, values, row_offsets, flag = pack(rows, cutoff, counted, capacity, backend)
+    bits, values, row_offsets, flag = pack_activation(rows, cutoff, counted, capacity, backend)
     overflow = share < 1 and bool(flag)
     if overflow:
-        values = pack(rows, cutoff, counted, int(row_offsets[-1]), backend)[1]
+        values = pack_activation(rows, cutoff, counted, int(row_offsets[-1]), backend)[1]
     return PackedInput(bits, values, row_offsets, fresh, torch.tensor(overflow))
 
 
