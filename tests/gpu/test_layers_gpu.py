@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse.train.presets import build_model
+from tritonsparse.train.text.translation_presets import build_model
 
 pytestmark = [
     pytest.mark.gpu,
