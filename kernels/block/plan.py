@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .. import plan
 from ..plan import device_key
 
 __all__ = ["block_choice", "break_even", "read_block_table", "read_semi_structured_table", "semi_structured_choice"]
@@ -43,7 +44,7 @@ def read_semi_structured_table() -> tuple[dict[str, Any], ...]:
 
 
 def _read(function: str, part: str, fields: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    text = resources.files(__package__).joinpath("plan_table.json").read_text(encoding="utf-8")
+    text = resources.files(plan.__package__).joinpath("plan_table.json").read_text(encoding="utf-8")
     entries = tuple(json.loads(text)[part])
     for entry in entries:
         if set(entry) != set(fields):

@@ -178,7 +178,7 @@ def test_triton_off_the_gpu_is_an_error() -> None:
         block_linear(X, W, None, INDEX, block=(16, 16), backend="triton")
 
 
-@pytest.mark.parametrize("name", ["block_gemm", "_block_weight"])
+@pytest.mark.parametrize("name", ["block.gemm", "block._weight"])
 def test_the_examples_in_the_docstrings_hold(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.{name}"))
     assert result.attempted >= 3 and result.failed == 0
