@@ -122,7 +122,7 @@ def test_words_of_another_number_of_columns_are_refused() -> None:
         pack_bits(torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("name", ["mask_bits", "masked_gemm", "masked_grad", "plan"])
+@pytest.mark.parametrize("name", ["fused.bits", "fused.gemm", "fused.grad", "plan"])
 def test_the_examples_in_the_docstrings_hold(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.{name}"))
     assert result.attempted >= 3 and result.failed == 0

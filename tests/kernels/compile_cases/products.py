@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tritonsparse.kernels import _tiles
-from tritonsparse.kernels.activation.compress import compress as activation
-from tritonsparse.kernels.activation.compress import grad_weight as packed_grad_weight
+from tritonsparse.kernels.activation import compress as activation
+from tritonsparse.kernels.activation import grad_weight as packed_grad_weight
 from tritonsparse.kernels.fused import bits as mask_bits
 from tritonsparse.kernels.fused import gemm as masked_gemm
 from tritonsparse.kernels.fused import grad as masked_grad
