@@ -62,7 +62,7 @@ class Compaction:
                 f"compact: expected a pattern of blocks, got '{self.pattern}'; sparsify with pattern='block:32' or "
                 f"another size"
             )
-        if self.method.frozen_topology(self.clock) is None:
+        if self.method.idle or self.method.frozen_topology(self.clock) is None:
             raise ValueError(
                 f"compact: expected a method whose topology stays for a while, got {self.method.name!r} as it is "
                 f"configured, which needs pruned weights at every step; train in dense storage"

@@ -349,6 +349,8 @@ class Sparsifier:
             self._cache.backward()
         if self.embeddings is not None:
             self.embeddings.mask_gradients()
+        if self.method.idle:
+            return
         if self.method.before_step(self.layers, self.clock, optimizer, gradient_scale(optimizer)):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -362,9 +364,10 @@ class Sparsifier:
         self.trained_kinds = {name: layer.kind for name, layer in self.layers.items()}
         if self.clock.at_epoch_start:
             self.method.end_epoch(self.clock.epoch - 1, self._losses.end_epoch(self._device), self.clock)
-        self._compaction.before_hook()
-        self.method.after_step(self.layers, self.clock, optimizer)
-        self._compaction.after_hook()
+        if not self.method.idle:
+            self._compaction.before_hook()
+            self.method.after_step(self.layers, self.clock, optimizer)
+            self._compaction.after_hook()
         if self.embeddings is not None:
             self.embeddings.hold(optimizer)
         self._mask_embeddings()

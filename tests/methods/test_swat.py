@@ -237,7 +237,7 @@ def test_inference_packs_nothing() -> None:
     model, sparsifier = made(SWAT(sparsity=0.5))
     layer = sparsifier.layers["0"]
     with torch.no_grad():
-        assert not layer.packs_activation(torch.ones(1, 4))
+        assert not layer.packs_input()
         assert torch.equal(model(torch.ones(1, 4)), layer.effective_weight().sum(1)[None])
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tritonsparse import Sparsifier, state
+from tritonsparse import Sparsifier
+from tritonsparse.checkpoint.state import as_dense, write_state
 from tritonsparse.methods import METHODS
 
 from . import checkpoints
@@ -55,7 +56,7 @@ class Twins:
         def finish(folder: Path) -> None:
             self.pretrained(folder / PRETRAINED)
             if dense:
-                state.write_state(state.as_dense(sparsifier.state_dict()), folder)
+                write_state(as_dense(sparsifier.state_dict()), folder)
 
         if dense:
             record = {**record, "configuration": _of_a_dense_run(record["configuration"])}

@@ -104,7 +104,8 @@ def unpack(state: State, saved: Mapping[str, Any]) -> None:
     state.losses.restore(saved["epoch_losses"], saved["loss_sum"], int(saved["loss_count"]))
     own = {key.removeprefix(_METHOD): tensor for key, tensor in tensors.items() if key.startswith(_METHOD)}
     state.method.load_state_dict({**saved["method_state"], **own})
-    state.method.resume(state.layers)
+    if not state.method.idle:
+        state.method.resume(state.layers)
 
 
 def _plain(tensor: Tensor) -> Tensor:

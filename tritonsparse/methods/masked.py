@@ -52,6 +52,15 @@ class MaskMethod(Method):
                 f"{self.sparsity}; change one of them"
             )
         self._pattern, self._seed = pattern, seed
+        if not self.idle:
+            self.first_masks(layers, clock)
+
+    @property
+    def idle(self) -> bool:
+        return self.sparsity == 0.0
+
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
+        """Write the first masks, of a sparsity above 0; further checks come before the first change."""
 
     def magnitudes(self, layers: Layers) -> dict[str, Tensor]:
         """|W| as [N, K] by layer."""

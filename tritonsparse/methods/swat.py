@@ -107,14 +107,14 @@ class SWAT(MaskMethod):
 
     @torch.no_grad()
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
         if self.structure is not None and not isinstance(pattern, Unstructured):
             raise ValueError(
                 f'swat: expected pattern "unstructured" beside structure "{self.structure}", got "{pattern}"; '
                 f"both name the units"
             )
-        if self.sparsity == 0.0:
-            return
+        super().setup(layers, clock, pattern, seed)
+
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         # Before the first step there is no momentum: layers share as with "uniform".
         distribution = "uniform" if self.distribution == "momentum" else self.distribution
         sparsity = divide(distribution, self.dims(layers), self.sparsity)
@@ -182,8 +182,6 @@ class SWAT(MaskMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity == 0.0:
-            return
         for name, layer in layers.items():
             if _sparse_input(layer).take_overflow() and name not in self._warned:
                 self._warned.add(name)
@@ -250,10 +248,8 @@ class SWAT(MaskMethod):
     def resume(self, layers: Layers) -> None:
         for name, layer in layers.items():
             cutoff = self._cutoffs.get(name)
-            if layer.sparse_input is not None:
-                layer.sparse_input.cutoff = None if cutoff is None else cutoff.to(layer.weight.device)
-        if self.sparsity:
-            self._size_activations(layers)
+            _sparse_input(layer).cutoff = None if cutoff is None else cutoff.to(layer.weight.device)
+        self._size_activations(layers)
 
 
 def _sparse_input(layer: SparseLayer) -> SparseInput:
