@@ -5,11 +5,12 @@
 
 The model is a GPT-2 of 4 layers and width 384 in float32, a step is forward, backward, AdamW and the Sparsifier's
 hooks on 1,024 tokens. Steps of a sparse and of a dense model are taken in turn on one thread; `ms` is the mean CPU time
-of a sparse step, `cost` its ratio to the dense model's. CPU time is not wall time: other work on the machine
-changes it little.
+of a sparse step, `cost` its ratio to the dense model's. CPU time is not wall time: other work on the machine changes
+it little.
 
-A run is 20 steps: AC/DC's phases and GMP's updates are stretched or shrunk to fit into them, while methods that move
-their masks every 100 steps by default (RigL, SET, SNFS, MEST, DSR) are seen between updates. Sparsity is 90 % where a
+A run is 20 steps: AC/DC's phases and GMP's updates are shrunk to fit into them, so that they come more often than in a
+real run, while methods that move their masks every 100 steps by default (RigL, SET, SNFS, MEST, DSR) are seen between
+updates. Sparsity is 90 % where a
 method takes one. No kernel of ours runs here: on a CPU sparse layers are the PyTorch references, which multiply by the
 effective weight in dense storage.
 """

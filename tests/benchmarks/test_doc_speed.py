@@ -92,8 +92,8 @@ def test_a_step_on_a_cpu_is_measured_and_said_cheapest_first(tmp_path: Path) -> 
     record = json.loads((tmp_path / "cpu" / "cpu_step.json").read_text(encoding="utf-8"))
     static, autosparse = record["rows"]
     assert all(row["cost"] == pytest.approx(row["ms"] / row["dense_ms"]) for row in (static, autosparse))
-    rows = [{**static, "cost": 1.5}, {**autosparse, "cost": 1.25}, {**static, "method": "dense", "cost": 1.0}]
+    rows = [{**static, "cost": 1.5}, {**autosparse, "cost": 1.25}, {**static, "method": "dense", "cost": 1.01}]
     text = section(tmp_path / "made", {"cpu_step.json": {**record, "rows": rows}})
     shown = [line.split(" | ")[0::3] for line in text.splitlines() if line.startswith("| `")]
     assert shown == [["| `autosparse`", "1.25 |"], ["| `static`", "1.50 |"]]
-    assert text.startswith(doc_speed.CPU) and text.endswith(doc_speed.NOTHING)
+    assert text.startswith(doc_speed.CPU) and "costs 1.01 in the same way" in text and text.endswith(doc_speed.NOTHING)
