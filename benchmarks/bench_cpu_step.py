@@ -10,9 +10,8 @@ it little.
 
 A run is 20 steps: AC/DC's phases and GMP's updates are shrunk to fit into them, so that they come more often than in a
 real run, while methods that move their masks every 100 steps by default (RigL, SET, SNFS, MEST, DSR) are seen between
-updates. Sparsity is 90 % where a
-method takes one. No kernel of ours runs here: on a CPU sparse layers are the PyTorch references, which multiply by the
-effective weight in dense storage.
+updates. Sparsity is 90 % where a method takes one. No kernel of ours runs here: on a CPU sparse layers are the PyTorch
+references, which multiply by the effective weight in dense storage.
 """
 
 from __future__ import annotations
