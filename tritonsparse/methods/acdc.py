@@ -126,8 +126,8 @@ class ACDC(MaskMethod):
     sparsity: of the sparse phases, in [0, 1); 0 leaves every layer dense.
     phases: a table, or the name of one in `PHASES`; its epochs must be the run's (`PHASES[name].scaled(epochs)`).
     scope: "global" (one top-k over all layers) or "uniform" (one a layer). Norms of blocks are those of a layer's
-        initialisation, give or take a few per cent: on blocks "global" may empty layers whole. (It did those of a
-        Transformer's feed-forward, and still trained better than "uniform": README, demo-blocks.)
+        initialisation, give or take a few per cent: on blocks "global" may empty layers whole
+        (docs/experiments/acdc-on-blocks.md).
     reset_moments: restart the optimizer's moments where a dense phase starts.
     strict: the published code's count, which keeps one weight less and none that tie; unstructured only.
     """

@@ -1,7 +1,7 @@
-"""Writes README.md's tables of results from the files under benchmarks/results, and from nowhere else.
+"""Writes the tables of docs/results.md from the files under benchmarks/results, and from nowhere else.
 
-    python benchmarks/readme_results.py            rewrite what stands between the two marks
-    python benchmarks/readme_results.py --check    exit 1 where the README does not say what the files say
+    python benchmarks/doc_results.py            rewrite what stands between the two marks
+    python benchmarks/doc_results.py --check    exit 1 where the page does not say what the files say
 
 A training run lies in results/<device>/<corpus>/<run>/all_results.json, as the training program wrote it; the folder's
 name is the row's, and pictures beside the runs stand under their table. results/<device>/<corpus>/twins.json is what
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from readme_marks import rewrite
+from doc_marks import rewrite
 
-MARKS = ("<!-- results: made by benchmarks/readme_results.py -->", "<!-- end of results -->")
-
-
+# Over the training runs: the page says above what is wrong with them.
+TRAINING = "## Training runs: one seed, short, dense at a disadvantage"
+INFERENCE = "## Inference on a CPU"
 # What a run is measured by, by the key of its results: the column, how it is written, the program that trained it.
 QUALITIES = {
     "bleu": ("BLEU", "{:.2f}", "translation"),
@@ -38,7 +38,7 @@ BLOCKS = (
 
 def tables(results: Path) -> str:
     """Every table, in Markdown."""
-    parts = ["## Measured"]
+    parts = [TRAINING]
     for corpus in sorted({path.parent.parent for path in results.glob("*/*/*/all_results.json")}):
         runs = [
             {"run": path.name, **json.loads((path / "all_results.json").read_text(encoding="utf-8"))}
@@ -50,19 +50,26 @@ def tables(results: Path) -> str:
         if twins.is_file():
             parts.append(_twins(json.loads(twins.read_text(encoding="utf-8"))))
         parts += [
-            f"![{corpus.name}: {picture.stem}]({picture.relative_to(results.parent.parent).as_posix()})"
+            f"![{corpus.name}: {picture.stem}]({_link(picture, results)})"
             for picture in sorted(corpus.glob("*.png"))
             if picture.stem != "memorization"
         ]
     for path in sorted(results.glob("*/*/memorization.json")):
         corpus, document = path.parent, json.loads(path.read_text(encoding="utf-8"))
         parts.append(_memorization_table(f"{corpus.name}, labels corrupted, on {corpus.parent.name}", document))
-        picture = path.with_suffix(".png").relative_to(results.parent.parent).as_posix()
+        picture = _link(path.with_suffix(".png"), results)
         parts.append(f"![{corpus.name}: accuracy on corrupted images by epoch]({picture})")
-    for folder in sorted({path.parent for path in results.glob("*/inference/*.json")}):
+    folders = sorted({path.parent for path in results.glob("*/inference/*.json")})
+    parts += [INFERENCE] if folders else []
+    for folder in folders:
         documents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
         parts.append(_inference_table(f"Inference on {folder.parent.name}", documents))
     return "\n\n".join(parts)
+
+
+def _link(picture: Path, results: Path) -> str:
+    """As a page in docs/ reaches it."""
+    return f"../{picture.relative_to(results.parent.parent).as_posix()}"
 
 
 def _training_table(title: str, runs: Sequence[dict[str, Any]]) -> str:
@@ -200,7 +207,7 @@ def _head(title: str, columns: Sequence[str]) -> tuple[str, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return rewrite(argv, __doc__, tables, MARKS, "readme_results")
+    return rewrite(argv, __doc__, tables, "doc_results", "results.md")
 
 
 if __name__ == "__main__":

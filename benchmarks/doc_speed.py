@@ -1,12 +1,13 @@
-"""Writes the figures of README.md's section "When is it faster?" from the GPU's result files, and from nothing else.
+"""Writes the figures of docs/speed.md from the result files, and from nothing else.
 
-    python benchmarks/readme_speed.py [--check]
+    python benchmarks/doc_speed.py [--check]
 
-Read are `benchmarks/results/<device>/kernels.json` and `train_step.json`, as the GPU queue writes them: the records
-`block` (bench_block.py), `block_step` (bench_block_step.py) and the file of bench_train_step.py; where one has no rows,
-that of its quick form, `quick/block` and so on; and `first_contact/summary.json`, as `first_contact.py` leaves it. A
-case that was not timed, because it was wrong or did not run, is named as such, and so is a run that was ended before
-its last case. Without a file the text says that there is none.
+Read are `benchmarks/results/<device>/cpu_step.json` (bench_cpu_step.py), and of a GPU `kernels.json` and
+`train_step.json`, as the queue writes them: the records `block` (bench_block.py), `block_step` (bench_block_step.py)
+and the file of bench_train_step.py; where one has no rows, that of its quick form, `quick/block` and so on; and
+`first_contact/summary.json`, as `first_contact.py` leaves it. A case that was not timed, because it was wrong or did
+not run, is named as such, and so is a run that was ended before its last case. Without a GPU's file the text says that
+there is none.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from readme_marks import rewrite
+from doc_marks import rewrite
 
-MARKS = ("<!-- speed: written by benchmarks/readme_speed.py -->", "<!-- end of speed -->")
 NOTHING = (
     "No GPU has run these benchmarks yet, so no figure stands here and `auto` skips no blocks. "
     "`make first-contact BUDGET=570` measures every kernel in one call of ten minutes, and `make gpu` goes on from "
-    "there. `python benchmarks/make_plan_table.py` and `python benchmarks/readme_speed.py` then fill in both."
+    "there. `python benchmarks/make_plan_table.py` and `python benchmarks/doc_speed.py` then fill in both."
 )
+
+CPU, GPU = "### What sparse training costs on a CPU", "### On a GPU"
 
 Row = Mapping[str, Any]
 
@@ -40,6 +42,30 @@ def _number(row: Row, key: str, spec: str) -> str:
     if value is not None:
         return format(value, spec)
     return "-" if row.get("verdict", "right") == "right" else str(row["verdict"])
+
+
+def cpu_costs(record: Mapping[str, Any]) -> list[Row]:
+    """The rows of sparse methods, cheapest first; "dense" is a check of the measurement, near 1."""
+    return sorted((row for row in record["rows"] if row["method"] != "dense"), key=lambda row: float(row["cost"]))
+
+
+def _steps_on_a_cpu(record: Mapping[str, Any]) -> list[str]:
+    """What a sparse training step costs where nothing skips zeros."""
+    rows = [
+        [f"`{row['method']}`", row["pattern"], f"{row['ms']:.0f}", f"{row['cost']:.2f}"] for row in cpu_costs(record)
+    ]
+    environment = record["environment"]
+    dense = next((row["cost"] for row in record["rows"] if row["method"] == "dense"), None)
+    check = "" if dense is None else f" `dense`, which prunes nothing, costs {dense:.2f} in the same way."
+    text = (
+        f"A GPT-2 of {record['layers']} layers and width {record['width']}, {record['tokens']:,} tokens a step, "
+        f"float32, sparsity {record['sparsity']:.0%} where a method takes one: mean CPU time of a step, and over that "
+        f"of the dense model, whose steps were taken in turn (`bench_cpu_step.py`; {record['threads']} thread of an "
+        f"{record['processor']}, torch {environment['torch']}, commit `{environment['commit']}`). In so few steps "
+        f"AC/DC changes phase and GMP moves its masks more often than in a real run, which costs them more; updates of "
+        f"masks that come every 100 steps are not in it.{check}"
+    )
+    return [text, "", *_table(("method", "pattern", "ms", "times dense's time"), rows)]
 
 
 def _step_of_blocks(record: Mapping[str, Any]) -> list[str]:
@@ -60,7 +86,7 @@ def _step_of_blocks(record: Mapping[str, Any]) -> list[str]:
 
 
 def _layers_of_blocks(record: Mapping[str, Any]) -> list[str]:
-    """Forward, dX and dW of layers, index included, over the dense products of the same run."""
+    """Forward, dX and dW of layers, topology included, over the dense products of the same run."""
     steps = [row for row in record["rows"] if row["op"] == "step" and row["provider"] == "ours"]
     densities = sorted({round(row["density"], 2) for row in steps}, reverse=True)
     cases: dict[tuple[Any, ...], dict[float, Row]] = {}
@@ -74,8 +100,8 @@ def _layers_of_blocks(record: Mapping[str, Any]) -> list[str]:
         rows.append([layer, f"{n}x{k}", f"{m:,}", str(block), *cells, _break_even(first)])
     head = ("layer", "weight", "tokens", "block", *(f"{1 - each:.0%} sparse" for each in densities), "break-even")
     text = (
-        "Forward, dX and dW of one layer, the rewriting of its index included: times as fast as the vendor's dense "
-        "products on random weights, and the sparsity from which that is more than 1 (`bench_block.py`):"
+        "Forward, dX and dW of one layer, the rebuilding of its topology included: times as fast as the dense products "
+        "of cuBLAS on random weights, and the sparsity from which that is more than 1 (`bench_block.py`):"
     )
     return [text, "", *_table(head, rows)]
 
@@ -134,8 +160,11 @@ def _reservation(record: Mapping[str, Any]) -> list[str]:
 
 def section(results: Path) -> str:
     """The text between the marks."""
+    folders = sorted(path for path in results.iterdir() if path.is_dir())
+    measured = [record for folder in folders if (record := _read(folder / "cpu_step.json"))]
+    on_cpus = [line for record in measured for line in ("", *_steps_on_a_cpu(record))]
     parts: list[str] = []
-    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+    for folder in folders:
         records = _read(folder / "kernels.json")
         full = {**records, "train_step": _read(folder / "train_step.json")}
         paragraphs = []
@@ -151,7 +180,8 @@ def section(results: Path) -> str:
             parts += [f"**{folder.name}**", ""]
             for lines in paragraphs:
                 parts += [*lines, ""]
-    return "\n".join(parts).strip() or NOTHING
+    on_gpus = "\n".join(parts).strip() or NOTHING
+    return "\n".join([*([CPU, *on_cpus, ""] if measured else []), GPU, "", on_gpus])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -161,7 +191,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return rewrite(argv, __doc__, section, MARKS, "readme_speed")
+    return rewrite(argv, __doc__, section, "doc_speed", "speed.md")
 
 
 if __name__ == "__main__":
