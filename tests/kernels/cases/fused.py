@@ -14,9 +14,11 @@ from tritonsparse.kernels.fused.gemm import fused_forward, fused_grad_input
 from tritonsparse.kernels.fused.grad import fused_grad_weight
 from tritonsparse.kernels.weight.view import View
 
+from . import weight as weight_cases
 from .matrices import error, laid_out, pairwise, same
-from .weight import away_from_cutoff, make_view, spread, straight_through
-from .weight_exact import Exact
+
+# Of the dtypes of operands and result and the length of a sum.
+Bound = Callable[[torch.dtype, torch.dtype, int], float]
 
 KINDS = ("soft", "soft per row", "hard", "hard per row", "step", "step per row", "mask")
 
@@ -63,11 +65,9 @@ class Operands(NamedTuple):
     transposed: bool
 
     def double(self) -> Operands:
-        def doubled(value: object) -> object:
-            return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        view = View(*map(doubled, self.view))
-        return Operands(*(view if part is self.view else doubled(part) for part in self))
+        x, grad_y, weight, view, bias, transposed = self
+        weight, view, *_ = weight_cases.Operands(weight, view, weight, weight.dtype).double()
+        return Operands(x.double(), grad_y.double(), weight, view, None if bias is None else bias.double(), transposed)
 
 
 # Several tiles along every axis, in shapes that the interpreter gets through.
@@ -93,21 +93,19 @@ LARGE = [
 
 def operands(case: Case, device: str = "cpu", half: torch.dtype = torch.float16) -> Operands:
     random = torch.Generator(device).manual_seed(0)
-    dtypes = {"fp32": torch.float32, "half": half}
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, device=device)
+    def rows(features: int) -> Tensor:
+        matrix = torch.randn(case.m, features, generator=random, device=device)
+        return laid_out(matrix.to(torch.float32 if case.product == "fp32" else half), case.layout)
 
-    weight = normal(case.k, case.n) if case.transposed else normal(case.n, case.k)
-    view = make_view(case.kind, weight, random, alpha=case.alpha, restricted=case.restricted)
-    weight = away_from_cutoff(weight, view).to(dtypes[case.master])
-    weight[torch.rand(weight.shape, generator=random, device=device) < 0.1] = 0.0
-    masks = {
-        name: laid_out(mask, case.layout) for name in ("mask", "grad_mask") if (mask := getattr(view, name)) is not None
-    }
-    x, grad_y = (laid_out(normal(case.m, size).to(dtypes[case.product]), case.layout) for size in (case.k, case.n))
-    bias = normal(case.n).to(x.dtype) if case.bias else None
-    return Operands(x, grad_y, laid_out(weight, case.weight_layout), view._replace(**masks), bias, case.transposed)
+    n, k = (case.k, case.n) if case.transposed else (case.n, case.k)
+    of_weight = weight_cases.Case(
+        n, k, case.kind, case.master, case.product, case.weight_layout, case.layout, case.alpha, case.restricted
+    )
+    weight, view, *_ = weight_cases.operands(of_weight, device, half)
+    x, grad_y = rows(case.k), rows(case.n)
+    bias = torch.randn(case.n, generator=random, device=device).to(x.dtype) if case.bias else None
+    return Operands(x, grad_y, weight, view, bias, case.transposed)
 
 
 def products(given: Operands, backend: str, case: Case | None = None) -> dict[str, Tensor]:
@@ -115,11 +113,9 @@ def products(given: Operands, backend: str, case: Case | None = None) -> dict[st
     x, grad_y, weight, view, bias, transposed = given
     how = {"transposed": transposed, "backend": backend}
     tiles = None if case is None else GemmTiles(16, 32, 32, case.splits)
-    # grad_mask and alpha are dW's.
-    forward = view._replace(grad_mask=None, alpha=None)
     found = {
-        "y": fused_forward(x, weight, forward, bias, **how, tiles=tiles),
-        "grad_x": fused_grad_input(grad_y, weight, forward, **how, tiles=tiles),
+        "y": fused_forward(x, weight, view, bias, **how, tiles=tiles),
+        "grad_x": fused_grad_input(grad_y, weight, view, **how, tiles=tiles),
     }
     if view.kind != "step":
         grad_tiles = None if case is None else GradTiles(16, 16, 32 * case.subtiles, case.subtiles)
@@ -131,38 +127,23 @@ def products(given: Operands, backend: str, case: Case | None = None) -> dict[st
 
 
 def answer(given: Operands) -> tuple[dict[str, Tensor], float]:
-    """The results in float64, by autograd of published code; and the norm of the terms of the threshold's gradient."""
+    """The results in float64; and the norm of the terms of the threshold's gradient."""
     x, grad_y, weight, view, bias, transposed = given.double()
-    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    each = view.threshold
-    if each is not None:
-        each = spread(each, weight).clone().requires_grad_()
-    w_hat = straight_through(weight, view._replace(threshold=each))
-    y = x @ (w_hat if transposed else w_hat.t()) + (0.0 if bias is None else bias)
-    found = {"y": y.detach()}
-    leaves = {"grad_x": x, "grad_weight": weight}
-    found |= dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), grad_y, retain_graph=True), strict=True))
-    if each is None or view.threshold is None:
-        return found, 0.0
-    terms = torch.zeros_like(weight)
-    if view.kind != "hard":
-        (terms,) = torch.autograd.grad(y, each, grad_y)
-    found["grad_threshold"] = terms.sum_to_size(view.threshold.shape[0], 1).view(-1)
-    return found, terms.norm().item()
+    dense = x.t() @ grad_y if transposed else grad_y.t() @ x
+    exact = weight_cases.answer(weight_cases.Operands(weight, view, dense, torch.float64))
+    w_hat = exact.w_hat.t() if transposed else exact.w_hat
+    y = x @ w_hat.t() if bias is None else x @ w_hat.t() + bias
+    found = {"y": y, "grad_x": grad_y @ w_hat, "grad_weight": exact.grad_weight, "grad_threshold": exact.grad_threshold}
+    return found, exact.terms
 
 
 def check(
-    case: Case,
-    bound: Callable[[torch.dtype, torch.dtype, int], float],
-    device: str = "cpu",
-    half: torch.dtype = torch.float16,
-    *,
-    computed_tiles: bool = False,
+    case: Case, bound: Bound, device: str = "cpu", half: torch.dtype = torch.float16, *, computed_tiles: bool = False
 ) -> None:
     """The kernels are as exact as the two steps of the reference, twice bit for bit.
 
     Args:
-        bound: the relative RMS error that is allowed in any case, of dtypes of operands and result and a sum's length.
+        bound: the relative RMS error that is allowed in any case.
         computed_tiles: use the tiles that the shapes call for, and not the case's.
     """
     given = operands(case, device, half)
@@ -174,51 +155,35 @@ def check(
     for name, value in actual.items():
         assert value.dtype == reference[name].dtype and value.shape == exact[name].shape and value.is_contiguous(), name
         assert same(value, again[name]), f"{name}: another result the second time"
-        allowed = max(1.1 * error(reference[name], exact[name]), bound(given.x.dtype, value.dtype, lengths[name]))
+        allowed = bound(given.x.dtype, value.dtype, lengths[name])
         if name == "grad_threshold":
-            # A sum of both signs: measured against the norm of its terms.
-            assert (value - exact[name]).norm().item() <= 5 * bound(given.x.dtype, value.dtype, case.m) * terms
+            # A sum of both signs, in five standard deviations: measured against the norm of its terms.
+            assert (value - exact[name]).norm().item() <= 5 * allowed * terms
         else:
+            allowed = max(1.1 * error(reference[name], exact[name]), allowed)
             assert error(value, exact[name]) <= allowed, f"{name}: {error(value, exact[name]):.2e}"
 
 
-def check_exact(case: Exact, backend: str, device: str = "cpu") -> None:
-    """Products with 1 give S(W) column by column, and dW row by row, to the bit.
+def cut(view: View, rows: slice, columns: slice) -> View:
+    """The view of a part of the weight."""
+    mask, grad_mask = (None if t is None else t[rows, columns] for t in (view.mask, view.grad_mask))
+    threshold = view.threshold
+    if threshold is not None and threshold.numel() > 1:
+        threshold = threshold[rows]
+    return View(view.kind, threshold, mask, grad_mask, view.alpha)
 
-    One column or row at a time: in a product of more, NaN and infinity meet zeros.
-    """
-    weight, one = torch.tensor(case.weight, device=device), torch.ones(1, 1, device=device)
-    view = View(*(part.to(device) if isinstance(part, Tensor) else part for part in case.view))
 
-    def part(rows: slice, columns: slice) -> View:
-        cut = {name: mask[rows, columns] for name in ("mask", "grad_mask") if (mask := getattr(view, name)) is not None}
-        threshold = view.threshold
-        if threshold is not None and threshold.numel() > 1:
-            cut["threshold"] = threshold[rows]
-        return view._replace(**cut)
+def by_columns(weight: Tensor, view: View, backend: str) -> Tensor:
+    """S(W) as products of its columns with 1: in a product of more, NaN and infinity meet zeros."""
+    one, parts = weight.new_ones(1, 1), [slice(j, j + 1) for j in range(weight.shape[1])]
+    return torch.cat(
+        [fused_forward(one, weight[:, j], cut(view, slice(None), j), backend=backend).t() for j in parts], 1
+    )
 
-    everything = slice(None)
-    columns = []
-    for j in range(weight.shape[1]):
-        forward = part(everything, slice(j, j + 1))._replace(grad_mask=None, alpha=None)
-        columns.append(fused_forward(one, weight[:, j : j + 1], forward, backend=backend).t())
-    assert same(torch.cat(columns, 1), torch.tensor(case.w_hat, device=device))
-    if case.grad is None or view.kind == "step":
-        return
-    found = [
-        fused_grad_weight(
-            one,
-            torch.tensor([row], device=device),
-            weight[i : i + 1],
-            part(slice(i, i + 1), everything),
-            backend=backend,
-        )
-        for i, row in enumerate(case.grad)
-    ]
-    assert same(torch.cat([row for row, _ in found]), torch.tensor(case.grad_weight, device=device))
-    if case.grad_threshold is None:
-        assert all(ds is None for _, ds in found)
-        return
-    of_rows = torch.cat([ds for _, ds in found])
-    total = of_rows.sum_to_size(len(case.grad_threshold))
-    torch.testing.assert_close(total, torch.tensor(case.grad_threshold, device=device), rtol=0, atol=0, equal_nan=True)
+
+def by_rows(grad: Tensor, weight: Tensor, view: View, backend: str) -> tuple[Tensor, Tensor | None]:
+    """dW and ds as products of rows of G with 1."""
+    one, parts = weight.new_ones(1, 1), [slice(i, i + 1) for i in range(weight.shape[0])]
+    found = [fused_grad_weight(one, grad[i], weight[i], cut(view, i, slice(None)), backend=backend) for i in parts]
+    ds = None if view.threshold is None else torch.cat([each for _, each in found]).sum_to_size(view.threshold.shape)
+    return torch.cat([row for row, _ in found]), ds

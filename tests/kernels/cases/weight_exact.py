@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tritonsparse.kernels.weight.backward import threshold_backward
-from tritonsparse.kernels.weight.forward import threshold_cast
 from tritonsparse.kernels.weight.view import View
 
 from .matrices import same
@@ -110,17 +109,16 @@ EXACT = {
 }  # fmt: skip
 
 
-def check_exact(case: Exact, backend: str, device: str = "cpu") -> None:
-    """Both passes give the bits that were found by hand."""
+def check_exact(case: Exact, cast: Callable[..., Tensor], backward: Callable[..., Any], device: str = "cpu") -> None:
+    """`cast(weight, view)` and `backward(grad, weight, view)` give the bits that were found by hand."""
 
     def tensor(rows: Rows | list[float]) -> Tensor:
         return torch.tensor(rows, device=device)
 
-    view = View(*(part.to(device) if isinstance(part, Tensor) else part for part in case.view))
-    assert same(threshold_cast(tensor(case.weight), view, backend=backend), tensor(case.w_hat))
-    if case.grad is None or case.grad_weight is None:
-        return
-    found = threshold_backward(tensor(case.grad), tensor(case.weight), view, backend=backend)
-    assert same(found[0], tensor(case.grad_weight))
-    expected = None if case.grad_threshold is None else tensor(case.grad_threshold)
-    torch.testing.assert_close(found[1], expected, rtol=0, atol=0, equal_nan=True)
+    weight, view = tensor(case.weight), View(*(t.to(device) if isinstance(t, Tensor) else t for t in case.view))
+    assert same(cast(weight, view), tensor(case.w_hat))
+    if case.grad is not None and case.grad_weight is not None:
+        grad_weight, of_threshold = backward(tensor(case.grad), weight, view)
+        assert same(grad_weight, tensor(case.grad_weight))
+        expected = None if case.grad_threshold is None else tensor(case.grad_threshold)
+        torch.testing.assert_close(of_threshold, expected, rtol=0, atol=0, equal_nan=True)
