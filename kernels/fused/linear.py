@@ -1,4 +1,4 @@
-"""A linear layer with its effective weight inside the products: Y = X S(W)^T + b, with the multiplier on dW.
+"""A fused linear layer: Y = X S(W)^T + b with S(W) computed inside the products, and the multiplier on dW.
 
     forward    Y  = X S(W)^T + b             [M, N]   gemm.py
     backward   dX = dY S(W)                  [M, K]   gemm.py
