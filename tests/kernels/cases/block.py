@@ -5,8 +5,8 @@ What is pruned holds NaN, in a matrix and behind packed blocks: one read of it a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from tritonsparse.kernels.weight.view import View
 
 F16, F32, F64, BF16 = torch.float16, torch.float32, torch.float64, torch.bfloat16
 NAN = float("nan")
+FORMS = ("stored", "transposed", "packed")
+# By the dtype of the result: sums of some hundred products in float32 or float64, then one rounding.
+BOUND = {F64: 1e-14, F32: 2e-6, F16: 1e-3, BF16: 8e-3}
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class Case:
     lines: bool = False
 
     def __str__(self) -> str:
-        dtypes = "/".join(str(dtype).removeprefix("torch.") for dtype in (self.weight, self.x))
-        kept = f"{self.kept:.0%}{', lines' if self.lines else ''}"
-        return f"{self.m} by {self.n}x{self.k} in {self.block[0]}x{self.block[1]} {self.form} {dtypes} {kept}"
+        size = f"{self.m} by {self.n}x{self.k} in {self.block[0]}x{self.block[1]}"
+        dtypes = f"{self.weight}/{self.x}".replace("torch.", "")
+        return f"{size} {self.form} {dtypes} {self.kept:.0%}{', lines' if self.lines else ''}"
 
     @property
     def divides(self) -> bool:
@@ -80,24 +83,28 @@ CASES = (
     Case(7, 64, 64, (16, 16), kept=0.0),
     Case(7, 64, 64, (16, 32), "packed", kept=0.0),
     Case(17, 64, 96, (32, 48), "transposed", kept=1.0),
+    Case(9, 32, 48, (16, 16), weight=BF16, x=BF16),
 )
-# What a GPU alone is fast enough for: decoding, wide tiles, a split reduction, and every pair of dtypes.
-LARGE = tuple(
-    Case(*shape, form, *dtypes, kept=0.3, lines=True)
-    for shape in (
-        (1, 256, 512, (64, 64)),
-        (7, 100, 130, (16, 32)),
-        (513, 1000, 520, (64, 32)),
-        (1024, 512, 768, (16, 128)),
-        (300, 512, 768, (256, 32)),
-        (300, 480, 960, (48, 48)),
-        (128, 256, 16384, (128, 128)),
-        (4096, 1024, 2048, (128, 128)),
-        (2048, 4096, 1024, (64, 64)),
-        (2048, 4096, 8192, (128, 128)),
-    )
-    for dtypes in ((BF16, BF16), (F16, F16), (F32, BF16), (F32, F32))
-    for form in ("stored", "transposed", "packed")
+# What a GPU alone is fast enough for: decoding, wide tiles, split reductions, a heavy line, and every pair of dtypes.
+LARGE = (
+    *(Case(128, 1024, 4096, (64, 64), form, BF16, BF16, 0.02, True) for form in FORMS),
+    *(
+        Case(*shape, form, *dtypes, kept=0.3, lines=True)
+        for shape in (
+            (1, 256, 512, (64, 64)),
+            (7, 100, 130, (16, 32)),
+            (513, 1000, 520, (64, 32)),
+            (1024, 512, 768, (16, 128)),
+            (300, 512, 768, (256, 32)),
+            (300, 480, 960, (48, 48)),
+            (128, 256, 16384, (128, 128)),
+            (4096, 1024, 2048, (128, 128)),
+            (2048, 4096, 1024, (64, 64)),
+            (2048, 4096, 8192, (128, 128)),
+        )
+        for dtypes in ((BF16, BF16), (F16, F16), (F32, BF16), (F32, F32))
+        for form in FORMS
+    ),
 )
 
 
@@ -150,24 +157,20 @@ def operands(case: Case, device: str = "cpu", seed: int = 0) -> Operands:
         for flags in (kept, wanted):
             flags[:1], flags[:, :1] = True, True
             flags[1:2], flags[:, 2:3] = False, False
-    matrix, count = normal(case.n, case.k, dtype=case.weight), None
-    mask = on_elements(kept, case)
+    matrix, count, mask = normal(case.n, case.k, dtype=case.weight), None, on_elements(kept, case)
+    weight, x, grad_y = matrix.masked_fill(~mask, NAN), normal(case.m, case.k), normal(case.m, case.n)
     if case.form == "packed":
         # Two places more than blocks.
-        count = int(kept.sum()) + 2
         weight = torch.cat([as_blocks(matrix, kept, case, NAN), matrix.new_full((2, *case.block), NAN)])
-    else:
-        weight = matrix.masked_fill(~mask, NAN)
-        weight = weight.t().contiguous() if case.form == "transposed" else weight
-    x, grad_y = normal(case.m, case.k), normal(case.m, case.n)
-    if case.form == "strided":
-        weight, x, grad_y = strided(weight), strided(x), grad_y.t().contiguous().t()
+        count = len(weight)
+    elif case.form == "transposed":
+        weight = weight.t().contiguous()
+    elif case.form == "strided":
+        weight, x, grad_y, kept = strided(weight), strided(x), grad_y.t().contiguous().t(), kept.t().contiguous().t()
     layout = BlockLayout(build_index_reference(kept), case.block, (case.n, case.k), case.form == "transposed", count)
-    return Operands(
-        case, x, grad_y, normal(case.n), weight, torch.where(mask, matrix.to(case.x).double(), 0.0),
-        kept.t().contiguous().t() if case.form == "strided" else kept, wanted, torch.tensor(0.25, device=device),
-        layout, layout._replace(index=build_index_reference(wanted), count=count and int(wanted.sum()) + 1),
-    )  # fmt: skip
+    of_grad = layout._replace(index=build_index_reference(wanted), count=count and int(wanted.sum()) + 1)
+    dense, alpha = torch.where(mask, matrix.to(case.x).double(), 0.0), torch.tensor(0.25, device=device)
+    return Operands(case, x, grad_y, normal(case.n), weight, dense, kept, wanted, alpha, layout, of_grad)
 
 
 def as_stored(grad: Tensor, o: Operands, flags: Tensor, count: int | None) -> Tensor:
@@ -200,44 +203,62 @@ Tiles = tuple[BlockTiles | None, BlockTiles | None, BlockGradTiles | None]
 
 def products(o: Operands, backend: str, tiles: Tiles = (None, None, None)) -> dict[str, Tensor]:
     """The three products; dW in the weight's dtype."""
-    common: dict[str, Any] = {"backend": backend}
-    return {
-        "y": block_forward(o.x, o.weight, o.layout, o.bias, tiles=tiles[0], **common),
-        "grad_x": block_grad_input(o.grad_y, o.weight, o.layout, tiles=tiles[1], **common),
+    found = {
+        "y": block_forward(o.x, o.weight, o.layout, o.bias, backend=backend, tiles=tiles[0]),
+        "grad_x": block_grad_input(o.grad_y, o.weight, o.layout, backend=backend, tiles=tiles[1]),
         "grad_weight": block_grad_weight(
-            o.grad_y, o.x, o.grad_layout, kept=o.kept, alpha=o.alpha, out_dtype=o.weight.dtype, tiles=tiles[2], **common
+            o.grad_y, o.x, o.grad_layout, kept=o.kept, alpha=o.alpha, out_dtype=o.weight.dtype, backend=backend,
+            tiles=tiles[2],
         ),
     }  # fmt: skip
+    assert [each.dtype for each in found.values()] == [o.x.dtype, o.x.dtype, o.weight.dtype]
+    return found
 
 
 # Which pruned blocks get a gradient.
 DUE = ("kept", "B", "everywhere")
+LEAVES = ("x", "weight", "bias")
+Results = dict[str, Tensor]
 
 
-def op(o: Operands, due: str, backend: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What `block_linear`, or `packed_block_linear` of a packed case, and its backward give; and the answer."""
-    leaves = [each.detach().requires_grad_() for each in (o.x, o.weight, o.bias)]
-    x, weight, bias = leaves
-    multiplier = on_elements(o.kept, o.case).double()
-    if o.case.form == "packed":
-        y = packed_block_linear(x, weight, bias, o.layout.index, shape=o.layout.shape, backend=backend)
+def op(o: Operands, due: str, backend: str, asked: Sequence[str] = LEAVES) -> tuple[Results, Results]:
+    """What `block_linear`, or `packed_block_linear` of a packed case, and its backward give; and the answer.
+
+    Args:
+        asked: the leaves whose gradient is asked for.
+    """
+    case, layout, mask = o.case, o.layout, on_elements(o.kept, o.case)
+    # One row is a vector, more have two leading axes.
+    leading = (case.m,) if case.m == 0 else () if case.m == 1 else (1, case.m)
+    given = dict(zip(LEAVES, (o.x.reshape(*leading, case.k), o.weight, o.bias), strict=True))
+    given = {name: each.detach().requires_grad_(name in asked) for name, each in given.items()}
+    x, weight, bias = given.values()
+    grad_mask = {"kept": torch.zeros_like(mask), "B": on_elements(o.wanted, case), "everywhere": None}[due]
+    multiplier = torch.where(mask, 1.0, 0.25 * (1.0 if grad_mask is None else grad_mask)).double()
+    if case.form == "packed":
+        y = packed_block_linear(x, weight, bias, layout.index, shape=layout.shape, backend=backend)
     else:
-        mask, grad_mask, alpha = on_elements(o.kept, o.case), None, None if due == "kept" else o.alpha
-        if due != "kept":
-            more = on_elements(o.wanted, o.case) if due == "B" else torch.ones_like(mask)
-            multiplier = torch.where(mask, 1.0, 0.25 * more).double()
-            grad_mask = more if due == "B" else None
-        topology = Topology.of(mask, grad_mask, o.case.block)
-        if o.layout.transposed:
-            mask, grad_mask = mask.t(), None if grad_mask is None else grad_mask.t()
-        view = View("mask", None, mask, grad_mask, alpha)
+        masks = (mask, grad_mask if due == "B" else None)
+        topology = Topology.of(*masks, case.block)
+        masks = tuple(each.t() if layout.transposed and each is not None else each for each in masks)
+        view = View("mask", None, *masks, None if due == "kept" else o.alpha)
         y = block_linear(
-            x, weight, topology, view, bias, transposed=o.layout.transposed, dtype=o.x.dtype, backend=backend
+            x, weight, topology, view, bias, transposed=layout.transposed, dtype=o.x.dtype, backend=backend
         )
-    y.backward(o.grad_y)
-    expected = answer(o) | {
-        "grad_weight": as_stored(gradient(o, multiplier), o, o.kept, o.layout.count),
-        "grad_bias": o.grad_y.double().sum(0),
-    }
-    grads = dict(zip(("grad_x", "grad_weight", "grad_bias"), (each.grad for each in leaves), strict=True))
-    return {"y": y.detach(), **grads}, expected
+    y.backward(o.grad_y.reshape(y.shape))
+    exact = answer(o) | {"grad_bias": o.grad_y.double().sum(0)}
+    exact["grad_weight"] = as_stored(gradient(o, multiplier), o, o.kept, layout.count)
+    assert all((each.grad is None) == (name not in asked) for name, each in given.items())
+    found = {f"grad_{name}": each.grad for name, each in given.items() if each.grad is not None}
+    # As matrices.
+    return {name: each.reshape(exact[name].shape) for name, each in {"y": y.detach(), **found}.items()}, exact
+
+
+def compare(found: Results, exact: Results, bound: Callable[[str, Tensor], float]) -> None:
+    """By relative RMS; where no gradient is due, none is."""
+    for name, value in found.items():
+        expected = exact[name]
+        assert value.shape == expected.shape and value.is_contiguous(), name
+        wrong, allowed = (value - expected).norm(), bound(name, value)
+        assert wrong <= allowed * expected.norm(), f"{name}: {wrong:.2e} of {expected.norm():.2e}, bound {allowed:.0e}"
+        assert name != "grad_weight" or not value[expected == 0].any(), name
