@@ -6,16 +6,16 @@
     provider       forward                               grad_input                grad_weight
     dense random   cuDNN on a random weight              the same                  cuDNN
     dense masked   cuDNN on Ŵ as it is                   the same                  (the same: no row)
-    beside         unfused: threshold_cast, then cuDNN   the same                  cuDNN, then threshold_backward
-    inside         fused_conv2d                          the same                  the same
+    unfused        threshold_cast, then cuDNN            the same                  cuDNN, then threshold_backward
+    fused          fused_conv2d                          the same                  the same
     block 50 %     the same on the half of the blocks, of 64 x 64, that a topology keeps; likewise 80 % and 90 % pruned
 
 All images and cuDNN's weights are channels-last, and cuDNN picks its kernels by timing them. Depthwise layers have no
 fused row: they are unfused by rule. The first layer's input has no gradient. `of_dense` is a provider's rate, as if it
 did all the work, over cuDNN's on a random weight. Times are of CUDA graph replays over inputs larger than the L2.
 Errors: relative RMS against float64, bounded by 1.1 times what the unfused products make. `--quick` takes ResNet-50's
-3x3 layers of 128 channels and more at 256 images. `make_plan_table.py` turns the rows of "beside" and "inside" into
-what `auto` reads.
+3x3 layers of 128 channels and more at 256 images. `make_plan_table.py` names the unfused and the fused rows, and
+turns them into what `auto` reads.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A tile of G stays inside one kernel position, or runs on over several (`flat`). Its reduction is over positions of dY in
 the order (batch, row, column), cut into parts where the tiles alone leave multiprocessors idle; the parts are then
-summed in order by a second kernel, which has the epilogue. With an index a program is a slot of a row of blocks, and
-one whose row is shorter returns at once: the grid is that of the full matrix.
+summed in order by a second kernel, which has the epilogue. With blocks a program is a slot of a row of them, and one
+whose row is shorter returns at once: the grid is that of the full matrix.
 """
 
 # M positions of dY (batch, rows, columns)   N output, K input channels of a group   the matrix is [groups N, taps K]
@@ -29,7 +29,7 @@ def _place(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """A tile's rows and columns of the matrix, first and end; its kernel position; its number along the columns.
 
-    The end of the rows is 0 where an index lists no such block.
+    The end of the rows is 0 where the index lists no such block.
     """
     if row_start is not None:
         PER_N: tl.constexpr = BLOCK_N // TILE_N
@@ -79,7 +79,7 @@ def _finish(  # type: ignore[no-untyped-def]
         s = tl.load(threshold + o_n * stride_t, mask=in_n, other=0.0)
         t = (sigmoid(s) if SOFT else s)[:, None]
 
-    # In parts of TILE_K // SUBTILES columns: W, masks and dW beside the whole of G would not fit into registers.
+    # In parts of TILE_K // SUBTILES columns: with the whole of G, W, masks and dW would not fit into registers.
     WIDTH: tl.constexpr = TILE_K // SUBTILES
     parts = split_columns(g, SUBTILES)
     total = tl.zeros((TILE_N,), dtype=tl.float32)

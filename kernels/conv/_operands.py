@@ -9,7 +9,7 @@ and one group.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,11 @@ from ..fused._operands import check_fused
 from ..weight.view import View
 from .geometry import Geometry
 
-__all__ = ["Blocks", "as_image", "channels_last", "check_conv", "check_image", "image_like", "padded"]
+__all__ = ["Blocks", "as_image", "channels_last", "check_blocks", "check_conv", "check_image", "image_like", "padded"]
 
 
-class Blocks(NamedTuple):
+@dataclass(frozen=True)
+class Blocks:
     """The blocks that a product visits.
 
     Attributes:
@@ -75,7 +76,7 @@ def check_conv(
     check_fused(function, weight, view, backend)
     if view.kind == "step":
         raise ValueError(
-            f'{function}: expected kind "soft", "hard" or "mask", got "step"; convolve with effective_weight'
+            f'{function}: expected kind "soft", "hard" or "mask", got "step"; pass effective_weight to conv2d'
         )
     if weight.shape[0] % geometry.groups or weight.shape[1] % geometry.taps:
         raise ValueError(
@@ -85,9 +86,7 @@ def check_conv(
     if blocks is None:
         return
     if view.kind != "mask":
-        raise ValueError(
-            f'{function}: expected kind "mask" beside a topology, got {view.kind!r}; leave the topology out'
-        )
+        raise ValueError(f'{function}: expected kind "mask" with a topology, got {view.kind!r}; leave the topology out')
     n, k = weight.shape[0] // geometry.groups, weight.shape[1] // geometry.taps
     if any(side < 16 or side % 16 for side in blocks.sides) or n % blocks.sides[0] or k % blocks.sides[1]:
         raise ValueError(
@@ -97,16 +96,16 @@ def check_conv(
 
 
 def check_blocks(function: str, weight: Tensor, blocks: Blocks, grid: tuple[int, int]) -> None:
-    """Refuse an index that is not of a grid of blocks, or not beside the weight."""
+    """Refuse an index that is not of a grid of blocks, or not on the weight's device."""
     check_index(function, blocks.index, *grid)
     expect(
         blocks.index.device == weight.device, function, f"index on {weight.device}", blocks.index,
-        "build the topology of masks beside the weight",
+        "build the topology on the weight's device",
     )  # fmt: skip
 
 
 def check_image(function: str, name: str, image: Tensor, channels: int, weight: Tensor, backend: str) -> None:
-    """Refuse what is no batch of images `[B, channels, H, W]` beside the weight."""
+    """Refuse what is no batch of images `[B, channels, H, W]` on the weight's device."""
     expect(
         image.dim() == 4 and image.shape[1] == channels and image.dtype in FLOATS and image.device == weight.device,
         function,

@@ -74,10 +74,10 @@ def conv_tiles(
     Args:
         shape: in the kernel's letters.
         weight_bytes, x_bytes: of an element.
-        masked: whether a bool mask is read beside the weight.
+        masked: whether a bool mask is read with the weight.
         precision: from `input_precision`.
         limits: of the device.
-        block: sides of the blocks along n and k that an index skips, or None.
+        block: sides along n and k of the blocks of a topology, or None.
     """
     m, n, k, taps, groups = shape
     fp32 = x_bytes == 4
@@ -149,7 +149,7 @@ def conv_grad_tiles(
     num_warps = 8 if tile_n * tile_k >= 128 * 128 else 4
     columns = -(-taps * k // tile_k) if flat else taps * -(-k // tile_k)
     programs = groups * -(-n // tile_n) * columns
-    # Of indexed blocks, how many there are is known on the device alone: parts for when about half are.
+    # How many blocks are listed is known on the device alone: parts for when about half are.
     wanted = limits.multiprocessors * (8 // num_warps) * (1 if block is None else 2) // programs
     splits = max(1, min(wanted, -(-m // tile_m) // LEAST_TILES))
     stage = tile_m * (tile_n + tile_k) * operand_bytes

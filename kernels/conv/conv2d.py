@@ -1,4 +1,4 @@
-"""A sparse convolution with its effective weight inside the products: Y = conv(X, S(W)) + b, the multiplier on dW.
+"""A fused sparse convolution: Y = conv(X, S(W)) + b, S(W) computed as W is loaded, and dW multiplied as it is written.
 
     forward    Y  = conv(X, S(W)) + b                [B, F, OH, OW]    gemm.py
     backward   dX = conv_transposed(dY, S(W))        [B, C, H, W]      gemm.py

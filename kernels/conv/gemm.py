@@ -40,7 +40,7 @@ from ._operands import (
     image_like,
     padded,
 )
-from ._tiles import ConvShape, ConvTiles, conv_tiles
+from ._tiles import ConvShape, conv_tiles
 from .geometry import Geometry, Walks
 
 __all__ = ["conv_forward", "conv_grad_input"]
@@ -49,9 +49,8 @@ __all__ = ["conv_forward", "conv_grad_input"]
 def conv_forward_reference(x: Tensor, weight: Tensor, view: View, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The definition of `conv_forward`: `effective_weight_reference`, then the dense library convolution."""
     w_hat = as_image(effective_weight_reference(weight, view, x.dtype), geometry)
-    how = {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
     with torch.autocast(x.device.type, enabled=False):
-        y = F.conv2d(padded(x, geometry), w_hat, bias, **how)
+        y = F.conv2d(padded(x, geometry), w_hat, bias, geometry.stride, 0, geometry.dilation, geometry.groups)
     return image_like(y, y.shape[1], geometry.output(x.shape[2:])).copy_(y)
 
 
@@ -60,13 +59,12 @@ def conv_grad_input_reference(
 ) -> Tensor:
     """The definition of `conv_grad_input`: `effective_weight_reference`, then the dense transposed convolution."""
     w_hat = as_image(effective_weight_reference(weight, view, grad_y.dtype), geometry)
-    how = {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
     channels = geometry.groups * w_hat.shape[1]
     top, left, bottom, right = geometry.padding
     # Of the padded image, whose edges are then dropped.
     shape = (grad_y.shape[0], channels, image[0] + top + bottom, image[1] + left + right)
     with torch.autocast(grad_y.device.type, enabled=False):
-        grad_x = conv2d_input(shape, w_hat, grad_y, **how)
+        grad_x = conv2d_input(shape, w_hat, grad_y, geometry.stride, 0, geometry.dilation, geometry.groups)
     inner = grad_x[:, :, top : top + image[0], left : left + image[1]]
     return image_like(grad_y, channels, image).copy_(inner)
 
@@ -79,7 +77,6 @@ def _launch(
     bias: Tensor | None,
     walks: Walks,
     blocks: Blocks | None,
-    tiles: ConvTiles | None,
 ) -> Tensor:
     """Writes the walked results of x into y, which is channels-last; of `walks.exchanged` y is dX, x is dY."""
     if not y.numel():
@@ -103,14 +100,13 @@ def _launch(
     x = channels_last(x)
     precision = input_precision(x.dtype)
     batch, _, height, width = y.shape
-    if tiles is None:
-        per_phase = batch * -(-height // walks.down[0].every) * -(-width // walks.along[0].every)
-        taps = max(walk.taps for walk in walks.down) * max(walk.taps for walk in walks.along)
-        tiles = conv_tiles(
-            ConvShape(per_phase, n, k, taps, geometry.groups), weight_bytes=weight.element_size(),
-            x_bytes=x.element_size(), masked=mask is not None, precision=precision, limits=limits_of(x.device),
-            block=block,
-        )  # fmt: skip
+    per_phase = batch * -(-height // walks.down[0].every) * -(-width // walks.along[0].every)
+    taps = max(walk.taps for walk in walks.down) * max(walk.taps for walk in walks.along)
+    tiles = conv_tiles(
+        ConvShape(per_phase, n, k, taps, geometry.groups), weight_bytes=weight.element_size(),
+        x_bytes=x.element_size(), masked=mask is not None, precision=precision, limits=limits_of(x.device),
+        block=block,
+    )  # fmt: skip
     # One threshold for the matrix is read at stride 0, along whichever axis.
     per_row = threshold is not None and threshold.numel() > 1
     # Half of what 32 bits reach: what lies beyond an edge is computed, too, before it is masked.
@@ -161,9 +157,8 @@ def conv_forward(
     blocks: Blocks | None = None,
     *,
     backend: str = "torch",
-    tiles: ConvTiles | None = None,
 ) -> Tensor:
-    """Y = conv2d(X, S(W)) + bias, S(W) computed inside the product.
+    """Y = conv2d(X, S(W)) + bias, S(W) computed as W is loaded.
 
     Rounding, precision of float32 operands and repeatability are `fused_forward`'s. Capturable in a CUDA graph.
 
@@ -178,7 +173,6 @@ def conv_forward(
             that divide those of a group. None = no block is skipped.
         backend: "torch" (the reference, any device; reads the mask, not the blocks) or "triton" (a GPU, or the
             interpreter).
-        tiles: configuration of the Triton kernel; computed from the shapes if None.
 
     Returns:
         `[B, F, OH, OW]`, dtype of x, channels-last, newly allocated.
@@ -217,7 +211,7 @@ def conv_forward(
         return conv_forward_reference(x, weight, view, bias, geometry)
     require(function, weight)
     y = image_like(x, weight.shape[0], geometry.output(x.shape[2:]))
-    return _launch(y, x, weight, view, bias, Walks.forward(geometry), blocks, tiles)
+    return _launch(y, x, weight, view, bias, Walks.forward(geometry), blocks)
 
 
 def conv_grad_input(
@@ -229,9 +223,8 @@ def conv_grad_input(
     blocks: Blocks | None = None,
     *,
     backend: str = "torch",
-    tiles: ConvTiles | None = None,
 ) -> Tensor:
-    """dX of `conv_forward`, S(W) computed inside the product; rounding and repeatability as there.
+    """dX of `conv_forward`, S(W) computed as W is loaded; rounding and repeatability as there.
 
     Args:
         grad_y: `[B, F, OH, OW]`, float16/bfloat16/float32 (float64 with the torch back end); channels-last, or it is
@@ -240,8 +233,6 @@ def conv_grad_input(
         image: (H, W) of x.
         blocks: as in `conv_forward`, but the index is that of `Geometry.input_flags` of their flags.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or the interpreter).
-        tiles: configuration of the Triton kernel; computed from the shapes if None. The kernel's n are input channels,
-            its k output channels.
 
     Returns:
         `[B, C, H, W]`, dtype of grad_y, channels-last, newly allocated.
@@ -275,4 +266,4 @@ def conv_grad_input(
         return conv_grad_input_reference(grad_y, weight, view, image, geometry)
     require(function, weight)
     x = image_like(grad_y, geometry.groups * weight.shape[1] // geometry.taps, image)
-    return _launch(x, grad_y, weight, view, None, Walks.grad_input(geometry, blocks is None), blocks, tiles)
+    return _launch(x, grad_y, weight, view, None, Walks.grad_input(geometry, blocks is None), blocks)

@@ -86,11 +86,11 @@ class Geometry:
 
         Returns:
             `[groups C, T R / groups]`: blocks of input channels by (kernel position, block of a group's outputs);
-            contiguous. Its own inverse, with the two kinds of channels exchanged.
+            contiguous.
         """
         rows, columns = flags.shape
         split = flags.reshape(self.groups, rows // self.groups, self.taps, columns // self.taps)
-        return split.permute(0, 3, 2, 1).reshape(self.groups * split.shape[3], -1)
+        return split.permute(0, 3, 2, 1).reshape(self.groups * split.shape[3], -1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Walks:
 
     @classmethod
     def grad_input(cls, geometry: Geometry, apart: bool) -> Walks:
-        """`apart`: a walk a phase, which an index of blocks at all kernel positions does not allow."""
+        """`apart`: a walk a phase. Blocks are listed for all kernel positions together, and walked at once."""
         down, along = (
             phases(size, geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis], apart)
             for axis, size in enumerate(geometry.kernel)

@@ -1,7 +1,7 @@
 """dW of a convolution = m * G in one product of gathered rows: the multiplier and the threshold's gradient end it.
 
     G[f, (t, c)] = sum over b, o of dY[b, o, f] X[b, o s - p + t d, c]
-    dW           = m * G           m: 1 kept, alpha pruned, 0 outside B or in a block that the index does not list
+    dW           = m * G           m: 1 kept, alpha pruned, 0 outside B and in blocks that are not visited
     ds           = -sigma'(s) sum(sign(W) m G)             soft only (AutoSparse, eqs. 6-8, arXiv:2304.06941)
 
 with o, s, p, t and d as in `gemm.py`. The definition is `weight/reference.py`'s on the dense library's G; here G stays
@@ -25,7 +25,7 @@ from ..weight.reference import threshold_backward_reference
 from ..weight.view import View
 from ._grad_kernel import _conv_grad_kernel, _finish_splits_kernel
 from ._operands import Blocks, channels_last, check_blocks, check_conv, check_image, padded
-from ._tiles import ConvGradTiles, ConvShape, conv_grad_tiles
+from ._tiles import ConvShape, conv_grad_tiles
 from .geometry import Geometry
 
 __all__ = ["conv_grad_weight"]
@@ -39,9 +39,9 @@ def conv_grad_weight_reference(
 ) -> tuple[Tensor, Tensor | None]:
     """The definition of `conv_grad_weight`: the dense library's G, then the multiplier."""
     shape = (weight.shape[0], weight.shape[1] // geometry.taps, *geometry.kernel)
-    how = {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
+    how = (geometry.stride, 0, geometry.dilation, geometry.groups)
     with torch.autocast(x.device.type, enabled=False):
-        image = conv2d_weight(padded(x, geometry), shape, grad_y, **how)
+        image = conv2d_weight(padded(x, geometry), shape, grad_y, *how)
     return threshold_backward_reference(image.permute(0, 2, 3, 1).flatten(1), weight, view)
 
 
@@ -52,7 +52,6 @@ def _launch(
     view: View,
     geometry: Geometry,
     blocks: Blocks | None,
-    tiles: ConvGradTiles | None,
 ) -> tuple[Tensor, Tensor | None]:
     kind, threshold, mask, grad_mask, alpha = view
     rows, columns = weight.shape
@@ -68,11 +67,10 @@ def _launch(
         if alpha is None:
             # Nothing is due but in listed blocks, whole; with alpha the mask tells kept from pruned.
             mask = grad_mask = None
-    if tiles is None:
-        tiles = conv_grad_tiles(
-            ConvShape(m, n, k, taps, geometry.groups), operand_bytes=x.element_size(), precision=precision,
-            limits=limits_of(x.device), block=None if blocks is None else blocks.sides,
-        )  # fmt: skip
+    tiles = conv_grad_tiles(
+        ConvShape(m, n, k, taps, geometry.groups), operand_bytes=x.element_size(), precision=precision,
+        limits=limits_of(x.device), block=None if blocks is None else blocks.sides,
+    )  # fmt: skip
     # Of blocks that are not listed nobody writes anything.
     allocate = weight.new_empty if blocks is None else weight.new_zeros
     grad_weight = allocate((rows, columns))
@@ -121,7 +119,6 @@ def conv_grad_weight(
     blocks: Blocks | None = None,
     *,
     backend: str = "torch",
-    tiles: ConvGradTiles | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dW = m * G and ds, the multiplier applied as the product leaves its registers, or as its parts are summed.
 
@@ -140,7 +137,6 @@ def conv_grad_weight(
             That is trusted, and the others are not computed. None = all are.
         backend: "torch" (the reference, any device; reads the masks, not the blocks) or "triton" (a GPU, or the
             interpreter).
-        tiles: configuration of the Triton kernel; computed from the shapes if None.
 
     Returns:
         `grad_weight`: the weight's shape and dtype, contiguous, newly allocated; exact zeros outside the blocks.
@@ -178,4 +174,4 @@ def conv_grad_weight(
     if backend == "torch":
         return conv_grad_weight_reference(grad_y, x, weight, view, geometry)
     require(function, weight)
-    return _launch(grad_y, x, weight, view, geometry, blocks, tiles)
+    return _launch(grad_y, x, weight, view, geometry, blocks)
