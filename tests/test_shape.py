@@ -72,9 +72,10 @@ def wide_functions() -> Iterator[str]:
     for path in MODULES.values():
         exempt = ops(tree(path))
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef) and node.name not in exempt and not is_triton(node):
-                if parameters(node) > MOST_PARAMETERS:
-                    yield f"{path.relative_to(ROOT).as_posix()}:{node.name}"
+            if not isinstance(node, ast.FunctionDef) or node.name in exempt or is_triton(node):
+                continue
+            if parameters(node) > MOST_PARAMETERS:
+                yield f"{path.relative_to(ROOT).as_posix()}:{node.name}"
 
 
 def test_functions_take_objects_instead_of_long_lists() -> None:
@@ -101,7 +102,8 @@ def _imported(name: str, path: Path) -> Iterator[str]:
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             # A name is a module of the package, or something that the package's own module holds.
-            found = [f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module for alias in node.names]
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            found = [name if name in MODULES else module for name in names]
         else:
             continue
         yield from (each for each in found if each in MODULES)

@@ -32,7 +32,8 @@ def n_of_m_reference(scores: Tensor, n: int, m: int, magnitude: bool) -> Tensor:
     groups = (scores.abs() if magnitude else scores).reshape(-1, m)
     # A stable order gives ties to the lowest index.
     order = groups.argsort(dim=1, descending=True, stable=True)
-    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, :n], True)
+    # Not "like" them: a copy of transposed scores has their strides.
+    kept = groups.new_zeros(groups.shape, dtype=torch.bool).scatter_(1, order[:, :n], True)
     return kept.reshape(scores.shape)
 
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+# At the end of the path: the folder's modules have names of their own.
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+
+from cases.n_of_m import CASES, LARGE, Case, assert_masks
 
 from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.masks.units import choose_masks
@@ -18,22 +26,10 @@ pytestmark = [
 DEVICE = "cuda"
 
 
-@pytest.mark.parametrize("magnitude", [False, True])
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (3, 4), (2, 3), (8, 16), (5, 64), (60, 64)], ids=str)
-def test_the_mask_is_that_of_the_reference(
-    pattern: tuple[int, int], dtype: torch.dtype, ties: bool, magnitude: bool
-) -> None:
-    n, m = pattern
-    random = torch.Generator(DEVICE).manual_seed(0)
-    for rows, columns in ((1, m), (130, 65 * m), (4096, 16 * m)):
-        scores = torch.randn(rows, columns, generator=random, device=DEVICE).to(dtype)
-        if ties:
-            scores = scores.round()
-        for each in (scores, scores.t().contiguous().t()):
-            mask = n_of_m_mask(each, n, m, magnitude=magnitude, backend="triton")
-            assert torch.equal(mask, n_of_m_mask(scores, n, m, magnitude=magnitude))
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
+def test_a_score_is_kept_where_fewer_than_n_of_its_group_come_before_it(case: Case, half: torch.dtype) -> None:
+    assert_masks(case, "triton", half, DEVICE)
 
 
 def test_methods_choose_by_the_kernel_what_they_choose_without() -> None:

@@ -10,8 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.select import _select as topk_select
-from tritonsparse.kernels.select import topk as topk
+from tritonsparse.kernels.select import _select, topk
 from tritonsparse.kernels.select.masks import cutoff_masks
 from tritonsparse.kernels.select.topk import topk_cutoff
 
@@ -56,7 +55,7 @@ def run(group: dist.ProcessGroup, backend: str) -> dict[str, object]:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     # Room for so few keys that a tied bracket overflows on one rank, and not on the others.
-    topk.CHUNK = topk_select.SAMPLE_FROM = 500
+    topk.CHUNK = _select.SAMPLE_FROM = 500
     rank, pair = dist.get_rank(), dist.new_group([0, 2])
     results = {f"{backend} 3": run(dist.group.WORLD, backend) for backend in BACKENDS}
     if rank != 1:
