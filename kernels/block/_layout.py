@@ -30,11 +30,11 @@ class BlockLayout(NamedTuple):
             and room behind them. None: the whole matrix is stored.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple's own methods are not used
     block: tuple[int, int]
     shape: tuple[int, int]
     transposed: bool = False
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # likewise
 
     @property
     def grid(self) -> tuple[int, int]:

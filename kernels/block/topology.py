@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MaskVersions = tuple[tuple[Tensor | None, int], ...]
-Turn = Callable[[Tensor], Tensor]
+Turn = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(eq=False)
@@ -116,7 +116,8 @@ class Topology:
         """
         topology = cls.allocate(mask, grad_mask, block, turn=turn)
         backend = "triton" if INTERPRETED or mask.is_cuda else "torch"
-        build_indices(*zip(*topology.pairs(), strict=True), backend=backend)
+        pairs = topology.pairs()
+        build_indices([flags for flags, _ in pairs], [index for _, index in pairs], backend=backend)
         return topology
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
@@ -139,7 +140,7 @@ class Topology:
         self.versions = mask_versions(mask, grad_mask)
         return True
 
-    def is_current(self, mask: Tensor, grad_mask: Tensor | None) -> bool:
+    def is_current(self, mask: Tensor | None, grad_mask: Tensor | None) -> bool:
         """Whether these are the masks it was made of, unwritten since: told on the host, by identity and version."""
         now = mask_versions(mask, grad_mask)
         return len(self.versions) == len(now) and all(
@@ -147,7 +148,7 @@ class Topology:
         )
 
 
-def mask_versions(mask: Tensor, grad_mask: Tensor | None) -> MaskVersions:
+def mask_versions(mask: Tensor | None, grad_mask: Tensor | None) -> MaskVersions:
     """The masks themselves and how often each was written.
 
     A view of all of a mask, such as its transpose, counts as the mask: it is written where the mask is. The tensors are
