@@ -127,7 +127,7 @@ def _of(
     if device_name is None:
         return LayerOutlook(name, shape, regime, "torch", "no GPU", None, None)
     if weight.dim() != 2:
-        why = "a convolution has its view beside the product"
+        why = "a convolution is not fused"
         return LayerOutlook(name, shape, regime, "triton", why, None, None)
     n, k = shape
     choice = choose("forward", tokens, n, k, torch.bfloat16, "soft", device_name)

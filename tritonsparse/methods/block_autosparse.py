@@ -4,14 +4,14 @@ A weight sees its threshold because weights differ by orders of magnitude. The R
 over n independent weights it spreads by 1/sqrt(2n) of its mean, 2 % at 32x32, so a threshold on it is a wall that
 loses no block or all of them. Here a block b has a gate, hard and constant on the block, and a score:
 
-    What_i = g_b W_i,   g_b = 1 kept, 0 pruned                              for every weight i of the block
-    dW_i   = m_b dWhat_i,   m_b = 1 kept, alpha pruned, 0 outside B         as eq. (8) of AutoSparse has it for weights
+    W_hat_i = g_b W_i,   g_b = 1 kept, 0 pruned                              for every weight i of the block
+    dW_i   = m_b dW_hat_i,   m_b = 1 kept, alpha pruned, 0 outside B         as eq. (8) of AutoSparse has it for weights
     z_b   <- beta z_b + (1 - beta) sum_{i in b} |dW_i W_i|                  before every step
     v_b    = z_b / mean of z over the layer
     kept   = the (1 - p_t) n_blocks largest v over all layers               every `control_every` steps
     p_t    = p (1 - (1 - t/t_1)^3)                                          target_sparsity.py
 
-Were every weight given a gate of its own, What_i = g_i W_i, then dL/dg_i = dWhat_i W_i: what removing W_i does to the
+Were every weight given a gate of its own, W_hat_i = g_i W_i, then dL/dg_i = dW_hat_i W_i: what removing W_i does to the
 loss, to first order (SNIP, arXiv:1810.02340). z sums these over the block, so it is in units of loss, and blocks of a
 layer compare. Layers do not, until they are trained: queries and keys are worth nothing before there is something to
 attend to, and what is gone by then does not come back. So z is taken relative to its layer's mean. One cut-off for all

@@ -3,7 +3,7 @@
 Zhang et al., "Optimizing Gradient-driven Criteria in Network Sparsity: Gradient is All You Need",
 arXiv:2201.12826.
 
-    What  = W on the mask, g = dL/dWhat                       straight-through
+    W_hat = W on the mask, g = dL/dW_hat                       straight-through
     dW    = g on the mask, 0 elsewhere
     dM    = g W, everywhere                                   M starts at 0
     M    <- M - lr_M v,  v <- 0.9 v + dM,  lr_M = lr sigma(beta(e))     momentum SGD, no decay

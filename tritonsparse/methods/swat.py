@@ -2,7 +2,7 @@
 
 Raihan and Aamodt, "Sparse Weight Activation Training", arXiv:2001.01969, Algorithm 1.
 
-    forward   Y  = X What,  What = TopK(W)           X is dense
+    forward   Y  = X W_hat,  W_hat = TopK(W)           X is dense
     saved     What and Xhat = TopK(X), compressed    (kernels/activation/linear.py, activation/conv2d.py)
     backward  dX = dY What
               dW = dY^T Xhat                         applied to every weight: alpha = 1
