@@ -106,7 +106,7 @@ class Topology:
 
         Args:
             mask: `[N, K]`, bool, any strides, True = kept; for a weight stored `[K, N]` its transpose.
-            grad_mask: the set B, as `mask`; blocks of it get a gradient beside the kept ones. None = no set.
+            grad_mask: the set B, as `mask`; its blocks get a gradient as the kept ones do. None = no set.
             block: rows and columns of a block.
             turn: from flags to those of `input_index`, for a convolution; None for a linear layer.
 
@@ -116,7 +116,8 @@ class Topology:
         """
         topology = cls.allocate(mask, grad_mask, block, turn=turn)
         backend = "triton" if INTERPRETED or mask.is_cuda else "torch"
-        build_indices(*zip(*topology.pairs(), strict=True), backend=backend)
+        flags, indices = zip(*topology.pairs(), strict=True)
+        build_indices(flags, indices, backend)
         return topology
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ What is pruned holds NaN, in a matrix and behind packed blocks: one read of it a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +168,7 @@ def operands(case: Case, device: str = "cpu", seed: int = 0) -> Operands:
     elif case.form == "strided":
         weight, x, grad_y, kept = strided(weight), strided(x), grad_y.t().contiguous().t(), kept.t().contiguous().t()
     layout = BlockLayout(build_index_reference(kept), case.block, (case.n, case.k), case.form == "transposed", count)
-    of_grad = layout._replace(index=build_index_reference(wanted), count=count and int(wanted.sum()) + 1)
+    of_grad = replace(layout, index=build_index_reference(wanted), count=count and int(wanted.sum()) + 1)
     dense, alpha = torch.where(mask, matrix.to(case.x).double(), 0.0), torch.tensor(0.25, device=device)
     return Operands(case, x, grad_y, normal(case.n), weight, dense, kept, wanted, alpha, layout, of_grad)
 
