@@ -21,7 +21,8 @@ from .._operands import check_out_dtype
 from .._tiles import input_precision, is_aligned, limits_of
 from .._triton import INTERPRETED, TensorDescriptor, require, triton
 from ..fused._operands import check_rows
-from ._gemm_kernel import SUM_TILE, _block_gemm_kernel, _sum_line_parts_kernel
+from ..fused.gemm import SUM_TILE
+from ._gemm_kernel import _block_gemm_kernel, _sum_line_parts_kernel
 from ._gemm_tiles import BlockTiles, block_tiles
 from ._index import sections
 from ._layout import BlockLayout, check_bias, check_weight

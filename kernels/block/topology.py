@@ -108,7 +108,7 @@ class Topology:
             mask: `[N, K]`, bool, any strides, True = kept; for a weight stored `[K, N]` its transpose.
             grad_mask: the set B, as `mask`; its blocks get a gradient as the kept ones do. None = no set.
             block: rows and columns of a block.
-            turn: from flags to those of `input_index`, for a convolution; None, or what returns None, for a linear layer.
+            turn: from flags to those of `input_index`, for a convolution; of a linear layer None, or what returns None.
 
         Raises:
             ValueError: a mask is no bool matrix, masks differ in shape or device, or the block has an empty side.

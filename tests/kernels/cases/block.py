@@ -21,6 +21,8 @@ from tritonsparse.kernels.block.packed import packed_block_linear
 from tritonsparse.kernels.block.topology import Topology, build_index_reference
 from tritonsparse.kernels.weight.view import View
 
+from .matrices import laid_out
+
 F16, F32, F64, BF16 = torch.float16, torch.float32, torch.float64, torch.bfloat16
 NAN = float("nan")
 FORMS = ("stored", "transposed", "packed")
@@ -137,13 +139,6 @@ def as_blocks(matrix: Tensor, flags: Tensor, case: Case, fill: float) -> Tensor:
     return padded.reshape(flags.shape[0], r, flags.shape[1], c).transpose(1, 2)[flags]
 
 
-def strided(matrix: Tensor) -> Tensor:
-    """The same values, every second of a row, a row below the start."""
-    wide = matrix.new_full((matrix.shape[0] + 1, 2 * matrix.shape[1]), NAN)
-    wide[1:, ::2] = matrix
-    return wide[1:, ::2]
-
-
 def operands(case: Case, device: str = "cpu", seed: int = 0) -> Operands:
     random = torch.Generator(device).manual_seed(seed)
 
@@ -166,7 +161,8 @@ def operands(case: Case, device: str = "cpu", seed: int = 0) -> Operands:
     elif case.form == "transposed":
         weight = weight.t().contiguous()
     elif case.form == "strided":
-        weight, x, grad_y, kept = strided(weight), strided(x), grad_y.t().contiguous().t(), kept.t().contiguous().t()
+        weight, x = laid_out(weight, "strided"), laid_out(x, "strided")
+        grad_y, kept = laid_out(grad_y, "transposed"), laid_out(kept, "transposed")
     layout = BlockLayout(build_index_reference(kept), case.block, (case.n, case.k), case.form == "transposed", count)
     of_grad = replace(layout, index=build_index_reference(wanted), count=count and int(wanted.sum()) + 1)
     dense, alpha = torch.where(mask, matrix.to(case.x).double(), 0.0), torch.tensor(0.25, device=device)
