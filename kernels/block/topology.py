@@ -19,7 +19,6 @@ from .._operands import expect
 from .._triton import INTERPRETED
 from ._index import (
     IndexTable,
-    Sections,
     build_index_reference,
     build_indices,
     check_index,
@@ -30,7 +29,6 @@ from ._index import (
 
 __all__ = [
     "IndexTable",
-    "Sections",
     "Topology",
     "block_flags",
     "build_index_reference",
