@@ -87,14 +87,11 @@ def _tensors(case: TopK, half: torch.dtype, device: str) -> list[Tensor]:
             "pruned": values.where(torch.rand(size, generator=random, device=device) < 0.05, 0.0),
             "bits": bits.view(torch.float32).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf),
             "narrow": torch.linspace(1.01, 1.0, size, device=device),
-            "equal": torch.full_like(values, -2.0)
-            if size > 4
-            else torch.tensor([-3.0, 2.0, 2.01, 1.99], device=device),
+            "equal": torch.full_like(values, -2.0) if size != 4 else values.new_tensor([-3.0, 2.0, 2.01, 1.99]),
         }.get(case.kind, values)
         values = values.to(half if case.half else torch.float32)
         if case.strided:
-            rows = 7 if size % 7 == 0 else 1
-            values = torch.cat([values[:1], values])[1:] if size % 2 else values.view(rows, -1).T
+            values = torch.cat([values[:1], values])[1:] if size % 4 else values.view(4, size // 4).T
         made.append(values)
     return made
 
