@@ -9,7 +9,7 @@ BUDGET ?= 500
 export PYTHONSAFEPATH = 1
 export TRITONSPARSE_TRITON36 = $(CURDIR)/$(VENV)/triton-3.6
 
-.PHONY: demo test test-long lint gpu first-contact triton-cache bench-smoke
+.PHONY: demo test test-long test-oldest lint gpu first-contact triton-cache bench-smoke
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,8 +27,8 @@ demo: $(VENV)/installed
 
 # A worker a core, a file of tests at a time; each computes on one thread, and idle ones sleep instead of spinning, for
 # the suite starts processes of its own.
-test test-long: export OMP_NUM_THREADS = 1
-test test-long: export OMP_WAIT_POLICY = passive
+test test-long test-oldest: export OMP_NUM_THREADS = 1
+test test-long test-oldest: export OMP_WAIT_POLICY = passive
 WORKERS = --numprocesses $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count()))") --dist loadfile
 
 test: $(VENV)/installed $(VENV)/triton-3.6/triton/__init__.py
@@ -36,6 +36,19 @@ test: $(VENV)/installed $(VENV)/triton-3.6/triton/__init__.py
 
 test-long: $(VENV)/installed $(VENV)/triton-3.6/triton/__init__.py
 	$(BIN)/python -m pytest $(WORKERS) -m "not gpu"
+
+# The oldest torch, transformers and accelerate that pyproject.toml allows, in an environment of their own (gigabytes:
+# that torch has no build for CPUs alone on every index). No compile tests of Triton 3.6 there: it is that torch's own.
+OLDEST := $(VENV)-oldest
+
+$(OLDEST)/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip setuptools
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[test]"
+	touch $@
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest $(WORKERS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -4,9 +4,9 @@
     python benchmarks/bench_block.py --smoke                                      two tiny cases, on any machine
 
     provider       forward [M, K] -> [M, N]     grad_input                 grad_weight
-    dense random   the vendor on a random weight, and the same for every density
-    dense masked   the vendor on the weight with its pruned blocks zeroed
-    ours           block_linear                 block_grad_input           block_grad_weight
+    dense random   cuBLAS on a random weight, and the same for every density
+    dense masked   cuBLAS on the weight with its pruned blocks zeroed
+    ours           block_forward                block_grad_input           block_grad_weight
     torch bsr      bsr_dense_addmm(W)           bsr_dense_addmm(W^T)       sampled_addmm
     stk            dds(W^T)                     dds(W)                     sdd                     blocks of 128
 

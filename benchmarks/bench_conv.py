@@ -4,18 +4,18 @@
     python benchmarks/bench_conv.py --smoke                                           tiny layers, on any machine
 
     provider       forward                               grad_input                grad_weight
-    dense random   the vendor on a random weight         the same                  the vendor
-    dense masked   the vendor on Ŵ as it is              the same                  (the same: no row)
-    beside         threshold_cast, then the vendor       the same                  the vendor, then threshold_backward
-    inside         masked_conv2d's "fused" back end      the same                  the same
-    block 50 %     the same on the half of the blocks, of 64 x 64, that an index lists; likewise 80 % and 90 % pruned
+    dense random   cuDNN on a random weight              the same                  cuDNN
+    dense masked   cuDNN on Ŵ as it is                   the same                  (the same: no row)
+    unfused        threshold_cast, then cuDNN            the same                  cuDNN, then threshold_backward
+    fused          fused_conv2d                          the same                  the same
+    block 50 %     the same on the half of the blocks, of 64 x 64, that a topology keeps; likewise 80 % and 90 % pruned
 
-All images and the vendor's weights are channels-last, and the vendor picks its kernels by timing them. Depthwise layers
-have no row of ours: their view is beside the product by rule. The first layer's input has no gradient. `of_dense` is a
-provider's rate, as if it did all the work, over the vendor's on a random weight. Times are of CUDA graph replays over
-inputs larger than the L2. Errors: relative RMS against float64, bounded by 1.1 times what "beside" makes. `--quick`
-takes ResNet-50's 3x3 layers of 128 channels and more at 256 images. `make_plan_table.py` turns the rows of "beside" and
-"inside" into what `auto` reads.
+All images and cuDNN's weights are channels-last, and cuDNN picks its kernels by timing them. Depthwise layers have no
+fused row: they are unfused by rule. The first layer's input has no gradient. `of_dense` is a provider's rate, as if it
+did all the work, over cuDNN's on a random weight. Times are of CUDA graph replays over inputs larger than the L2.
+Errors: relative RMS against float64, bounded by 1.1 times what the unfused products make. `--quick` takes ResNet-50's
+3x3 layers of 128 channels and more at 256 images. `make_plan_table.py` names the unfused and the fused rows, and
+turns them into what `auto` reads.
 """
 
 from __future__ import annotations
@@ -25,33 +25,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import MobileNetV1Config, MobileNetV1Model, ResNetConfig, ResNetModel
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.block.topology import build_index_reference
-from tritonsparse.kernels.conv._operands import as_image, input_flags, on_blocks
-from tritonsparse.kernels.conv._tiles import Geometry
-from tritonsparse.kernels.conv.conv2d import conv_op_name, masked_conv2d
+from tritonsparse.kernels.block.topology import Topology
+from tritonsparse.kernels.conv._operands import as_image
+from tritonsparse.kernels.conv.conv2d import conv_op_name, fused_conv2d
+from tritonsparse.kernels.conv.geometry import Geometry
 from tritonsparse.kernels.weight.backward import threshold_backward
 from tritonsparse.kernels.weight.forward import threshold_cast
+from tritonsparse.kernels.weight.view import View
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
-from harness import (
-    QUICK_SAMPLES,
-    SAMPLES,
-    Row,
-    announce,
-    gated,
-    input_sets,
-    measure,
-    parser_of,
-    refuse_without_gpu,
-    relative_error,
-)
+import harness
+from harness import Row, announce, input_sets, measure, refuse_without_gpu, relative_error
+from make_plan_table import PROVIDERS
 from reports import Report, chosen
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -60,6 +52,8 @@ LOGIT, DEVIATION, ALPHA = -4.0, 0.02, 0.4
 OPS = ("conv_forward", "conv_grad_input", "conv_grad_weight")
 BLOCK, PRUNED = 64, (0.5, 0.8, 0.9)
 BATCHES = (32, 256)
+UNFUSED, FUSED = PROVIDERS
+BACKEND = "triton" if torch.cuda.is_available() or _triton.INTERPRETED else "torch"
 
 
 @dataclass(frozen=True)
@@ -93,16 +87,14 @@ SMOKE_LAYERS = (
     Layer("smoke", 20, 24, (5, 4), Geometry((3, 2), (2, 1), (1, 0, 1, 0))),
     Layer("smoke", 32, 16, (4, 3), Geometry((1, 1))),
 )
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet-50": lambda: ResNetModel(ResNetConfig()),
+    "mobilenet-v1": lambda: MobileNetV1Model(MobileNetV1Config()),
+}
 
 
 def layers_of(name: str) -> list[Layer]:
     """The distinct convolutions of a model on images of 224 x 224, in the order in which it calls them."""
-    from transformers import MobileNetV1Config, MobileNetV1Model, ResNetConfig, ResNetModel
-
-    models: dict[str, Callable[[], nn.Module]] = {
-        "resnet-50": lambda: ResNetModel(ResNetConfig()),
-        "mobilenet-v1": lambda: MobileNetV1Model(MobileNetV1Config()),
-    }
     found: dict[Layer, None] = {}
 
     def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -112,7 +104,7 @@ def layers_of(name: str) -> list[Layer]:
         found[Layer(name, module.in_channels, module.out_channels, (height, width), geometry)] = None
 
     with torch.device("meta"):
-        model = models[name]().eval()
+        model = MODELS[name]().eval()
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_pre_hook(note)
@@ -139,9 +131,7 @@ class Operands:
     grad_y: Tensor
     weight: Tensor
     dense: Tensor
-    threshold: Tensor
-    mask: Tensor
-    alpha: Tensor
+    views: dict[str, View]
 
     @classmethod
     def draw(cls, layer: Layer, batch: int, dtype: torch.dtype, seed: int) -> Operands:
@@ -153,123 +143,79 @@ class Operands:
             return drawn.to(dtype).permute(0, 3, 1, 2)
 
         weight = torch.randn((layer.outputs, layer.columns), generator=random, device=device) * DEVIATION
-        threshold = torch.full((1,), LOGIT, device=device)
+        threshold, alpha = torch.full((1,), LOGIT, device=device), torch.full((), ALPHA, device=device)
         cutoff = threshold.sigmoid()
         weight = torch.where((weight.abs() / cutoff - 1).abs() < 1e-6, 1.01 * weight, weight)
-        return cls(
-            image(layer.inputs, layer.image),
-            image(layer.outputs, layer.geometry.output(layer.image)),
-            weight,
-            as_image(weight.to(dtype), layer.geometry),
-            threshold,
-            weight.abs() > cutoff,
-            torch.full((), ALPHA, device=device),
+        soft, mask = View("soft", threshold, alpha=alpha), View("mask", mask=weight.abs() > cutoff, alpha=alpha)
+        x, grad_y = image(layer.inputs, layer.image), image(layer.outputs, layer.geometry.output(layer.image))
+        return cls(x, grad_y, weight, as_image(weight.to(dtype), layer.geometry), {"soft": soft, "mask": mask})
+
+
+@dataclass(frozen=True)
+class Product:
+    """One op of one layer. dW is a matrix."""
+
+    layer: Layer
+    op: str
+
+    def library(self, o: Operands, weight: Tensor) -> Tensor:
+        """cuDNN's (on a CPU torch's own), with an image-shaped weight in whose dtype all is."""
+        geometry = self.layer.geometry
+        how = (geometry.stride, geometry.padding[:2], geometry.dilation)
+        if self.op == "conv_forward":
+            return F.conv2d(o.x.to(weight.dtype), weight, None, *how, geometry.groups)
+        wanted = [self.op == "conv_grad_input", self.op == "conv_grad_weight", False]
+        grads = torch.ops.aten.convolution_backward(
+            o.grad_y.to(weight.dtype), o.x.to(weight.dtype), weight, None, *how, False, [0, 0], geometry.groups, wanted
         )
+        return grads[0] if wanted[0] else grads[1].permute(0, 2, 3, 1).flatten(1)
 
-    def view(self, kind: str) -> dict[str, Any]:
-        soft = kind == "soft"
-        return {"kind": kind, "threshold": self.threshold if soft else None, "mask": None if soft else self.mask}
+    def w_hat(self, o: Operands, view: View, backend: str) -> Tensor:
+        cast = threshold_cast(o.weight, view, out_dtype=o.x.dtype, backend=backend)
+        return as_image(cast, self.layer.geometry)
 
-
-Provider = Callable[[Operands], Tensor]
-
-
-def _vendor(layer: Layer, op: str, o: Operands, weight: Tensor) -> Tensor:
-    """The vendor's product, with an image-shaped weight; dW image-shaped too."""
-    geometry = layer.geometry
-    how = (geometry.stride, geometry.padding[:2], geometry.dilation)
-    if op == "conv_forward":
-        return F.conv2d(o.x.to(weight.dtype), weight, None, *how, geometry.groups)
-    wanted = [op == "conv_grad_input", op == "conv_grad_weight", False]
-    grads = torch.ops.aten.convolution_backward(
-        o.grad_y.to(weight.dtype), o.x.to(weight.dtype), weight, None, *how, False, [0, 0], geometry.groups, wanted
-    )
-    grad: Tensor = grads[wanted.index(True)]
-    return grad
-
-
-def _matrix(image: Tensor) -> Tensor:
-    return image.permute(0, 2, 3, 1).flatten(1)
-
-
-def _ours(layer: Layer, op: str, o: Operands, dtype: torch.dtype, backend: str, **view: Any) -> Tensor:
-    """The op's own forward, or one half of its backward, so that routes and configurations are what a layer gets."""
-    geometry = layer.geometry
-    if op == "conv_forward":
-        return masked_conv2d(
-            o.x, o.weight, kernel=geometry.kernel, stride=geometry.stride, padding=geometry.padding,
-            dilation=geometry.dilation, groups=geometry.groups, **view, backend=backend, out_dtype=dtype,
-        )  # fmt: skip
-    need_x = op == "conv_grad_input"
-    grads = torch.ops.tritonsparse.masked_conv2d_backward(
-        o.grad_y, o.x, o.weight, view.get("threshold"), view.get("mask"), None, view.get("alpha"), view.get("index"),
-        view.get("input_index"), None, list(geometry.kernel), list(geometry.stride), list(geometry.padding),
-        list(geometry.dilation), geometry.groups, list(view.get("block") or ()), view["kind"], backend, need_x,
-        not need_x,
-    )  # fmt: skip
-    grad: Tensor = grads[0 if need_x else 1]
-    return grad
-
-
-def _providers(layer: Layer, op: str, kind: str, dtype: torch.dtype) -> dict[str, Provider]:
-    on_gpu = torch.cuda.is_available() or _triton.INTERPRETED
-    elementwise, ours = ("triton", "fused") if on_gpu else ("torch", "torch")
-
-    def cast(o: Operands) -> Tensor:
-        view = o.view(kind)
-        w_hat, *_ = threshold_cast(
-            o.weight, view["threshold"], view["mask"], kind=kind, out_dtype=dtype, backend=elementwise
-        )
-        return as_image(w_hat, layer.geometry)
-
-    def beside(o: Operands) -> Tensor:
-        if op != "conv_grad_weight":
-            return _vendor(layer, op, o, cast(o))
+    def unfused(self, o: Operands, view: View) -> Tensor:
+        if self.op != "conv_grad_weight":
+            return self.library(o, self.w_hat(o, view, BACKEND))
         # Ŵ is only looked at for its shape, and the forward has made it.
-        view, dense = o.view(kind), _matrix(_vendor(layer, op, o, o.dense))
-        return threshold_backward(
-            dense, o.weight, view["threshold"], view["mask"], alpha=o.alpha, kind=kind, backend=elementwise
-        )[0]
+        return threshold_backward(self.library(o, o.dense), o.weight, view, backend=BACKEND)[0]
 
-    providers: dict[str, Provider] = {"beside": beside}
-    if not layer.is_depthwise:
-        providers["inside"] = lambda o: _ours(layer, op, o, dtype, ours, **o.view(kind), alpha=o.alpha)
-    return providers
+    def fused(self, o: Operands, view: View, topology: Topology | None = None) -> Tensor:
+        """The op's own forward, or one half of its backward, so that routes and tiles are what a layer gets."""
+        geometry, need_x = self.layer.geometry, self.op == "conv_grad_input"
+        if self.op == "conv_forward":
+            return fused_conv2d(o.x, o.weight, view, None, geometry, topology, dtype=o.x.dtype, backend=BACKEND)
+        kind, *tensors = view
+        indices = (None, None, None) if topology is None else (topology.index, topology.input_index, None)
+        grad_x, grad_weight, _ = torch.ops.tritonsparse.fused_conv2d_backward(
+            o.grad_y, o.x, o.weight, *tensors, *indices, geometry.numbers, list(topology.block) if topology else [],
+            kind, BACKEND, need_x, not need_x,
+        )  # fmt: skip
+        return grad_x if need_x else grad_weight
 
-
-def _dense_providers(layer: Layer, op: str, masked: Sequence[tuple[Operands, Tensor]]) -> dict[str, Provider]:
-    providers: dict[str, Provider] = {"dense random": lambda o: _vendor(layer, op, o, o.dense)}
-    if op != "conv_grad_weight":
-        views = {id(o): view for o, view in masked}
-        providers["dense masked"] = lambda o: _vendor(layer, op, o, views[id(o)])
-    return providers
-
-
-def _exact(layer: Layer, op: str, kind: str, provider: str, o: Operands, listed: Tensor | None) -> Tensor:
-    """In float64: what the provider computes, from the operands as it is given them."""
-    dtype = o.x.dtype
-    if op != "conv_grad_weight":
-        if provider == "dense random":
-            return _vendor(layer, op, o, o.dense.double())
-        if listed is not None:
-            return _vendor(layer, op, o, as_image((o.weight * listed).to(dtype).double(), layer.geometry))
-        view = o.view(kind)
-        w_hat = threshold_cast(o.weight, view["threshold"], view["mask"], kind=kind, out_dtype=dtype)[0]
-        return _vendor(layer, op, o, as_image(w_hat.double(), layer.geometry))
-    dense = _vendor(layer, op, o, o.dense.double())
-    if provider == "dense random":
-        return dense
-    if listed is not None:
-        return torch.where(listed, _matrix(dense), 0.0)
-    view = o.view(kind)
-    threshold = None if view["threshold"] is None else o.threshold.double()
-    return threshold_backward(
-        _matrix(dense), o.weight.double(), threshold, view["mask"], alpha=o.alpha.double(), kind=kind
-    )[0]
+    def exact(self, o: Operands, view: View | None) -> Tensor:
+        """In float64: the product of a view, or of the weight as it is, from the operands as they are given."""
+        if view is None:
+            return self.library(o, o.dense.double())
+        if self.op != "conv_grad_weight":
+            return self.library(o, self.w_hat(o, view, "torch").double())
+        return threshold_backward(self.library(o, o.dense.double()), o.weight.double(), view)[0]
 
 
-def bench(layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int, samples: int = SAMPLES) -> Iterator[Row]:
-    """One row a provider; the vendor on a random weight first."""
+def blocks_of(layer: Layer, block: int, pruned: float) -> Tensor:
+    """A mask of random blocks, `pruned` of them False, as large as the weight's matrix."""
+    shape = (layer.outputs // block, layer.columns // block)
+    order = torch.rand(shape, generator=torch.Generator().manual_seed(0)).flatten().argsort()
+    flags = torch.zeros(shape, dtype=torch.bool)
+    flags.view(-1)[order[: max(1, round((1 - pruned) * flags.numel()))]] = True
+    return flags.repeat_interleave(block, 0).repeat_interleave(block, 1)
+
+
+def bench(
+    layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int, samples: int = harness.SAMPLES
+) -> Iterator[Row]:
+    """One row a provider; cuDNN on a random weight first."""
+    product = Product(layer, op)
     height, width = layer.geometry.output(layer.image)
     m = batch * height * width
     work = 2 * m * layer.outputs * layer.columns
@@ -283,10 +229,9 @@ def bench(layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int, sam
     }  # fmt: skip
     dense_ms: list[float | None] = []
 
-    def timed(kind: str, provider: str, call: Provider, bound: float, listed: Tensor | None = None) -> Row:
-        error = relative_error(call(operands[0]), _exact(layer, op, kind, provider, operands[0], listed))
-        calls = [partial(call, one) for one in operands]
-        row = gated(
+    def timed(kind: str, provider: str, calls: Sequence[partial[Tensor]], view: View | None, bound: float) -> Row:
+        error = relative_error(calls[0](), product.exact(operands[0], view))
+        row = harness.gated(
             {**facts, "kind": kind, "provider": provider}, error, bound,
             partial(measure, calls, graph=True, samples=samples),
         )  # fmt: skip
@@ -297,47 +242,33 @@ def bench(layer: Layer, batch: int, op: str, dtype: torch.dtype, block: int, sam
         return row
 
     bounds = {}
-    for kind in ("soft", "mask"):
-        providers = _providers(layer, op, kind, dtype)
-        allowed = relative_error(providers["beside"](operands[0]), _exact(layer, op, kind, "beside", operands[0], None))
+    for kind, view in operands[0].views.items():
+        allowed = relative_error(product.unfused(operands[0], view), product.exact(operands[0], view))
         bounds[kind] = max(1.1 * allowed, 1e-6)
         if kind == "soft":
-            masked = [
-                (o, as_image(threshold_cast(o.weight, o.threshold, kind="soft", out_dtype=dtype)[0], layer.geometry))
-                for o in operands
-            ]
-            for name, provider in _dense_providers(layer, op, masked).items():
-                # The vendor rounds dW to the dtype of its operands.
-                yield timed(kind, name, provider, max(bounds[kind], 5e-3 if name == "dense random" else 0.0))
-        for name, provider in providers.items():
-            yield timed(kind, name, provider, bounds[kind])
+            # cuDNN rounds dW to the dtype of its operands.
+            dense = [partial(product.library, o, o.dense) for o in operands]
+            yield timed(kind, "dense random", dense, None, max(bounds[kind], 5e-3))
+            if op != "conv_grad_weight":
+                masked = [partial(product.library, o, product.w_hat(o, o.views[kind], "torch")) for o in operands]
+                yield timed(kind, "dense masked", masked, view, bounds[kind])
+        for provider, call in ((UNFUSED, product.unfused), (FUSED, product.fused)):
+            if provider == UNFUSED or not layer.is_depthwise:
+                calls = [partial(call, o, o.views[kind]) for o in operands]
+                yield timed(kind, provider, calls, view, bounds[kind])
     inputs = layer.inputs // layer.geometry.groups
     if layer.is_depthwise or inputs % block or layer.outputs // layer.geometry.groups % block:
         return
     for pruned in PRUNED:
-        shape = (layer.outputs // block, layer.columns // block)
-        random = torch.Generator().manual_seed(0)
-        order = torch.rand(shape, generator=random).flatten().argsort()
-        flags = torch.zeros(shape, dtype=torch.bool)
-        flags.view(-1)[order[: max(1, round((1 - pruned) * flags.numel()))]] = True
-        flags = flags.to(operands[0].x.device)
-        view: dict[str, Any] = {
-            "kind": "mask",
-            "index": build_index_reference(flags),
-            "input_index": build_index_reference(input_flags(flags, layer.geometry)),
-            "block": (block, block),
-        }
-        backend = "fused" if flags.is_cuda or _triton.INTERPRETED else "torch"
-
-        def call(o: Operands, view: dict[str, Any] = view, backend: str = backend) -> Tensor:
-            return _ours(layer, op, o, dtype, backend, **view)
-
-        yield timed("mask", f"block {pruned:.0%}", call, bounds["mask"], on_blocks(flags, (block, block)))
+        view = View("mask", mask=blocks_of(layer, block, pruned).to(operands[0].x.device))
+        topology = Topology.of(view.mask, None, (block, block), turn=layer.geometry.input_flags)
+        calls = [partial(product.fused, o, view, topology) for o in operands]
+        yield timed("mask", f"block {pruned:.0%}", calls, view, bounds["mask"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = parser_of(__doc__)
-    parser.add_argument("--model", choices=("resnet-50", "mobilenet-v1"), help="one of them; both by default")
+    parser = harness.parser_of(__doc__)
+    parser.add_argument("--model", choices=tuple(MODELS), help="one of them; both by default")
     parser.add_argument("--batch", type=int, help=f"images at a time; {BATCHES} by default")
     parser.add_argument("--op", choices=OPS, help="one product; all three by default")
     args = parser.parse_args(argv)
@@ -345,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_without_gpu("bench_conv")
     announce()
     torch.backends.cudnn.benchmark = True
-    names = [args.model] if args.model else ["resnet-50"] if args.quick else ["resnet-50", "mobilenet-v1"]
+    names = [args.model] if args.model else ["resnet-50"] if args.quick else list(MODELS)
     layers = SMOKE_LAYERS if args.smoke else tuple(layer for name in names for layer in layers_of(name))
     if args.quick and not args.smoke:
         layers = tuple(layer for layer in layers if decides(layer))
@@ -361,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report("conv", COLUMNS, args, threshold=LOGIT, alpha=ALPHA, block=BLOCK)
     dtype, block = (FP32, 16) if args.smoke else (BF16, BLOCK)
     for layer, batch, op in cases.values():
-        report.extend(bench(layer, batch, op, dtype, block, QUICK_SAMPLES if args.quick else SAMPLES))
+        report.extend(bench(layer, batch, op, dtype, block, harness.QUICK_SAMPLES if args.quick else harness.SAMPLES))
     return report.publish()
 
 

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tritonsparse as ts
-from tritonsparse.train.presets import build_model
+from tritonsparse.train.text.translation_presets import build_model
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import Row, Timing, announce, gated, parser_of, refuse_without_gpu, relative_error, sample
@@ -222,7 +222,7 @@ def _beside(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("--preset", default="transformer-base", help="a preset of tritonsparse.train.presets")
+    parser.add_argument("--preset", default="transformer-base", help="of tritonsparse.train.text.translation_presets")
     args = parser.parse_args(argv)
     if not args.smoke:
         refuse_without_gpu("bench_train_step")

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 import tritonsparse as ts
-from tritonsparse.train.lamb import Lamb
-from tritonsparse.train.language_presets import build_transfo_xl
+from tritonsparse.train.text.lamb import Lamb
+from tritonsparse.train.text.language_presets import build_transfo_xl
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import Row, Timing, announce, gated, parser_of, refuse_without_gpu, relative_error, sample

@@ -16,7 +16,7 @@ from torch import Tensor
 from tritonsparse.kernels import _triton
 from tritonsparse.kernels._tiles import input_precision, is_aligned, limits_of
 from tritonsparse.kernels.block._gemm_tiles import block_tiles
-from tritonsparse.kernels.block.gemm import block_grad_input, block_linear
+from tritonsparse.kernels.block.gemm import BlockLayout, block_forward, block_grad_input
 from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.topology import IndexTable, index_size
 
@@ -43,9 +43,8 @@ class Operands:
     weight: Tensor
     masked: Tensor
     flags: Tensor
-    index: Tensor
+    layout: BlockLayout
     table: IndexTable
-    block: tuple[int, int]
 
     @classmethod
     def draw(cls, case: Case, m: int, block: int, density: float, seed: int) -> Operands:
@@ -66,7 +65,12 @@ class Operands:
         table.build()
         mask = flags.repeat_interleave(block, 0).repeat_interleave(block, 1)
         x, grad_y = normal(m, case.k), normal(m, case.n)
-        return cls(x, grad_y, weight, weight * mask, flags, index, table, (block, block))
+        layout = BlockLayout(index, (block, block), (case.n, case.k))
+        return cls(x, grad_y, weight, weight * mask, flags, layout, table)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return self.layout.block
 
     @property
     def mask(self) -> Tensor:
@@ -104,12 +108,11 @@ def dense(o: Operands, weight: Tensor, op: str) -> Provider:
 
 
 def _ours(o: Operands, op: str) -> Provider:
-    given: dict[str, Any] = {"block": o.block, "backend": backend_here()}
-    shape, dtype = tuple(o.weight.shape), o.weight.dtype
+    backend, dtype = backend_here(), o.weight.dtype
     parts = {
-        "forward": lambda: block_linear(o.x, o.weight, None, o.index, **given),
-        "grad_input": lambda: block_grad_input(o.grad_y, o.weight, o.index, **given),
-        "grad_weight": lambda: block_grad_weight(o.grad_y, o.x, o.index, shape=shape, out_dtype=dtype, **given)[0],
+        "forward": lambda: block_forward(o.x, o.weight, o.layout, backend=backend),
+        "grad_input": lambda: block_grad_input(o.grad_y, o.weight, o.layout, backend=backend),
+        "grad_weight": lambda: block_grad_weight(o.grad_y, o.x, o.layout, out_dtype=dtype, backend=backend),
     }
     return _step(parts, op, o.table.build)
 
@@ -132,13 +135,13 @@ def _varied(o: Operands, op: str, changes: dict[str, Any]) -> Provider:
     (n, k), m = o.weight.shape, o.x.shape[0]
     sizes, rows = ((n, k), o.x) if op == "forward" else ((k, n), o.grad_y)
     tiles = block_tiles(
-        m, *sizes, block=o.block, weight_bytes=o.weight.element_size(), x_bytes=rows.element_size(),
+        (m, *sizes), block=o.block, weight_bytes=o.weight.element_size(), x_bytes=rows.element_size(),
         precision=input_precision(rows.dtype), aligned=is_aligned(rows, o.weight), limits=limits_of(rows.device),
     )  # fmt: skip
-    given: dict[str, Any] = {"block": o.block, "backend": backend_here(), "tiles": replace(tiles, **changes)}
+    given: dict[str, Any] = {"backend": backend_here(), "tiles": replace(tiles, **changes)}
     parts = {
-        "forward": lambda: block_linear(o.x, o.weight, None, o.index, **given),
-        "grad_input": lambda: block_grad_input(o.grad_y, o.weight, o.index, **given),
+        "forward": lambda: block_forward(o.x, o.weight, o.layout, **given),
+        "grad_input": lambda: block_grad_input(o.grad_y, o.weight, o.layout, **given),
     }
     return _step(parts, op)
 

@@ -86,7 +86,7 @@ STEPS = (
 def sources() -> str:
     """A hash of the package and of the benchmarks: what was measured, where there is no git."""
     digest = hashlib.sha256()
-    for pattern in ("kernels/**/*.py", "tritonsparse/**/*.py", "train/*.py", "benchmarks/*.py"):
+    for pattern in ("kernels/**/*.py", "tritonsparse/**/*.py", "train/**/*.py", "benchmarks/*.py"):
         for path in sorted(ROOT.glob(pattern)):
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

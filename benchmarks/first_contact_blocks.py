@@ -1,6 +1,6 @@
 """The step of `first_contact.py` on blocks: forward, dX and dW of a 4096 x 4096 weight, 16,384 tokens, dense beside.
 
-    dense           the vendor's product on a random weight, bf16
+    dense           cuBLAS's product on a random weight, bf16
     ours            the weight is the bf16 copy that a training layer caches
     ours, fp32      blocks of 128: the float32 master weight, converted inside the product, as before there was a copy
     ours, one program   dW in tiles that leave a multiprocessor room for one program, as before; ours has two
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from tritonsparse.kernels._tiles import limits_of
 from tritonsparse.kernels.block._grad_tiles import BlockGradTiles, block_grad_tiles
-from tritonsparse.kernels.block.gemm import block_grad_input, block_linear
+from tritonsparse.kernels.block.gemm import BlockLayout, block_forward, block_grad_input
 from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.topology import IndexTable, index_size
 
@@ -51,8 +50,7 @@ class Operands:
     mask: Tensor
     cached: Tensor
     master: Tensor
-    index: Tensor
-    block: tuple[int, int]
+    layout: BlockLayout
 
     @classmethod
     def of(cls, sizes: tuple[int, int, int], block: int, density: float, dtype: torch.dtype, seed: int) -> Operands:
@@ -64,16 +62,17 @@ class Operands:
         flags[order[: max(1, round(density * rows * columns))]] = True
         flags = flags.view(rows, columns)
         index = torch.empty(index_size(rows, columns), dtype=torch.int32, device=device())
+        layout = BlockLayout(index, (block, block), (n, k))
         IndexTable([flags], [index], backend()).build()
         x, grad_y = draw(random, m, k, dtype=dtype), draw(random, m, n, dtype=dtype)
         master = draw(random, n, k, scale=DEVIATION)
         weight = master.to(dtype)
         mask = flags.repeat_interleave(block, 0).repeat_interleave(block, 1)
         if Settings.empty:
-            return cls(x, grad_y, weight, mask, weight, master, index, (block, block))
+            return cls(x, grad_y, weight, mask, weight, master, layout)
         nan = float("nan")
         cached, master = weight.masked_fill(~mask, nan), master.masked_fill(~mask, nan)
-        return cls(x, grad_y, weight, mask, cached, master, index, (block, block))
+        return cls(x, grad_y, weight, mask, cached, master, layout)
 
 
 def _dense(o: Operands, op: str) -> Tensor:
@@ -83,13 +82,11 @@ def _dense(o: Operands, op: str) -> Tensor:
 
 
 def _ours(o: Operands, op: str, weight: Tensor, tiles: BlockGradTiles | None = None) -> Tensor:
-    given: dict[str, Any] = {"block": o.block, "backend": backend()}
     if op == "forward":
-        return block_linear(o.x, weight, None, o.index, **given)
+        return block_forward(o.x, weight, o.layout, backend=backend())
     if op == "grad_input":
-        return block_grad_input(o.grad_y, weight, o.index, **given)
-    shape, dtype = tuple(o.weight.shape), o.weight.dtype
-    return block_grad_weight(o.grad_y, o.x, o.index, shape=shape, out_dtype=dtype, tiles=tiles, **given)[0]
+        return block_grad_input(o.grad_y, weight, o.layout, backend=backend())
+    return block_grad_weight(o.grad_y, o.x, o.layout, out_dtype=o.weight.dtype, backend=backend(), tiles=tiles)
 
 
 def _exact(o: Operands, op: str, masked: bool) -> Tensor:
@@ -150,8 +147,8 @@ def _providers(sizes: tuple[int, int, int], block: int, density: float, op: str,
 def _one_program(n: int, k: int, m: int, block: int, dtype: torch.dtype) -> BlockGradTiles:
     """dW's tiles as until 2026-11: one program a multiprocessor, with all of its shared memory."""
     return block_grad_tiles(
-        m, -(-n // block), block, -(-k // block) * block, operand_bytes=dtype.itemsize, summed=False,
-        precision="ieee", aligned=True, limits=limits_of(torch.device(device())), resident=1,
+        m, (-(-n // block), block), -(-k // block) * block, operand_bytes=dtype.itemsize, precision="ieee",
+        aligned=True, limits=limits_of(torch.device(device())), resident=1,
     )  # fmt: skip
 
 

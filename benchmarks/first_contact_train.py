@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tritonsparse as ts
-from tritonsparse.train.presets import build_model
+from tritonsparse.train.text.translation_presets import build_model
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from first_contact_child import Context

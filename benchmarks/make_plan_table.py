@@ -7,8 +7,8 @@ A result file lies in the folder of its device and holds `rows`; read of each ro
     op          "forward", "grad_input" or "grad_weight"; of a convolution, conv/conv2d.py's conv_op_name
     m, n, k     rows of x or pixels of the result, rows and columns of the weight as stored
     dtype       of x and the product: "bfloat16", "float16" or "float32"
-    kind        "soft", "hard", "step", "mask" or "bits"
-    provider    "inside" (the fused product) or "beside" (the view, then the vendor's product); others are left out
+    kind        "soft", "hard", "step" or "mask"
+    provider    "fused", or "unfused" (the effective weight, then the dense library product); others are left out
     verdict     "right", or the row is left out
     median_ms   milliseconds
 
@@ -35,7 +35,7 @@ TABLE = ROOT / "kernels" / "plan_table.json"
 LAYER = ("n", "k", "rows", "columns", "dtype")
 SEMI_STRUCTURED = ("n", "k", "dtype")
 CASE = ("op", "m", "n", "k", "dtype", "kind")
-PROVIDERS = ("beside", "inside")
+PROVIDERS = ("unfused", "fused")
 
 
 def entries_of(device: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ SECONDS_A_KERNEL = 0.45
 # Without as many seconds an entry is not started: Python, torch and the first case. Its rows survive its end.
 SHORTEST = 20.0
 SHARED = ("benchmarks/harness.py", "benchmarks/reports.py", "benchmarks/row_log.py")
-STEP = ("train/presets.py", *LAYERS)
-XL = ("train/language_presets.py", "tritonsparse/models/transfo_xl/*.py", *LAYERS)
+STEP = ("train/text/translation_presets.py", *LAYERS)
+XL = ("train/text/language_presets.py", "tritonsparse/models/transfo_xl/*.py", *LAYERS)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ QUICK, TESTS, FULL, LONG = range(4)
 # What kernels, and layers over them, are made of.
 KERNELS = ("kernels/**/*.py",)
 LAYERS = (
-    *KERNELS, "tritonsparse/layers.py", "tritonsparse/sparsifier.py", "tritonsparse/block_index.py",
-    "tritonsparse/view_cache.py", "tritonsparse/methods/*.py",
+    *KERNELS, "tritonsparse/layers/*.py", "tritonsparse/sparsifier.py", "tritonsparse/topologies.py",
+    "tritonsparse/weight_cache.py", "tritonsparse/methods/*.py",
 )  # fmt: skip
 
 

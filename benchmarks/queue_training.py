@@ -52,17 +52,19 @@ HISTORY = 60
 
 TRAINING = (
     *LAYERS, "tritonsparse/clock.py", "tritonsparse/param_groups.py", "tritonsparse/schedules.py",
-    "train/*.py", "train/recipes/multi30k.toml", "eval/bleu.py", "eval/translate.py",
+    "train/translation.py", "train/run/*.py", "train/text/*.py", "train/recipes/multi30k.toml",
+    "eval/bleu.py", "eval/translate.py",
 )  # fmt: skip
 LANGUAGE = (
-    *LAYERS, "tritonsparse/clock.py", "tritonsparse/models/transfo_xl/*.py", "train/language_*.py", "train/segments.py",
-    "train/memory.py", "train/loop.py", "train/recipes/wikitext2-small.toml", "eval/perplexity.py", "eval/windows.py",
+    *LAYERS, "tritonsparse/clock.py", "tritonsparse/models/transfo_xl/*.py", "train/language_modeling.py",
+    "train/text/language_*.py", "train/text/segments.py", "train/text/memory.py", "train/run/loop.py",
+    "train/recipes/wikitext2-small.toml", "eval/perplexity.py", "eval/windows.py",
 )  # fmt: skip
 
 IMAGES = (
-    *LAYERS, "tritonsparse/conv.py", "tritonsparse/clock.py", "tritonsparse/models/cifar_resnet/*.py",
-    "train/image_*.py", "train/loop.py", "train/recipes/fashion-mnist-small.toml", "eval/accuracy.py",
-    "eval/preprocessing.py",
+    *LAYERS, "tritonsparse/clock.py", "tritonsparse/models/cifar_resnet/*.py",
+    "train/image_classification.py", "train/images/*.py", "train/run/loop.py", "train/recipes/fashion-mnist-small.toml",
+    "eval/accuracy.py", "eval/preprocessing.py",
 )  # fmt: skip
 
 

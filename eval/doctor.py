@@ -6,7 +6,7 @@
 The model is read as a configuration alone and built without memory, so that any size is answered at once. The cost of a
 layer's step is predicted from bytes and operations (kernels/plan.py names the rates), beside the dense layer's: in the
 element regime, unstructured masks on any back end, it is never below it. Whether blocks would be skipped is a matter of
-measurement alone (kernels/block/plan.py); what was not measured gets no prediction.
+measurement alone (kernels/measured.py); what was not measured gets no prediction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from transformers.pytorch_utils import Conv1D
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.block.plan import block_choice
+from tritonsparse.kernels.measured import block_choice
 from tritonsparse.kernels.plan import CARDS, choose, device_key
 from tritonsparse.pattern import Block, Channel, Pattern, parse
 from tritonsparse.selection import Skip, select
@@ -127,7 +127,7 @@ def _of(
     if device_name is None:
         return LayerOutlook(name, shape, regime, "torch", "no GPU", None, None)
     if weight.dim() != 2:
-        why = "a convolution has its view beside the product"
+        why = "a convolution is not fused"
         return LayerOutlook(name, shape, regime, "triton", why, None, None)
     n, k = shape
     choice = choose("forward", tokens, n, k, torch.bfloat16, "soft", device_name)

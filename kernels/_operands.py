@@ -12,6 +12,7 @@ import torch
 __all__ = [
     "FLOATS",
     "check_input",
+    "check_out_dtype",
     "check_triton_dtype",
     "compute_dtype",
     "expect",
@@ -53,6 +54,15 @@ def check_input(function: str, x: torch.Tensor, k: int, out_dtype: torch.dtype) 
             f"{function}: expected x in {out_dtype} (the weight's dtype outside autocast), got {x.dtype}; cast x or "
             f"run under torch.autocast"
         )
+
+
+def check_out_dtype(function: str, name: str, dtype: torch.dtype, backend: str) -> None:
+    """Refuse a dtype of the result that is not floating point, or that the Triton kernels do not write."""
+    if dtype not in FLOATS:
+        raise ValueError(
+            f"{function}: expected a floating-point {name}, got {dtype}; leave it out for that of the operands"
+        )
+    check_triton_dtype(function, name, dtype, backend)
 
 
 def check_triton_dtype(function: str, name: str, dtype: torch.dtype, backend: str) -> None:

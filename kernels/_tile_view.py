@@ -4,6 +4,7 @@
     effective     W - sign(W) T ("soft"), or W; 0 where pruned
     multiplier    1 on kept; alpha on pruned; 0 on pruned outside B, and where W = 0 ("soft")
                   "step": 1[kept] + |W| H(|W| - t)
+    terms         of the threshold's gradient, summed over the weights that share it
 
 `weight/reference.py` defines the same in PyTorch and says whose methods these are.
 """
@@ -20,6 +21,7 @@ __all__ = [
     "sigmoid",
     "step_multiplier",
     "step_reach",
+    "step_terms",
     "times_sign",
     "times_slope",
 ]
@@ -66,6 +68,12 @@ def step_reach(w, t):  # type: ignore[no-untyped-def]
 @triton.jit
 def step_multiplier(kept, reach):  # type: ignore[no-untyped-def]
     return tl.where(kept, 1.0, 0.0) + tl.abs(reach)
+
+
+@triton.jit
+def step_terms(reach, g):  # type: ignore[no-untyped-def]
+    """What each weight adds to the gradient of its cut-off; 0 out of reach, whatever g."""
+    return tl.where(reach == 0, 0.0, -reach * g)
 
 
 @triton.jit

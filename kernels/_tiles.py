@@ -67,8 +67,7 @@ class GemmTiles:
     """A configuration of a fused product.
 
     Attributes:
-        m, n, k: sides of a tile in the forward's letters, powers of two, m at least 16, n and k at least 32, which is
-            the number of elements in a word of a packed mask.
+        m, n, k: sides of a tile in the forward's letters, powers of two, at least 16.
         splits: parts of the reduction, each a program of its own.
         num_warps, num_stages: as Triton takes them.
     """
@@ -148,7 +147,7 @@ def gemm_tiles(
     Args:
         shape: (M, N, K).
         weight_bytes, x_bytes: of an element of the master weight and of x.
-        masked: whether a bool mask is read beside the weight.
+        masked: whether a bool mask is read with the weight.
         precision: from `input_precision`.
         aligned: whether `is_aligned` says so of all operands; else each thread holds an address for each element.
         limits: of the device.

@@ -1,21 +1,25 @@
-"""Whether a product of a sparse layer should compute its view inside (`fused/gemm.py`, `fused/grad.py`) or beside.
+"""Whether a product of a sparse layer should be fused (`fused/gemm.py`, `fused/grad.py`).
 
-Three answers, of which the caller sees the source:
+    unfused     the effective weight by a kernel of its own, then the dense library product
+    fused       the effective weight inside the product
+
+The answer has one of three sources, which the caller sees:
 
     measured    both ways were timed on this device at this shape (`plan_table.json`, from
                 `benchmarks/make_plan_table.py`): the faster one
-    analytic    the count of bytes and operations below, on a card whose rates are known (`CARDS`); it may prefer the
-                fused product to the two steps, but says nothing against a dense layer, and never prefers a fused dW,
-                whose product must match the vendor's, nor a fused convolution
-    unknown     the rates of this card are not known, so nothing is counted: the two steps
+    analytic    the model below, on a card whose rates are known (`CARDS`); it compares our two ways and says nothing
+                about a dense layer. It never chooses a fused dW, whose product would have to match cuBLAS's, nor a
+                fused convolution
+    unknown     the rates of this card are not known: unfused
 
-Times of the analytic model, for L multiply-adds M·N·K, B the memory's bandwidth and P the vendor's product rate:
+The model's times, for L = M·N·K multiply-adds, memory bandwidth B and cuBLAS's rate P:
 
-    beside      (w + x) N·K / B  +  max(2 L / P,  x (N·K + M·K + M·N) / B)
-    inside      max(2 L / (r P),  (w + mask) N·K / B  +  x (M·K + M·N) / B)
+    unfused     (w + mask + x) N·K / B  +  max(2 L / P,  x (N·K + M·K + M·N) / B)
+    fused       max(2 L / (r P),  (w + mask) N·K / B  +  x (M·K + M·N) / B)
 
-with w and x the bytes of a weight and of an operand, and r = 0.68 the rate of a product that takes its left operand
-through registers, relative to the vendor's (triton#6812). The crossover lies near 1,000 rows, whatever N and K.
+with w, x and mask the bytes of a weight, of an operand and of a mask element, and r = 0.68 the rate of a product that
+takes its left operand through registers, relative to cuBLAS's (triton#6812). The two are equal near 1,000 rows,
+whatever N and K.
 """
 # M rows of x (tokens)   N, K rows and columns of the weight
 
@@ -35,12 +39,11 @@ __all__ = ["CARDS", "CONV_OPS", "Card", "Choice", "choose", "device_key", "read_
 OPS = ("forward", "grad_input", "grad_weight")
 # Of a convolution; what follows a space says which ("conv_forward 3x3/1x1"): times of one say nothing of another.
 CONV_OPS = ("conv_forward", "conv_grad_input", "conv_grad_weight")
-KINDS = ("soft", "hard", "step", "mask", "bits")
-# Bytes of a mask an element: none, bool, packed.
-MASK_BYTES = {"soft": 0.0, "hard": 0.0, "step": 0.0, "mask": 1.0, "bits": 0.125}
-# Rate of a product whose left operand goes through registers, relative to the vendor's: triton#6812, 8192^3 on H100.
+# Bytes of a mask element.
+MASK_BYTES = {"soft": 0, "hard": 0, "step": 0, "mask": 1}
+# Rate of a product whose left operand goes through registers, relative to cuBLAS's: triton#6812, 8192^3 on H100.
 REGISTER_RATE = 0.68
-FIELDS = ("device", "op", "m", "n", "k", "dtype", "kind", "beside_ms", "inside_ms")
+FIELDS = ("device", "op", "m", "n", "k", "dtype", "kind", "unfused_ms", "fused_ms")
 
 
 def device_key(name: str) -> str:
@@ -55,7 +58,7 @@ class Card:
     Attributes:
         name: as `torch.cuda.get_device_name()` gives it.
         bandwidth: of a copy in device memory, bytes read and written a second.
-        rate: of the vendor's products in 16 bits, operations a second.
+        rate: of cuBLAS's products in 16 bits, operations a second.
         bandwidth_source, rate_source: where the figures are from.
     """
 
@@ -94,7 +97,7 @@ class Choice:
     """Which way to compute a product.
 
     Attributes:
-        fused: the view inside the product.
+        fused: whether the effective weight is computed inside the product.
         source: "measured", "analytic" or "unknown".
         predicted_ms: of the chosen way: the median measured at this very m, or the model's; else None.
         reason: one sentence for a report.
@@ -134,13 +137,13 @@ def _measured(
     if not near:
         return None
     entry = min(near, key=lambda entry: (max(m, entry["m"]) / min(m, entry["m"]), entry["m"]))
-    inside, beside = entry["inside_ms"], entry["beside_ms"]
-    fused = inside < beside
+    fused_ms, unfused_ms = entry["fused_ms"], entry["unfused_ms"]
+    fused = fused_ms < unfused_ms
     reason = (
-        f"{op} [{entry['m']}, {n}, {k}] on {device}: inside {inside:.4g} ms, beside {beside:.4g} ms, "
-        f"{'inside' if fused else 'beside'} is faster"
+        f"{op} [{entry['m']}, {n}, {k}] on {device}: fused {fused_ms:.4g} ms, unfused {unfused_ms:.4g} ms, "
+        f"{'fused' if fused else 'unfused'} is faster"
     )
-    return Choice(fused, "measured", min(inside, beside) if entry["m"] == m else None, reason)
+    return Choice(fused, "measured", min(fused_ms, unfused_ms) if entry["m"] == m else None, reason)
 
 
 def _analytic(op: str, m: int, n: int, k: int, dtype: torch.dtype, kind: str, device: str) -> Choice:
@@ -150,20 +153,19 @@ def _analytic(op: str, m: int, n: int, k: int, dtype: torch.dtype, kind: str, de
     if op.startswith(CONV_OPS):
         return Choice(False, "analytic", None, f"{op} [{m}, {n}, {k}]: fused only where it was measured faster")
     if op == "grad_weight":
-        return Choice(False, "analytic", None, "grad_weight: fused only where it was measured faster than the vendor's")
+        return Choice(False, "analytic", None, "grad_weight: fused only where it was measured faster")
     x = dtype.itemsize
     # float32 masters; float32 products run at half the rate of 16 bits as tf32, and slower in full float32.
     rate = card.rate if x == 2 else card.rate / 2
     work, weights, rows = 2.0 * m * n * k / rate, n * k / card.bandwidth, x * (m * k + m * n) / card.bandwidth
-    view = (4 + MASK_BYTES[kind]) * weights
-    beside = view + x * weights + max(work, x * weights + rows)
-    inside = max(work / REGISTER_RATE, view + rows)
-    fused = inside < beside
+    master = (4 + MASK_BYTES[kind]) * weights
+    unfused = master + x * weights + max(work, x * weights + rows)
+    fused = max(work / REGISTER_RATE, master + rows)
     reason = (
-        f"{op} [{m}, {n}, {k}]: by bytes and operations {1e6 * inside:.3g} us with the view inside the product, "
-        f"{1e6 * beside:.3g} us beside it, at {card.bandwidth / 1e12:.3g} TB/s and {rate / 1e12:.3g} TFLOP/s"
+        f"{op} [{m}, {n}, {k}]: by bytes and operations {1e6 * fused:.3g} us fused, {1e6 * unfused:.3g} us unfused, "
+        f"at {card.bandwidth / 1e12:.3g} TB/s and {rate / 1e12:.3g} TFLOP/s"
     )
-    return Choice(fused, "analytic", 1e3 * min(inside, beside), reason)
+    return Choice(fused < unfused, "analytic", 1e3 * min(fused, unfused), reason)
 
 
 def choose(
@@ -177,16 +179,16 @@ def choose(
     *,
     table: tuple[dict[str, Any], ...] | None = None,
 ) -> Choice:
-    """Whether to compute a product with its view inside or beside, and on what grounds.
+    """Whether to fuse a product with its effective weight, and on what grounds.
 
     A function of its arguments and the packaged table: two processes and two calls agree.
 
     Args:
-        op: "forward", "grad_input" or "grad_weight"; of a convolution, what `masked_conv.conv_op_name` calls it.
+        op: "forward", "grad_input" or "grad_weight"; of a convolution, what `conv/conv2d.py`'s `conv_op_name` calls it.
         m: rows of x; of a convolution, pixels of the result.
         n, k: rows and columns of the weight, as stored.
         dtype: of x and the product.
-        kind: "soft", "hard", "step", "mask" (bool), or "bits" (packed mask).
+        kind: of the view.
         device_name: as `torch.cuda.get_device_name()` gives it.
         table: entries to use instead of the packaged ones.
 
@@ -205,10 +207,10 @@ def choose(
         >>> choose("forward", 8192, 4096, 4096, torch.bfloat16, "soft", "NVIDIA H200").fused
         False
     """
-    if op.partition(" ")[0] not in (*OPS, *CONV_OPS) or kind not in KINDS:
+    if op.partition(" ")[0] not in (*OPS, *CONV_OPS) or kind not in MASK_BYTES:
         raise ValueError(
-            f"choose: expected op in {[*OPS, *CONV_OPS]} and kind in {list(KINDS)}, got {op!r} and {kind!r}; "
-            f'pass a packed mask as kind "bits"'
+            f"choose: expected op in {[*OPS, *CONV_OPS]} and kind in {list(MASK_BYTES)}, got {op!r} and {kind!r}; "
+            f"pass the product's name and the view's kind"
         )
     if min(m, n, k) < 0:
         raise ValueError(f"choose: expected sizes of 0 or more, got {[m, n, k]}; pass the shape of the product")

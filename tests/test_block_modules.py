@@ -22,8 +22,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse.block_modules import BlockConv2d, BlockLayer, BlockLinear
-from tritonsparse.export_blocks import BLOCKS
+from tritonsparse.checkpoint.bsr import BLOCKS
+from tritonsparse.layers.bsr import BlockConv2d, BlockLayer, BlockLinear
 
 Build = Callable[..., Any]
 IDS = torch.arange(2, 14).reshape(2, 6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse.compact import CompactLayer
+from tritonsparse.layers.compact import CompactLayer
 from tritonsparse.methods import ACDC, DSR, GMP, MEST, SET, SNFS, Phases, RigL, Static
 
 PHASES = Phases([(0, "dense"), (2, "sparse"), (4, "dense"), (5, "sparse")], 8)
@@ -246,15 +247,15 @@ def test_packed_layers_report_copy_and_evaluate_as_dense_ones() -> None:
 def test_the_back_end_is_that_of_the_packed_products_and_afterwards_what_it_was(monkeypatch: Any) -> None:
     run = Run(METHODS["static"], OPTIMIZERS["sgd"])
     layer = run.sparsifier.layers["0"]
-    layer.backend, layer.backend_reason = "fused", "decided in between"
+    layer.backend = replace(layer.backend, name="fused", reason="decided in between")
     # As on a GPU, where `auto` takes the kernels.
-    monkeypatch.setattr("tritonsparse.compact.product_backend", lambda choice, values: "triton")
+    monkeypatch.setattr("tritonsparse.layers.compact.packed_block_backend", lambda choice, values: "triton")
     run.sparsifier.compact()
-    assert layer.backend == "block"
+    assert layer.backend.name == "block"
     report = run.sparsifier.report()
     assert report.exploitable == pytest.approx(report.sparsity)
     run.sparsifier.expand()
-    assert (layer.backend, layer.backend_reason) == ("fused", "decided in between")
+    assert (layer.backend.name, layer.backend.reason) == ("fused", "decided in between")
 
 
 def test_a_compiled_model_follows_its_layers_into_packed_form_and_back() -> None:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tritonsparse as ts
-from tritonsparse.conv import SparseConv2d, is_depthwise
-from tritonsparse.kernels.weight.op import masked_weight
+from tritonsparse.layers.conv2d import SparseConv2d, is_depthwise
 from tritonsparse.methods import ACDC, GMP, AutoSparse, Phases, RigL, Static
 from tritonsparse.pattern import parse
 
@@ -178,22 +177,6 @@ def test_it_compiles_as_one_graph_once_while_thresholds_and_alpha_move() -> None
         model(x).square().sum().backward()
         assert all(relative_error(found[name], p.grad) < 1e-5 for name, p in model.named_parameters())
     assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("kind", ["soft", "mask"])
-def test_the_op_obeys_torch_library(kind: str) -> None:
-    weight = torch.randn(6, 8, requires_grad=True)
-    threshold = torch.zeros(1, requires_grad=True) if kind == "soft" else None
-    mask = None if kind == "soft" else torch.rand(6, 8) < 0.5
-    arguments = (weight, threshold, mask, torch.rand(6, 8) < 0.5, torch.tensor(0.5), kind, "torch", torch.float32)
-    torch.library.opcheck(torch.ops.tritonsparse.masked_weight.default, arguments)
-
-
-def test_the_op_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"masked_weight: expected weight to be .* matrix"):
-        masked_weight(torch.randn(2, 2, 1, 1), kind="mask", mask=torch.ones(2, 2, 1, 1, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"masked_weight: expected mask to be bool \[2, 3\]"):
-        masked_weight(torch.randn(2, 3), kind="mask", mask=torch.ones(3, 2, dtype=torch.bool))
 
 
 def test_as_a_matrix_the_columns_run_over_kernel_positions_and_then_input_channels() -> None:

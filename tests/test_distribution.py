@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.distribution import apportion
+from tritonsparse.masks.distribution import apportion
 
 
 def units(total: int, shares: list[float], room: list[int], size: list[int] | None = None) -> list[int]:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import tritonsparse as ts
-from tritonsparse.export import freeze_unsaved
+from tritonsparse.checkpoint.files import freeze_unsaved
 from tritonsparse.methods import GMP, STR, AutoSparse
 
 Build = Callable[..., Any]

@@ -23,7 +23,8 @@ from tritonsparse.flops import (
     layer_macs,
     training_fraction,
 )
-from tritonsparse.layers import BACKENDS
+from tritonsparse.layers.backend import BACKENDS
+from tritonsparse.layers.sparse_input import SparseInput
 from tritonsparse.methods import GMP, STR, AutoSparse, Static
 from tritonsparse.report import _SKIPS, block_sparsity, cut_off
 
@@ -230,7 +231,7 @@ def test_a_cut_off_that_is_no_logit_is_shown_as_it_is() -> None:
 
 def test_packed_activations_make_dw_cheaper_where_weights_are_dense() -> None:
     sparsifier = ts.sparsify(nn.Linear(4, 2), "dense")
-    sparsifier.layers[""].activation_density = 0.25
+    sparsifier.layers[""].sparse_input = SparseInput(density=0.25)
     assert training_fraction(sparsifier) == (1 + 1 + 0.25) / 3
     assert training_fraction(sparsifier, {"": LayerCost(8, 8)}, convention="swat") == (1 + 1 + 0.25) / 3
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from tritonsparse.distribution import erk
 from tritonsparse.flops import CONVENTIONS, LayerCost, Passes, layer_costs
-from tritonsparse.flops_conventions import DENSE, convention_named
+from tritonsparse.flops.conventions import DENSE, convention_named
+from tritonsparse.masks.distribution import erk
 from tritonsparse.methods import Densities
 
 

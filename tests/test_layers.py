@@ -196,7 +196,7 @@ for method in (
     for backend in ("torch", "triton"):
         model = copy.deepcopy(stock)
         sparsifier = ts.sparsify(model, method, backend=backend, total_steps=10)
-        assert {layer.backend for layer in sparsifier.layers.values()} == {backend}
+        assert {layer.backend.name for layer in sparsifier.layers.values()} == {backend}
         y = model(x)
         y.backward(grad_y)
         results.append([y, *(parameter.grad for parameter in model.parameters())])

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.distribution import divide, erk, uniform
-from tritonsparse.mask import kept_count, topk_mask, topk_masks
+from tritonsparse.masks.distribution import divide, erk, uniform
+from tritonsparse.masks.topk import kept_count, topk_mask, topk_masks
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 

@@ -17,7 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 import tritonsparse as ts
-from tritonsparse.mask import kept_count
+from tritonsparse.masks.topk import kept_count
+from tritonsparse.masks.units import to_units
 from tritonsparse.methods import (
     ACDC,
     DSR,
@@ -42,7 +43,6 @@ from tritonsparse.methods import (
 )
 from tritonsparse.methods.masked import MaskMethod
 from tritonsparse.pattern import Block, Channel, parse
-from tritonsparse.units import to_units
 
 Build = Callable[..., Any]
 

@@ -1,24 +1,145 @@
-"""The README's Python is run as it stands."""
+"""README.md and docs/: every example runs, every link leads somewhere, every command exists.
+
+The Python blocks of one page are run in order in one namespace, as a reader would type them. Where a line reads
+`print(...)  # number`, that number must be printed.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
-README = Path(__file__).parents[1] / "README.md"
+from tritonsparse.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+RECIPES = sorted(path.stem for path in (ROOT / "train" / "recipes").glob("*.toml"))
+
+sys.path.append(str(ROOT / "benchmarks"))
 
 
-def blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-def test_there_is_an_example() -> None:
-    assert len(blocks()) >= 1
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", blocks(), ids=range(len(blocks())))
-def test_every_example_runs_in_a_folder_of_its_own(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def commands(page: Path) -> list[list[str]]:
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+COMMANDS = [words for page in PAGES for words in commands(page)]
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_every_example_runs_and_prints_what_it_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, str(README), "exec"), {"__name__": "__main__"})
+    code = "\n".join(blocks(page, "python"))
+    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out.splitlines()
+    promised = re.findall(r"^print\(.*\)  # ([\d.]+)$", code, flags=re.MULTILINE)
+    assert [number for number in promised if number not in printed] == []
+
+
+def test_the_readme_is_short_and_says_early_that_nothing_is_faster_yet() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150 and len(blocks(ROOT / "README.md", "python")) == 1
+    assert "Training is not faster today" in "\n".join(lines[:39])
+    assert all(f"]({name_of(page)})" in "\n".join(lines) for page in PAGES[1:])
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md"], ids=name_of)
+def test_every_link_and_picture_leads_to_a_file_and_heading(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8"))
+    for path, anchor in links:
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), path
+        assert not anchor or anchor in anchors(target), (path, anchor)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_exists_and_knows_its_options(words: list[str], helped: Callable[..., set[str]]) -> None:
+    if words[0] == "make":
+        assert re.search(rf"^(?:[\w -]+ )?{words[1]}(?: [\w -]+)?:", MAKEFILE, flags=re.MULTILINE)
+        assert all(f"$({variable.partition('=')[0]})" in MAKEFILE for variable in words[2:])
+    elif words[:2] == ["pip", "install"]:
+        extras = re.fullmatch(r"\.(?:\[(\w+)\])?", words[2])
+        assert extras and (extras[1] is None or extras[1] in PROJECT["optional-dependencies"])
+    else:
+        options = helped(words)
+        assert [word for word in words if word.startswith("--") and word not in options] == []
+        given = dict(pairwise(words))
+        assert given.get("--method", "dense") in METHODS
+        assert "--recipe" not in given or given["--recipe"] in RECIPES
+
+
+def test_the_programs_page_names_every_recipe_and_no_unknown_option(helped: Callable[..., set[str]]) -> None:
+    page = ROOT / "docs" / "programs.md"
+    known = set().union(*(helped(words) for words in commands(page) if words[0] in ("accelerate", "python")))
+    text = page.read_text(encoding="utf-8")
+    assert set(re.findall(r"(?<!\w)--\w+", text)) <= known
+    assert [name for name in RECIPES if f"`{name}`" not in text] == []
+
+
+def test_every_method_has_its_row_where_methods_are_compared() -> None:
+    text = (ROOT / "docs" / "choosing-a-method.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"| `{name}` |" not in text] == []
+
+
+@pytest.fixture
+def helped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., set[str]]:
+    """The options in the `--help` of the program that a command starts."""
+
+    def options(words: list[str]) -> set[str]:
+        main, subcommand = program(words)
+        # Wide enough that no name is broken.
+        monkeypatch.setenv("COLUMNS", "10000")
+        with pytest.raises(SystemExit) as ended:
+            main([*subcommand, "--help"])
+        assert ended.value.code == 0
+        return set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+
+    return options
+
+
+def program(words: list[str]) -> tuple[Callable[[list[str]], object], list[str]]:
+    """The entry point that a command starts, and its subcommand."""
+    if words[0] in PROJECT["scripts"]:
+        module, _, function = PROJECT["scripts"][words[0]].partition(":")
+        return getattr(importlib.import_module(module), function), words[1:2] if words[0] == "tritonsparse" else []
+    if words[0] == "python" and words[1].startswith("benchmarks/"):
+        return importlib.import_module(Path(words[1]).stem).main, []
+    assert words[:3] == ["accelerate", "launch", "-m"] or words[:2] == ["python", "-m"], words
+    return importlib.import_module(words[words.index("-m") + 1]).main, []

@@ -57,11 +57,8 @@ def test_imports_follow_the_arrow_and_triton_has_one_door(path: Path) -> None:
     assert not takes_triton or path == ROOT / "kernels" / "_triton.py"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_is_a_collecting_place_or_longer_than_400_lines(path: Path) -> None:
-    assert path.name not in ("utils.py", "helpers.py", "common.py")
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 400
+def test_no_module_is_a_collecting_place() -> None:
+    assert not {"utils.py", "helpers.py", "common.py"} & {path.name for path in MODULES}
 
 
 def test_the_kernels_package_is_a_docstring_and_nothing_else() -> None:

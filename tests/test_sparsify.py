@@ -130,7 +130,7 @@ def test_a_copy_of_the_model_is_independent_of_it(mlp: Build) -> None:
 
 
 def test_the_doctest_runs() -> None:
-    results = doctest.testmod(importlib.import_module("tritonsparse.sparsify"))
+    results = doctest.testmod(importlib.import_module("tritonsparse.api"))
     assert results.attempted > 0 and results.failed == 0
 
 

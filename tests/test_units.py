@@ -7,9 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.mask import kept_count
+from tritonsparse.masks.topk import kept_count
+from tritonsparse.masks.units import (
+    check_pattern,
+    choose_masks,
+    drop_grow,
+    from_units,
+    random_score,
+    to_units,
+    unit_count,
+)
 from tritonsparse.pattern import NM, Block, Channel, Pattern, Unstructured
-from tritonsparse.units import check_pattern, choose_masks, drop_grow, from_units, random_score, to_units, unit_count
 
 BLOCK = Block(2, 2)
 

@@ -13,7 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import tritonsparse as ts
-from tritonsparse.kernels.fused import linear as masked_matmul
+from tritonsparse.kernels.weight import op
+from tritonsparse.kernels.weight.view import View
 from tritonsparse.methods import Method
 from tritonsparse.methods.acdc import ACDC, Phases
 from tritonsparse.methods.rigl_set import RigL
@@ -82,20 +83,20 @@ def test_a_cached_run_is_the_uncached_one_bit_for_bit(
     assert all(torch.equal(weights[name], value) for name, value in expected[1].items())
     for layer in sparsifier.layers.values():
         if layer.kind != "dense":
-            assert layer.w_hat is not None
-            assert torch.equal(layer.w_hat, layer.effective_weight().to(dtype))
+            assert layer.cache is not None and layer.cache.w_hat is not None
+            assert torch.equal(layer.cache.w_hat, layer.effective_weight().to(dtype))
 
 
 def count_views(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kinds of the views that the op builds from now on."""
     views: list[str] = []
-    build = masked_matmul._view
+    build = op.cast
 
-    def counted(weight: Tensor, threshold: Tensor | None, mask: Tensor | None, kind: str, *rest: Any) -> Tensor:
-        views.append(kind)
-        return build(weight, threshold, mask, kind, *rest)
+    def counted(weight: Tensor, view: View, *rest: Any) -> Tensor:
+        views.append(view.kind)
+        return build(weight, view, *rest)
 
-    monkeypatch.setattr(masked_matmul, "_view", counted)
+    monkeypatch.setattr(op, "cast", counted)
     return views
 
 
@@ -171,7 +172,8 @@ def test_an_in_place_edit_is_seen_at_once_and_a_data_edit_after_refresh(monkeypa
     sparsifier.refresh()
     after = model(x)
     assert not torch.equal(before, after)
-    assert layer.w_hat is not None and torch.equal(layer.w_hat, layer.effective_weight())
+    assert layer.cache is not None and layer.cache.w_hat is not None
+    assert torch.equal(layer.cache.w_hat, layer.effective_weight())
     assert views == ["soft"]
 
 
@@ -185,7 +187,8 @@ def test_loading_rewrites_the_cache() -> None:
     model.load_state_dict(other.state_dict())
     sparsifier.load_state_dict(other_sparsifier.state_dict())
     for layer in sparsifier.layers.values():
-        assert layer.w_hat is not None and torch.equal(layer.w_hat, layer.effective_weight())
+        assert layer.cache is not None and layer.cache.w_hat is not None
+        assert torch.equal(layer.cache.w_hat, layer.effective_weight())
 
 
 def test_a_copy_a_move_and_a_detach_drop_the_buffers() -> None:
@@ -194,18 +197,18 @@ def test_a_copy_a_move_and_a_detach_drop_the_buffers() -> None:
     x = torch.randn(3, 12)
     expected = model(x)
     twin = copy.deepcopy(model)
-    assert twin[0].w_hat is None and twin[0].defer is False
+    assert twin[0].cache is None
     assert torch.equal(twin(x), expected)
 
     model.double()
-    assert model[0].w_hat is None
+    assert model[0].cache.w_hat is None
     torch.testing.assert_close(model(x.double()).float(), expected)
     model.float()
     sparsifier.refresh()
-    assert model[0].w_hat is not None
+    assert model[0].cache.w_hat is not None
 
     sparsifier.detach()
-    assert model[0].w_hat is None and model[0].defer is False
+    assert model[0].cache is None
     assert torch.equal(model(x), expected)
 
 

@@ -30,20 +30,20 @@ from torch.optim import Optimizer
 
 import tritonsparse as ts
 from tritonsparse.eval.accuracy import Accuracy, Sums, accuracy_sums
-from tritonsparse.eval.image_sets import ImageSet, load_images
-from tritonsparse.eval.preprocessing import Preprocessing, channel_statistics
-from tritonsparse.flops import CONVENTIONS, LayerCost, TrainingMeter, forward_fraction, layer_costs
-from tritonsparse.report import Report, as_rows
+from tritonsparse.eval.image_sets import ImageSet
+from tritonsparse.eval.preprocessing import Preprocessing
+from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
 
-from . import program, results
-from .batch_norm import reestimate
-from .image_arguments import FREE, PRESET, parser
-from .image_batches import ImageBatch, ImageBatches
-from .image_models import build_model, load_model
-from .image_schedule import make_scheduler
-from .label_corruption import Corruption
-from .loop import Loop, Settings
-from .twins import Twins
+from .images.arguments import FREE, PRESET, parser
+from .images.batch_norm import reestimate
+from .images.batches import ImageBatch, ImageBatches
+from .images.label_corruption import Corruption
+from .images.models import build_model, load_model
+from .images.schedule import make_scheduler
+from .images.training_set import load_sets, training_batches
+from .run import program, results
+from .run.loop import Loop
+from .run.twins import Twins
 
 __all__ = ["Run", "main", "prepare"]
 
@@ -111,22 +111,14 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
     sparsifier.attach(prepared_optimizer)
     sparsifier.register(accelerator)
     stock_model.to(accelerator.device)
-    settings = Settings(
-        output_dir=Path(args.output_dir),
-        total_steps=total_steps,
-        max_grad_norm=args.max_grad_norm,
-        logging_steps=args.logging_steps,
-        checkpointing_steps=args.checkpointing_steps,
-        checkpoints_total_limit=args.checkpoints_total_limit,
-        configuration=program.configuration(args, method, accelerator.num_processes, FREE),
-    )
     loop = Loop(
         accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
         batches=batches, sparsifier=sparsifier,
         meter=TrainingMeter(sparsifier, costs, convention=args.flops_convention),
         loss=lambda model, batch: _loss(model, batch, preprocessing, args.label_smoothing),
         evaluate=lambda: evaluate(run),
-        settings=settings, twins=_twins(stock_model, preprocessing) if args.save_twins else None,
+        settings=program.settings(args, method, accelerator.num_processes, total_steps, FREE),
+        twins=_twins(stock_model, preprocessing) if args.save_twins else None,
     )  # fmt: skip
     kinds = {name: layer.kind for name, layer in sparsifier.layers.items()}
     run = Run(args, loop, stock_model, sets, batches, preprocessing, costs, kinds, corruption)
@@ -140,43 +132,6 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
         accelerator.mixed_precision, sparsifier.summary(),
     )  # fmt: skip
     return run
-
-
-def load_sets(args: argparse.Namespace) -> dict[str, ImageSet]:
-    """The splits that the arguments name, cut to the sizes asked for.
-
-    Raises:
-        ValueError: no train split, or nothing to evaluate on.
-    """
-    name = args.dataset_name or (None if args.data_dir else "embedded")
-    sets = load_images(name, args.dataset_config_name, args.data_dir)
-    if "train" not in sets or len(sets) < 2:
-        raise ValueError(
-            f"{NAME}: expected a train split and a validation or test split, got {', '.join(sets) or 'none'}; add "
-            f"the missing one"
-        )
-    limit = args.max_train_samples
-    if limit is not None and limit < len(sets["train"]):
-        # Not the run's seed, which would draw another training set too.
-        drawn = torch.randperm(len(sets["train"]), generator=torch.Generator().manual_seed(0))[:limit]
-        sets["train"] = sets["train"].subset(drawn.sort().values)
-    for split, most in (("validation", args.max_eval_samples), ("test", args.max_test_samples)):
-        if split in sets and most is not None:
-            sets[split] = sets[split].subset(torch.arange(min(most, len(sets[split]))))
-    return sets
-
-
-def training_batches(
-    args: argparse.Namespace, images: ImageSet, world: int, rank: int, labels: Tensor | None = None
-) -> tuple[ImageBatches, Preprocessing]:
-    """The training set as the arguments have it augmented and batched, and the preprocessing that goes with it."""
-    mean, std = channel_statistics(images)
-    preprocessing = Preprocessing(mean, std, args.eval_resize or args.image_size, args.image_size)
-    batches = ImageBatches(
-        images, preprocessing, args.batch_size, args.augmentation, args.seed,
-        group=world * args.gradient_accumulation_steps, rank=rank, world=world, workers=args.workers, labels=labels,
-    )  # fmt: skip
-    return batches, preprocessing
 
 
 def _model(args: argparse.Namespace, images: ImageSet, preprocessing: Preprocessing) -> nn.Module:
@@ -230,9 +185,8 @@ def evaluate(run: Run, weights: dict[str, Tensor] | None = None, split: str | No
         reestimate(run.stock_model, _inputs(run), loop.accelerator.autocast)
     run.kinds = kinds
     found = measure(run, run.sets[split or run.evaluated])
-    sparse = [weights[f"{name}.weight"] for name in sparsifier.layers]
-    kept = sum(int(torch.count_nonzero(weight)) for weight in sparse) / sum(weight.numel() for weight in sparse)
-    numbers = {"top1": found.top1, "top5": found.top5, "eval_loss": found.loss, "sparsity": 1.0 - kept}
+    numbers = {"top1": found.top1, "top5": found.top5, "eval_loss": found.loss}
+    numbers["sparsity"] = results.sparsity(weights, sparsifier.layers)
     if run.corruption is not None:
         numbers["corrupted_as_true"] = measure(run, run.corruption.images).top1
         numbers["corrupted_as_labelled"] = measure(run, run.corruption.images, run.corruption.wrong).top1
@@ -274,47 +228,19 @@ def finish(run: Run) -> None:
         output_dir = loop.settings.output_dir
         sparsifier.save_pretrained(output_dir)
         run.preprocessing.save(output_dir)
-        document = {
-            "method": sparsifier.method.name,
-            "method_fields": sparsifier.method.to_dict(),
+        measured = {
             **{key: numbers[key] for key in ("top1", "top5", "eval_loss")},
             "split": split,
             "preprocessing": asdict(run.preprocessing),
-            **report.overall(),
-            "train_flops_fraction": loop.meter.update(),
-            "test_flops_fraction": forward_fraction(sparsifier, run.costs, convention=args.flops_convention),
-            "steps": loop.step,
-            "averaged_checkpoints": averaged,
-            "training_seconds": loop.seconds,
-            "epoch_losses": sparsifier.epoch_losses,
-            "evaluations": loop.evaluations,
-            "layers": as_rows(report),
-            "history": loop.history,
-            "arguments": results.portable(vars(args)),
-            "environment": results.environment(accelerator),
         }
-        results.write(document, output_dir)
-        if args.record_reference_losses is not None:
-            results.write_reference_losses(document, Path(args.record_reference_losses))
-        results.plot(document, output_dir)
-        _show(document, report, output_dir)
+        document = results.record(args, loop, report, run.costs, measured, averaged)
+        results.save(document, output_dir, args.record_reference_losses)
+        print(
+            f"\n{report}\n\n{split}: top-1 {numbers['top1']:.2%}, top-5 {numbers['top5']:.2%}, cross-entropy "
+            f"{numbers['eval_loss']:.4f}"
+        )
+        results.show_costs(document, report, output_dir)
     accelerator.end_training()
-
-
-def _show(document: dict[str, Any], report: Report, output_dir: Path) -> None:
-    print(f"\n{report}\n")
-    train, test = document["train_flops_fraction"], document["test_flops_fraction"]
-    counts = CONVENTIONS[report.convention].counts
-    print(
-        f"{document['split']}: top-1 {document['top1']:.2%}, top-5 {document['top5']:.2%}, cross-entropy "
-        f"{document['eval_loss']:.4f}"
-    )
-    print(f"sparsity of the sparse layers: {report.sparsity:.2%}")
-    print(
-        f"FLOPs by the convention {report.convention!r} ({counts}): training {train:.1%} of dense, inference "
-        f"{test:.1%} of dense (counted from zeros)"
-    )
-    print(f"written to {output_dir}: the finalized checkpoint, {results.RESULTS}, training.png, layer_sparsity.png")
 
 
 if __name__ == "__main__":

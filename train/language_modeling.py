@@ -31,100 +31,36 @@ from tritonsparse.eval.perplexity import Perplexity
 from tritonsparse.eval.twin_plot import plot_twins
 from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
 
-from . import arguments, results
-from .lamb import Lamb
-from .language_families import Family, make_family
-from .language_presets import PRESETS, load_model
-from .loop import Loop, Settings
-from .program import (
+from .run import results
+from .run.loop import Loop
+from .run.program import (
     average,
-    configuration,
     make_accelerator,
     make_method,
     refuse_beside_a_saved_model,
     refuse_used,
     run_program,
+    settings,
     start,
 )
-from .segments import PartEpochs
-from .text import Text, load_text
-from .token_streams import Ids, token_stream, word_counts
-from .twins import PRETRAINED, Twins, kept
+from .run.twins import PRETRAINED, Twins, kept
+from .text.lamb import Lamb
+from .text.language_arguments import FREE, parser, refuse_unfit
+from .text.language_families import Family, make_family
+from .text.language_presets import load_model
+from .text.lines import Text, load_text
+from .text.segments import PartEpochs
+from .text.source import TextSource
+from .text.token_streams import Ids, token_stream, word_counts
 
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
-PRESET = "transfoxl-tiny"
-OPTIMIZERS = ("adamw", "lamb")
-
-# Arguments that may differ between a run and its resumption, beside those of every program.
-_FREE = (
-    "embedding_sparsity",  # the state says whether it fits; a dense twin leaves it behind
-    "cache_dir", "max_eval_tokens", "max_test_tokens", "eval_tgt_len", "eval_mem_len", "eval_stride", "test_file",
-    "eval_batch_size", "test_tgt_len", "test_mem_len", "test_clamp_len", "test_same_length", "test_batch_size",
-)  # fmt: skip
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; its options are frozen by a test."""
-    result = argparse.ArgumentParser(
-        "tritonsparse.train.language_modeling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = result.add_argument_group("model").add_argument
-    add("--model_name_or_path", default=None, help="a causal checkpoint to go on from")
-    add("--preset", default=None, help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)")
-    add("--dropout", type=float, default=None, help="from scratch; the preset's by default")
-    add("--dropatt", type=float, default=None, help="Transformer-XL's dropout of attention; the preset's by default")
-    add("--vocab_size", type=int, default=None, help="subwords of a tokenizer trained on the text (4096)")
-    add("--min_count", type=int, default=None, help="words that occur less often become <unk> (1: none)")
-    add(
-        "--embedding_sparsity", type=float, default=None, help="of the embedding tables, in sparse phases (none: dense)"
-    )
-    add = result.add_argument_group("data").add_argument
-    add("--dataset_name", default=None, help="'embedded' (default), or a hub id with a column 'text'")
-    add("--dataset_config_name", default=None)
-    add("--train_file", default=None)
-    add("--validation_file", default=None)
-    add("--test_file", default=None)
-    add("--cache_dir", default=None, help="where token streams lie (OUTPUT_DIR/tokens)")
-    add("--max_train_tokens", type=int, default=None)
-    add("--max_eval_tokens", type=int, default=None, help="tokens of validation scored after each epoch")
-    add("--max_test_tokens", type=int, default=None)
-    add("--steps_per_epoch", type=int, default=None, help="steps called an epoch: evaluation, phases (a pass)")
-    add("--batch_size", type=int, default=32, help="sequences of an optimizer step, over all processes")
-    add("--tgt_len", type=int, default=None, help="Transformer-XL: tokens of a segment; the preset's by default")
-    add("--mem_len", type=int, default=None, help="Transformer-XL: tokens of memory (as many)")
-    add("--roll", action=argparse.BooleanOptionalAction, default=None, help="Transformer-XL: rotate columns each epoch")
-    add("--block_size", type=int, default=None, help="other models: tokens of a block (their positions, at most 1024)")
-    add = result.add_argument_group("evaluation").add_argument
-    add("--eval_batch_size", type=int, default=8, help="columns, or windows, at a time after each epoch")
-    add("--eval_tgt_len", type=int, default=None, help="Transformer-XL, after each epoch (tgt_len)")
-    add("--eval_mem_len", type=int, default=None, help="Transformer-XL, after each epoch (mem_len)")
-    add("--eval_stride", type=int, default=None, help="other models, at the end: stride of the window (its length)")
-    add("--test_tgt_len", type=int, default=None, help="Transformer-XL, at the end (eval_tgt_len)")
-    add("--test_mem_len", type=int, default=None, help="Transformer-XL, at the end (eval_mem_len)")
-    add("--test_clamp_len", type=int, default=None, help="Transformer-XL, at the end (none)")
-    add("--test_same_length", action=argparse.BooleanOptionalAction, default=None, help="Transformer-XL, at the end")
-    add("--test_batch_size", type=int, default=1, help="Transformer-XL, at the end: columns")
-    arguments.add_common(result)
-    add = result.add_argument_group("language modelling").add_argument
-    add("--optim", default="adamw", help=f"one of: {', '.join(OPTIMIZERS)}")
-    add("--min_learning_rate", type=float, default=None, help="where the cosine ends (0)")
-    # Dai et al. (2019): Adam, 2.5e-4, cosine, clipped at 0.25.
-    result.set_defaults(
-        learning_rate=2.5e-4, lr_scheduler_type="cosine", num_warmup_steps=0, adam_beta2=0.999, adam_epsilon=1e-8,
-        max_grad_norm=0.25,
-    )  # fmt: skip
-    return result
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
-    return run_program(parser(), prepare, finish, sys.argv[1:] if argv is None else argv)
+    return run_program(parser(__doc__), prepare, finish, argv)
 
 
 @dataclass
@@ -144,17 +80,14 @@ def prepare(args: argparse.Namespace) -> Run:
     """Check everything and build everything; writes the token streams and the output folder."""
     accelerator = make_accelerator("language_modeling", args)
     refuse_used("language_modeling", args)
-    _refuse_unfit(args)
+    refuse_unfit(args)
     method = make_method("language_modeling", args)
     saved = None
     if args.model_name_or_path is not None:
         names = ("preset", "vocab_size", "min_count", "dropout", "dropatt")
         refuse_beside_a_saved_model("language_modeling", args, names)
         saved = load_model(args.model_name_or_path)
-    texts = load_text(
-        args.dataset_name or (None if args.train_file else "embedded"), args.dataset_config_name, args.train_file,
-        args.validation_file, args.test_file,
-    )  # fmt: skip
+    texts = load_text(TextSource.of(args))
     set_seed(args.seed)
     family = make_family(args, texts["train"], saved)
     streams = _streams(args, accelerator, family, texts)
@@ -181,19 +114,11 @@ def prepare(args: argparse.Namespace) -> Run:
     sparsifier.register(accelerator)
     family.register(accelerator)
     stock_model.to(accelerator.device)
-    settings = Settings(
-        output_dir=Path(args.output_dir),
-        total_steps=total_steps,
-        max_grad_norm=args.max_grad_norm,
-        logging_steps=args.logging_steps,
-        checkpointing_steps=args.checkpointing_steps,
-        checkpoints_total_limit=args.checkpoints_total_limit,
-        configuration=configuration(args, method, accelerator.num_processes, _FREE),
-    )
     loop = Loop(
         accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
         sparsifier=sparsifier, meter=TrainingMeter(sparsifier, costs, convention=args.flops_convention),
-        loss=family.loss, evaluate=lambda: _evaluate(run), batches=batches, settings=settings,
+        loss=family.loss, evaluate=lambda: _evaluate(run), batches=batches,
+        settings=settings(args, method, accelerator.num_processes, total_steps, FREE),
         twins=_twins(stock_model, family) if args.save_twins else None,
     )  # fmt: skip
     run = Run(args, loop, family, stock_model, texts, streams, costs)
@@ -210,32 +135,6 @@ def prepare(args: argparse.Namespace) -> Run:
         args.gradient_accumulation_steps, accelerator.device, accelerator.mixed_precision, sparsifier.summary(),
     )  # fmt: skip
     return run
-
-
-def _refuse_unfit(args: argparse.Namespace) -> None:
-    if args.model_name_or_path is None:
-        args.preset = args.preset or PRESET
-        if args.preset not in PRESETS:
-            raise ValueError(
-                f"language_modeling: expected --preset among {', '.join(PRESETS)}, got {args.preset!r}; choose one"
-            )
-    if args.optim not in OPTIMIZERS:
-        raise ValueError(
-            f"language_modeling: expected --optim among {', '.join(OPTIMIZERS)}, got {args.optim!r}; choose one"
-        )
-    least = {"eval_batch_size": 1, "test_batch_size": 1, "batch_size": 1, "max_train_tokens": 2, "max_eval_tokens": 2}
-    least |= dict.fromkeys(("max_test_tokens", "tgt_len", "eval_tgt_len", "test_tgt_len", "block_size"), 1)
-    least |= {"steps_per_epoch": 1, "mem_len": 0, "eval_mem_len": 0, "test_mem_len": 0}
-    for name, smallest in least.items():
-        value = getattr(args, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"language_modeling: expected --{name} of at least {smallest}, got {value}; correct it")
-    rate = args.min_learning_rate
-    if rate is not None and (not 0 <= rate <= args.learning_rate or args.lr_scheduler_type != "cosine"):
-        raise ValueError(
-            f"language_modeling: expected --min_learning_rate from 0 to --learning_rate {args.learning_rate} with "
-            f"--lr_scheduler_type cosine, got {rate} with {args.lr_scheduler_type}; correct them"
-        )
 
 
 def _streams(
@@ -286,10 +185,9 @@ def _evaluate(run: Run) -> dict[str, Any]:
     sparsifier = run.loop.sparsifier
     weights = sparsifier.trained_state_dict()
     result = _measure(run, "validation", weights, final=False)
-    sparse = [weights[f"{name}.weight"] for name in sparsifier.layers]
-    kept = sum(int(torch.count_nonzero(weight)) for weight in sparse) / sum(weight.numel() for weight in sparse)
-    logger.info("step %d: %s; sparsity %.2f%%", run.loop.step, result, 100 * (1 - kept))
-    numbers = {"perplexity": result.perplexity, "nll": result.nll / result.tokens, "sparsity": 1.0 - kept}
+    sparsity = results.sparsity(weights, sparsifier.layers)
+    logger.info("step %d: %s; sparsity %.2f%%", run.loop.step, result, 100 * sparsity)
+    numbers = {"perplexity": result.perplexity, "nll": result.nll / result.tokens, "sparsity": sparsity}
     return numbers if result.word_perplexity is None else {**numbers, "word_perplexity": result.word_perplexity}
 
 
@@ -320,10 +218,7 @@ def finish(run: Run) -> None:
             "twins": twins,
         }
         document = results.record(args, loop, report, run.costs, measured, averaged)
-        results.write(document, output_dir)
-        if args.record_reference_losses is not None:
-            results.write_reference_losses(document, Path(args.record_reference_losses))
-        results.plot(document, output_dir)
+        results.save(document, output_dir, args.record_reference_losses)
         plot_twins(loop.evaluations, output_dir / "perplexity.png", key="perplexity", label="validation perplexity")
         print(f"\n{report}\n\n{split}: {result}")
         for phase, numbers in twins.items():

@@ -25,9 +25,11 @@ from accelerate.state import AcceleratorState, PartialState
 
 from tritonsparse.eval.memorization import plot_memorization
 
-from . import image_classification, program, results
-from .image_arguments import parser as image_parser
-from .label_corruption import corrupt
+from . import image_classification
+from .images.arguments import parser as image_parser
+from .images.label_corruption import corrupt
+from .images.training_set import load_sets
+from .run import program, results
 
 __all__ = ["main", "parser"]
 
@@ -103,7 +105,7 @@ def prepare(args: argparse.Namespace) -> Experiment:
                 one.method, one.method_args, one.sparsity = "dense", None, None
             program.make_method(NAME, one)
             runs[name] = one
-    _corruption(args, image_classification.load_sets(args)["train"])
+    _corruption(args, load_sets(args)["train"])
     return Experiment(args, runs)
 
 
@@ -129,7 +131,7 @@ def finish(experiment: Experiment) -> None:
     environment = next(iter(experiment.documents.values()))["environment"]
     arguments = results.portable(vars(experiment.args))
     document = {"runs": record, "arguments": arguments, "environment": environment}
-    (folder / "memorization.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    results.write(document, folder / "memorization.json")
     plot_memorization(record, folder / "memorization.png")
     print(f"{'':<24}{'run':>8}{'phase':>8}{'test top-1':>12}{'as they are':>13}{'as labelled':>13}")
     for title, group in record.items():

@@ -14,7 +14,7 @@ import argparse
 import copy
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,24 +29,27 @@ import tritonsparse as ts
 from tritonsparse.eval.bleu import BleuResult, corpus_bleu
 from tritonsparse.eval.translate import translate
 from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
+from tritonsparse.report import Report
 
-from . import arguments, results
-from .corpora import load_parallel
-from .loop import Loop, Settings
-from .presets import PRESETS, build_model, load_model
-from .program import (
+from .run import results
+from .run.loop import Loop
+from .run.program import (
     average,
-    configuration,
     make_accelerator,
     make_method,
     refuse_beside_a_saved_model,
     refuse_used,
     run_program,
+    settings,
     start,
 )
-from .subwords import train_tokenizer
-from .token_batches import Batch, TokenBatches
-from .twins import Twins
+from .run.twins import Twins
+from .text.corpora import load_parallel
+from .text.source import TextSource
+from .text.subwords import train_tokenizer
+from .text.token_batches import Batch, TokenBatches
+from .text.translation_arguments import FREE, PRESET, VOCABULARY, parser
+from .text.translation_presets import build_model, load_model
 
 __all__ = ["main"]
 
@@ -55,56 +58,10 @@ logger = logging.getLogger(__name__)
 Pairs = list[tuple[str, str]]
 Evaluation = tuple[dict[str, Any], list[str], BleuResult]
 
-PRESET, VOCABULARY = "transformer-base", 32768
-
-# Arguments that may differ between a run and its resumption, beside those of every program.
-_FREE = (
-    "num_beams", "length_penalty", "eval_num_beams", "max_eval_samples", "test_file", "max_test_samples",
-)  # fmt: skip
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; its options are frozen by a test."""
-    result = argparse.ArgumentParser(
-        "tritonsparse.train.translation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # A typo must not pass as a short form of another option.
-        allow_abbrev=False,
-    )
-    model = result.add_argument_group("model")
-    model.add_argument("--model_name_or_path", default=None, help="a seq2seq checkpoint to go on from")
-    model.add_argument("--preset", default=None, help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)")
-    model.add_argument("--vocab_size", type=int, default=None, help=f"from scratch; {VOCABULARY} by default")
-    model.add_argument("--dropout", type=float, default=None, help="from scratch; the preset's by default")
-    data = result.add_argument_group("data")
-    data.add_argument(
-        "--dataset_name", default=None, help="'embedded' (default), or a hub id with a translation feature"
-    )
-    data.add_argument("--dataset_config_name", default=None)
-    data.add_argument("--train_file", default=None)
-    data.add_argument("--validation_file", default=None)
-    data.add_argument("--test_file", default=None)
-    data.add_argument("--source_lang", default="en")
-    data.add_argument("--target_lang", default="de")
-    data.add_argument("--max_source_length", type=int, default=256, help="longer training sentences are dropped")
-    data.add_argument("--max_target_length", type=int, default=256)
-    data.add_argument("--max_train_samples", type=int, default=None)
-    data.add_argument("--max_eval_samples", type=int, default=None, help="sentences translated after each epoch")
-    data.add_argument("--max_test_samples", type=int, default=None)
-    data.add_argument("--max_tokens_per_batch", type=int, default=4096)
-    goal = result.add_argument_group("loss and decoding")
-    goal.add_argument("--label_smoothing", "--label_smoothing_factor", type=float, default=0.1)
-    goal.add_argument("--num_beams", type=int, default=4, help="for the final translation of the test set")
-    goal.add_argument("--eval_num_beams", type=int, default=1, help="for the validation set after each epoch")
-    goal.add_argument("--length_penalty", type=float, default=1.0, help="p in sum log-prob / length^p")
-    arguments.add_common(result)
-    return result
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
-    return run_program(parser(), prepare, finish, sys.argv[1:] if argv is None else argv)
+    return run_program(parser(__doc__), prepare, finish, argv)
 
 
 @dataclass
@@ -124,18 +81,7 @@ def prepare(args: argparse.Namespace) -> Run:
     accelerator = make_accelerator("translation", args)
     refuse_used("translation", args)
     set_seed(args.seed)
-    pairs = load_parallel(
-        args.dataset_name or (None if args.train_file else "embedded"),
-        args.dataset_config_name,
-        args.source_lang,
-        args.target_lang,
-        args.train_file,
-        args.validation_file,
-        args.test_file,
-        args.max_train_samples,
-        # Not the run's seed, which would draw other test sentences too.
-        seed=0,
-    )
+    pairs = load_parallel(TextSource.of(args), args.source_lang, args.target_lang, args.max_train_samples)
     if "validation" not in pairs:
         raise ValueError(
             "translation: expected a validation split, got none; pass --validation_file with pairs held out of training"
@@ -170,22 +116,14 @@ def prepare(args: argparse.Namespace) -> Run:
     sparsifier.attach(prepared_optimizer)
     sparsifier.register(accelerator)
     stock_model.to(accelerator.device)
-    output_dir, validation = Path(args.output_dir), pairs["validation"][: args.max_eval_samples]
-    settings = Settings(
-        output_dir=output_dir,
-        total_steps=total_steps,
-        max_grad_norm=args.max_grad_norm,
-        logging_steps=args.logging_steps,
-        checkpointing_steps=args.checkpointing_steps,
-        checkpoints_total_limit=args.checkpoints_total_limit,
-        configuration=configuration(args, method, accelerator.num_processes, _FREE),
-    )
+    validation = pairs["validation"][: args.max_eval_samples]
     loop = Loop(
         accelerator=accelerator, model=prepared_model, optimizer=prepared_optimizer, scheduler=scheduler,
         sparsifier=sparsifier, meter=TrainingMeter(sparsifier, costs, convention=args.flops_convention),
         loss=lambda model, batch: _loss(model, batch, args.label_smoothing, sparsifier),
         evaluate=lambda: _evaluate(run, validation, args.eval_num_beams, sparsifier.trained_state_dict())[0],
-        batches=batches, settings=settings, twins=_twins(stock_model, tokenizer) if args.save_twins else None,
+        batches=batches, settings=settings(args, method, accelerator.num_processes, total_steps, FREE),
+        twins=_twins(stock_model, tokenizer) if args.save_twins else None,
     )  # fmt: skip
     run = Run(args, loop, tokenizer, stock_model, pairs, costs)
     start(args, loop)
@@ -263,10 +201,9 @@ def _evaluate(run: Run, pairs: Pairs, num_beams: int, weights: dict[str, Tensor]
     gathered = gather_object([(rank + world * number, text) for number, text in enumerate(mine)])
     hypotheses = [text for _, text in sorted(gathered)]
     bleu = corpus_bleu(hypotheses, [target for _, target in pairs])
-    sparse = [weights[f"{name}.weight"] for name in run.loop.sparsifier.layers]
-    kept = sum(int(torch.count_nonzero(weight)) for weight in sparse) / sum(weight.numel() for weight in sparse)
-    numbers = {"bleu": bleu.score, "sparsity": 1.0 - kept, "num_beams": num_beams}
-    logger.info("step %d: BLEU %.2f, sparsity %.2f%%", run.loop.step, bleu.score, 100 * numbers["sparsity"])
+    sparsity = results.sparsity(weights, run.loop.sparsifier.layers)
+    numbers = {"bleu": bleu.score, "sparsity": sparsity, "num_beams": num_beams}
+    logger.info("step %d: BLEU %.2f, sparsity %.2f%%", run.loop.step, bleu.score, 100 * sparsity)
     return numbers, hypotheses, bleu
 
 
@@ -292,12 +229,29 @@ def finish(run: Run) -> None:
             "length_penalty": args.length_penalty,
         }
         document = results.record(args, loop, report, run.costs, measured, averaged)
-        results.write(document, output_dir)
-        if args.record_reference_losses is not None:
-            results.write_reference_losses(document, Path(args.record_reference_losses))
-        results.plot(document, output_dir)
-        results.show(document, report, test, hypotheses, output_dir)
+        results.save(document, output_dir, args.record_reference_losses)
+        show(document, report, test, hypotheses, output_dir)
     accelerator.end_training()
+
+
+def show(
+    document: Mapping[str, Any],
+    report: Report,
+    pairs: Sequence[tuple[str, str]],
+    hypotheses: Sequence[str],
+    output_dir: Path,
+) -> None:
+    """Print the table, five translations, BLEU with its signature, and what sparsity saved."""
+    print(f"\n{report}\n")
+    count = min(5, len(pairs))
+    for number in range(count):
+        # Spread over the set, which may be ordered.
+        source, reference = pairs[number * len(pairs) // count]
+        print(f"  source      {source}\n  reference   {reference}")
+        print(f"  translation {hypotheses[number * len(pairs) // count]}\n")
+    print(f"BLEU on {document['split']} ({document['num_beams']} beams): {document['bleu']:.2f}")
+    print(f"  {document['bleu_line']}\n  signature: {document['bleu_signature']}")
+    results.show_costs(document, report, output_dir)
 
 
 if __name__ == "__main__":

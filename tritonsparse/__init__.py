@@ -11,16 +11,27 @@ Layers hold state, methods decide, kernels compute, eval measures. ARCHITECTURE.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import flops, methods, pattern, schedules
-from .export import load
-from .export_blocks import load_bsr, save_bsr
-from .sparsifier import Sparsifier
-from .sparsify import sparsify
-
 if TYPE_CHECKING:
+    from . import flops, methods, pattern, schedules
+    from .api import load, sparsify
     from .callback import SparsityCallback
+    from .checkpoint.bsr import load_bsr, save_bsr
+    from .sparsifier import Sparsifier
+
+# Imported when they are asked for: kernels need neither transformers nor the layers, and who has no Trainer should not
+# wait for the callback.
+_HOMES = {
+    "Sparsifier": "sparsifier",
+    "SparsityCallback": "callback",
+    "load": "api",
+    "load_bsr": "checkpoint.bsr",
+    "save_bsr": "checkpoint.bsr",
+    "sparsify": "api",
+}
+_MODULES = ("flops", "methods", "pattern", "schedules")
 
 __all__ = [
     "Sparsifier",
@@ -37,9 +48,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The callback imports transformers' Trainer, seconds that nobody without a Trainer should wait for.
-    if name == "SparsityCallback":
-        from .callback import SparsityCallback
-
-        return SparsityCallback
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

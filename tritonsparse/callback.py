@@ -12,9 +12,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .checkpoint.state import read_state, write_state
 from .report import cut_off
 from .sparsifier import Sparsifier
-from .state import load_state, save_state
 
 __all__ = ["SparsityCallback"]
 
@@ -43,7 +43,7 @@ class SparsityCallback(TrainerCallback):
         self.sparsifier.attach(kwargs["optimizer"])
         if state.global_step > 0:
             folder = self.resume_from or _checkpoint(args, state)
-            load_state(self.sparsifier, Path(folder))
+            self.sparsifier.load_state_dict(read_state(Path(folder)))
         if self.compact:
             self.sparsifier.compact()
 
@@ -76,7 +76,7 @@ class SparsityCallback(TrainerCallback):
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)
-            save_state(self.sparsifier, folder)
+            write_state(self.sparsifier.state_dict(), folder)
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

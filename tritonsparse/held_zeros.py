@@ -27,7 +27,8 @@ from torch.optim import Optimizer
 from .kernels import _triton
 from .kernels._operands import TRITON_DTYPES
 from .kernels.weight.backward_many import backward_many
-from .kernels.weight.table import View, ViewTable
+from .kernels.weight.table import Viewed, ViewTable
+from .kernels.weight.view import View
 from .layers import SparseLayer
 from .optimizer_state import clear_state
 
@@ -109,8 +110,8 @@ class HeldZeros:
         signature = _counters(*(layer.mask for layer, _ in tabled))
         addresses = tuple(address for _, address in signature)
         if what not in self._tables or self._tables[what][0] != addresses:
-            views = [View("mask", layer.weight.detach(), mask=layer.mask) for layer, _ in tabled]
-            self._tables[what] = addresses, ViewTable(views, "triton")
+            members = [Viewed(layer.weight.detach(), View("mask", mask=layer.mask)) for layer, _ in tabled]
+            self._tables[what] = addresses, ViewTable(members, "triton")
         backward_many(self._tables[what][1], [tensor for _, tensor in tabled])
         for _, tensor in tabled:
             # A kernel's write is not seen by autograd, which must refuse a backward through older values.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .flops_conventions import Convention, Costs, convention_named
+from .flops.conventions import Convention, Costs, convention_named
 from .layers import SparseLayer
 from .methods import Densities, Method
 from .pattern import Block, Channel, Pattern, Unstructured
@@ -201,13 +201,13 @@ def _row(name: str, layer: SparseLayer, cost: Any, rule: Convention, block: tupl
         macs=dense,
         macs_kept=sparse,
         view=layer.kind,
-        backend=layer.backend,
-        backend_reason=layer.backend_reason,
+        backend=layer.backend.name,
+        backend_reason=layer.backend.reason,
     )
 
 
 def _exploitable(layer: SparseLayer, sparsity: float, in_blocks: float) -> float:
-    skips = _SKIPS[layer.backend] if layer.kind != "dense" else None
+    skips = _SKIPS[layer.backend.name] if layer.kind != "dense" else None
     return {"blocks": in_blocks, "elements": sparsity, None: 0.0}[skips]
 
 

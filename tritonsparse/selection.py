@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .conv import is_depthwise
-from .layer_classes import SPARSE_CLASSES
 from .layers import SparseLayer
+from .layers.classes import SPARSE_CLASSES
+from .layers.conv2d import is_depthwise
 
 __all__ = ["Skip", "refuse_unfit", "select"]
 

@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import export, export_blocks, state
-from .block_index import BlockIndices
+from .checkpoint import bsr, files, state
 from .clock import Clock
-from .compact import Compaction
-from .embeddings import EmbeddingMasks
-from .flops_conventions import Costs
+from .compaction import Compaction
+from .flops.conventions import Costs
 from .layers import SparseLayer
+from .losses import EpochLosses
+from .masks.embeddings import EmbeddingMasks
 from .methods import Method
 from .optimizer_state import gradient_scale, is_real_step, unwrap
 from .param_groups import check_thresholds, param_groups
 from .pattern import Pattern
 from .report import Report, make_report, summary_line
 from .selection import Skip
-from .view_cache import ViewCache
+from .topologies import Topologies
+from .weight_cache import WeightCache
 
 __all__ = ["Sparsifier"]
 
@@ -43,7 +43,6 @@ class Sparsifier:
         layers: dotted module name -> sparse layer, in the model's order.
         skipped: weights that stayed dense, each with the reason.
         embeddings: the masks of the embedding tables, None unless `embedding_sparsity` was given.
-        epoch_losses: mean observed training loss of every finished epoch, averaged over ranks.
     """
 
     def __init__(
@@ -64,20 +63,27 @@ class Sparsifier:
         self.pattern = pattern
         self.seed = seed
         self.embeddings = embeddings
-        self.epoch_losses: list[float] = []
         self.clock = clock
+        self._losses = EpochLosses()
         self._optimizer: Optimizer | None = None
         self._handles: list[Any] = []
-        self._cache: ViewCache | None = None
-        self._indices = BlockIndices(layers)
+        self._cache: WeightCache | None = None
+        self._topologies = Topologies(layers)
         self._compaction = Compaction(layers, method, clock, pattern)
-        self._loss_sum: Tensor | None = None
-        self._loss_count = 0
         # Kinds of the views that the last step was taken with; a method may change them right after it.
         self.trained_kinds: dict[str, str] = {}
         self._finalized = False
         self._mask_embeddings()
-        self._indices.write()
+        self._topologies.write()
+
+    @property
+    def epoch_losses(self) -> list[float]:
+        """Mean observed training loss of every finished epoch, averaged over ranks."""
+        return self._losses.epochs
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.layers.values())).weight.device
 
     @property
     def step(self) -> int:
@@ -129,7 +135,7 @@ class Sparsifier:
             inner.register_step_post_hook(self._after_step),
         ]
         if cache_dtype is not None or defer:
-            self._cache = ViewCache(self.model, self.layers, cache_dtype, defer)
+            self._cache = WeightCache(self.model, self.layers, cache_dtype, defer)
 
     def detach(self) -> None:
         """Let go of the optimizer and of cached views, and `expand`; the views stay as they are."""
@@ -142,7 +148,7 @@ class Sparsifier:
         self._handles, self._optimizer = [], None
 
     def compact(self) -> None:
-        """Store only kept blocks of weights, gradients and optimizer state whenever the topology stays (compact.py).
+        """Store only kept blocks of weights, gradients and optimizer state whenever the topology stays (compaction.py).
 
         From now on, until `expand()`: packed after every step after which the method says so (AC/DC in sparse phases,
         RigL and its kin between updates, GMP after its last, a static mask always), dense again for the steps that need
@@ -162,11 +168,11 @@ class Sparsifier:
         """Undo `compact()`: dense storage with zeros outside the masks, until it is called again."""
         self._require_live("expand")
         self._compaction.stop()
-        self._indices.write()
+        self._topologies.write()
 
     def refresh(self) -> None:
-        """Rewrite the indices of blocks and the cached views (`attach(cache_dtype=...)`) after weights changed in a way
-        no counter shows; the next step writes all zeros outside the masks."""
+        """Rewrite the topologies of blocks and the kept effective weights (`attach(cache_dtype=...)`) after weights
+        changed in a way no counter shows; the next step writes all zeros outside the masks."""
         self._require_live("refresh")
         self.method.forget()
         self._write_derived()
@@ -175,7 +181,7 @@ class Sparsifier:
         """What is made of the weights and masks once a step."""
         # A tensor that is made in inference mode cannot be saved for a backward.
         with torch.inference_mode(False), torch.no_grad():
-            self._indices.write()
+            self._topologies.write()
             if self._cache is not None:
                 self._cache.write()
 
@@ -200,11 +206,7 @@ class Sparsifier:
         Call it before the optimizer step that the loss leads to. The mean over ranks is taken when the epoch
         ends, which needs `steps_per_epoch`.
         """
-        # On the model's device, where the process group of a GPU run can reduce it.
-        device = next(iter(self.layers.values())).weight.device
-        value = torch.as_tensor(loss, dtype=torch.float32).detach().to(device)
-        self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
-        self._loss_count += 1
+        self._losses.observe(loss, self._device)
 
     def set_row_mask(self, *masks: Tensor) -> None:
         """Say which rows of the coming batch are tokens: padding then counts for no activation threshold, and for no
@@ -225,7 +227,8 @@ class Sparsifier:
                 got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
                 raise TypeError(f"set_row_mask: expected bool tensors, got {got}; pass attention_mask.bool()")
         for layer in self.layers.values():
-            layer.row_masks = [mask.to(layer.weight.device) for mask in masks]
+            if layer.sparse_input is not None:
+                layer.sparse_input.row_masks = [mask.to(layer.weight.device) for mask in masks]
 
     def sparsity(self) -> float:
         """Zeros among the effective weights of the sparsified layers, as a fraction of them."""
@@ -258,7 +261,10 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """All that training needs beside the model's and the optimizer's state: plain tensors and numbers."""
         self._require_live("state_dict")
-        return state.pack(self)
+        return state.pack(self._state())
+
+    def _state(self) -> state.State:
+        return state.State(self.method, self.pattern, self.seed, self.layers, self.clock, self._losses, self.embeddings)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore `state_dict`.
@@ -267,7 +273,8 @@ class Sparsifier:
             ValueError: it is of another method or another model; nothing has been changed then.
         """
         self._require_live("load_state_dict")
-        state.unpack(self, saved)
+        self._compaction.refuse_load()
+        state.unpack(self._state(), saved)
         self.refresh()
 
     def register(self, accelerator: Any) -> None:
@@ -277,7 +284,7 @@ class Sparsifier:
     def finalized_state_dict(self) -> dict[str, Tensor]:
         """The model's state dict with zeros baked in and thresholds left out; the model is not changed."""
         self._require_live("finalized_state_dict")
-        finalized = export.finalized_state_dict(self.model, self.layers)
+        finalized = files.finalized_state_dict(self.model, self.layers)
         return finalized if self.embeddings is None else self.embeddings.apply(finalized)
 
     def trained_state_dict(self) -> dict[str, Tensor]:
@@ -288,7 +295,7 @@ class Sparsifier:
         """
         self._require_live("trained_state_dict")
         if self.trained_kinds and set(self.trained_kinds.values()) == {"dense"}:
-            return export.finalized_state_dict(self.model, {})
+            return files.finalized_state_dict(self.model, {})
         return self.finalized_state_dict()
 
     def finalize(self, format: str = "dense", *, max_density: float = 0.5) -> nn.Module:
@@ -298,7 +305,7 @@ class Sparsifier:
 
         Args:
             format: "dense", or "bsr": layers whose pattern is of blocks become modules that hold the kept blocks only
-                (block_modules.py), which `save_bsr` and `load_bsr` write and read.
+                (layers/bsr.py), which `save_bsr` and `load_bsr` write and read.
             max_density: for "bsr": a layer that keeps more than this fraction of its blocks becomes a stock module.
 
         Raises:
@@ -308,7 +315,7 @@ class Sparsifier:
         if format not in ("dense", "bsr"):
             raise ValueError(f'finalize: expected format "dense" or "bsr", got {format!r}; choose one')
         self.expand()
-        packed = export_blocks.plan_blocks(self.layers, self.pattern, max_density) if format == "bsr" else {}
+        packed = bsr.plan_blocks(self.layers, self.pattern, max_density) if format == "bsr" else {}
         if self.method.name != "dense" and all(layer.kind == "dense" for layer in self.layers.values()):
             warnings.warn(
                 f"finalize: expected sparse views, got every layer dense under method {self.method.name!r}; the "
@@ -318,8 +325,8 @@ class Sparsifier:
         self.detach()
         if self.embeddings is not None:
             self.embeddings.bake()
-        export_blocks.finalize_blocks(self.model, self.layers, self.pattern, packed)
-        export.finalize({name: layer for name, layer in self.layers.items() if name not in packed})
+        bsr.finalize_blocks(self.model, self.layers, self.pattern, packed)
+        files.finalize({name: layer for name, layer in self.layers.items() if name not in packed})
         self._finalized = True
         return self.model
 
@@ -333,7 +340,7 @@ class Sparsifier:
             TypeError: the model has no `save_pretrained`.
         """
         self._require_live("save_pretrained")
-        export.save_pretrained(self, Path(directory))
+        files.save_pretrained(self.model, self.finalized_state_dict(), self.state_dict(), self.layers, Path(directory))
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_real_step(optimizer):
@@ -342,6 +349,8 @@ class Sparsifier:
             self._cache.backward()
         if self.embeddings is not None:
             self.embeddings.mask_gradients()
+        if self.method.idle:
+            return
         if self.method.before_step(self.layers, self.clock, optimizer, gradient_scale(optimizer)):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -354,13 +363,11 @@ class Sparsifier:
         self.clock.step += 1
         self.trained_kinds = {name: layer.kind for name, layer in self.layers.items()}
         if self.clock.at_epoch_start:
-            loss = self._epoch_loss()
-            if loss is not None:
-                self.epoch_losses.append(loss)
-            self.method.end_epoch(self.clock.epoch - 1, loss, self.clock)
-        self._compaction.before_hook()
-        self.method.after_step(self.layers, self.clock, optimizer)
-        self._compaction.after_hook()
+            self.method.end_epoch(self.clock.epoch - 1, self._losses.end_epoch(self._device), self.clock)
+        if not self.method.idle:
+            self._compaction.before_hook()
+            self.method.after_step(self.layers, self.clock, optimizer)
+            self._compaction.after_hook()
         if self.embeddings is not None:
             self.embeddings.hold(optimizer)
         self._mask_embeddings()
@@ -369,15 +376,6 @@ class Sparsifier:
     def _mask_embeddings(self) -> None:
         if self.embeddings is not None:
             self.embeddings.follow(any(layer.kind != "dense" for layer in self.layers.values()))
-
-    def _epoch_loss(self) -> float | None:
-        if self._loss_sum is None:
-            return None
-        sums = torch.stack([self._loss_sum, torch.full_like(self._loss_sum, self._loss_count)])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        self._loss_sum, self._loss_count = None, 0
-        return float(sums[0] / sums[1])
 
     def _require_live(self, function: str) -> None:
         if self._finalized:

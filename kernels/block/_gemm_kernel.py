@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from .._tiles import grouped_tile, split_columns
 from .._triton import tl, triton
-from ..fused.gemm import _activate
+
+# Elements of Y that a program of the second step of a split product sums.
+SUM_TILE = 1024
 
 
 @triton.jit
@@ -51,7 +53,6 @@ def _block_gemm_kernel(  # type: ignore[no-untyped-def]
     N_FIRST: tl.constexpr,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
-    ACTIVATION: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     SIDE_N: tl.constexpr,
@@ -65,7 +66,7 @@ def _block_gemm_kernel(  # type: ignore[no-untyped-def]
 ):
     TILES_N: tl.constexpr = SIDE_N // TILE_N
     TILES_K: tl.constexpr = SIDE_K // TILE_K
-    # Sections of the index, in the order of `block_topology.Sections`.
+    # Sections of the index, in the order of `_index.Sections`.
     entries = tl.cast(ROWS, tl.int64) * COLUMNS + 1
     p_start, p_order = index, index + (ROWS + 1) + entries + (COLUMNS + 1) + 2 * entries
     p_block, lines = p_start + ROWS + 1, ROWS
@@ -153,7 +154,7 @@ def _block_gemm_kernel(  # type: ignore[no-untyped-def]
             if bias is not None:
                 subtile += tl.load(bias + o_n, mask=in_n, other=0.0).to(tl.float32)[None, :]
             p_y = y + o_m[:, None] * N + o_n[None, :]
-            tl.store(p_y, _activate(subtile, ACTIVATION), mask=(o_m < rows)[:, None] & in_n[None, :])
+            tl.store(p_y, subtile, mask=(o_m < rows)[:, None] & in_n[None, :])
 
 
 @triton.jit
@@ -167,7 +168,6 @@ def _sum_line_parts_kernel(  # type: ignore[no-untyped-def]
     lines,
     tiles,
     programs,
-    ACTIVATION: tl.constexpr,
     SIDE_N: tl.constexpr,
     TILES_K: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -179,10 +179,11 @@ def _sum_line_parts_kernel(  # type: ignore[no-untyped-def]
     line = tl.minimum(o_n // SIDE_N, lines - 1).to(tl.int32)
     parts = _parts(p_start, line, lines, tiles, programs, TILES_K, SPLITS)
     inside = (o_y < total) & (parts > 1)
-    product = tl.load(y_parts + o_y, mask=inside, other=0.0)
+    p_part = y_parts + o_y
+    product = tl.load(p_part, mask=inside, other=0.0)
     for i_split in tl.static_range(1, SPLITS):
-        there = inside & (i_split < parts)
-        product += tl.load(y_parts + tl.cast(total, tl.int64) * i_split + o_y, mask=there, other=0.0)
+        p_part += total
+        product += tl.load(p_part, mask=inside & (i_split < parts), other=0.0)
     if bias is not None:
         product += tl.load(bias + o_n, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + o_y, _activate(product, ACTIVATION), mask=inside)
+    tl.store(y + o_y, product, mask=inside)

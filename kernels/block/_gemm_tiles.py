@@ -52,9 +52,7 @@ def tile_side(side: int, most: int) -> int:
 
 
 def block_tiles(
-    m: int,
-    n: int,
-    k: int,
+    shape: tuple[int, int, int],
     *,
     block: tuple[int, int],
     weight_bytes: int,
@@ -63,16 +61,17 @@ def block_tiles(
     aligned: bool,
     limits: Limits,
 ) -> BlockTiles:
-    """The configuration of `gemm.py` for a product of m x k by n x k in blocks.
+    """The configuration of `gemm.py` for a product of x [M, K] by a weight [N, K] in blocks.
 
     Args:
-        m, n, k: sizes in the forward's letters.
+        shape: (M, N, K).
         block: sides of a block along n and k.
         weight_bytes, x_bytes: of an element of the weight and of x.
         precision: from `input_precision`.
         aligned: whether `is_aligned` says so of x and the weight; else each thread holds an address for each element.
         limits: of the device.
     """
+    m, n, k = shape
     fp32 = x_bytes == 4
     ieee = fp32 and precision == "ieee"
     hopper = limits.shared_bytes >= HOPPER_SHARED
@@ -91,8 +90,9 @@ def block_tiles(
     num_warps = 8 if tile_m * tile_n >= (64 * 64 if ieee else 128 * 128) else 4
     descriptors = hopper and aligned and weight_bytes == x_bytes == 2
     stage = tile_m * tile_k * x_bytes + tile_n * tile_k * weight_bytes
+    # The converted tile of the weight.
     reserved = 0 if weight_bytes == x_bytes else tile_n * tile_k * x_bytes
-    stages = stages_that_fit(stage, reserved, limits)
+    stages = stages_that_fit(stage, Limits(limits.shared_bytes - reserved, limits.multiprocessors))
     splits, items = 1, -(-m // tile_m) * columns
     # The number of blocks that a row keeps is not known here: as if one in four, with four steps for each part. Were
     # there an item for every multiprocessor and more, the longest would not last long beyond the others.
@@ -105,7 +105,7 @@ def block_tiles(
         tile_n,
         tile_k,
         splits,
-        # Thirty-two columns at a time: all of 256 x 128 results in an activation at once would spill.
+        # Thirty-two columns at a time: the addresses of 256 x 128 results at once would take 80 registers more.
         max(1, tile_n // 32),
         group=1 << (group.bit_length() - 1),
         # Registers allow two programs of 128 threads, and one of 256.

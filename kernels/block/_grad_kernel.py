@@ -17,10 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._tile_view import masked_gradient
 from .._tiles import input_precision, is_aligned, limits_of, split_columns
 from .._triton import INTERPRETED, tl, triton
 from ._grad_tiles import BlockGradTiles, block_grad_tiles, takes_rows
-from .topology import grid_of, sections
+from ._index import sections
+from ._layout import BlockLayout
 
 __all__ = ["launch_block_grad"]
 
@@ -82,7 +84,6 @@ def _store_zeros(  # type: ignore[no-untyped-def]
 def _block_grad_kernel(  # type: ignore[no-untyped-def]
     grad_weight,
     parts,
-    inner,
     left,
     right,
     start,
@@ -90,7 +91,6 @@ def _block_grad_kernel(  # type: ignore[no-untyped-def]
     positions,
     kept,
     alpha,
-    weight,
     M,
     N,
     K,
@@ -104,8 +104,6 @@ def _block_grad_kernel(  # type: ignore[no-untyped-def]
     stride_gk,
     stride_fn,
     stride_fk,
-    stride_wn,
-    stride_wk,
     PACKED: tl.constexpr,
     ALIGNED: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -114,7 +112,6 @@ def _block_grad_kernel(  # type: ignore[no-untyped-def]
     SUBTILES: tl.constexpr,
     SIDE_N: tl.constexpr,
     SIDE_K: tl.constexpr,
-    UNIT: tl.constexpr,
     LIST_TILE: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
@@ -174,34 +171,15 @@ def _block_grad_kernel(  # type: ignore[no-untyped-def]
     first_n = i_block * SIDE_N if PACKED else 0
     WIDTH: tl.constexpr = TILE_N // SUBTILES
     columns = split_columns(g, SUBTILES)
-    sums = tl.zeros((TILE_K,), dtype=tl.float32)
     for i_sub in tl.static_range(SUBTILES):
         o_row = i_n + i_sub * WIDTH + tl.arange(0, WIDTH)
         inside = in_k[:, None] & ((o_row < N) & (o_row < (i_block + 1) * SIDE_N))[None, :]
         places = place_k[:, None] + ((o_row - first_n) * stride_gn)[None, :]
-        product = columns[i_sub]
-        if weight is not None:
-            # A packed weight lies as dW does.
-            at = places if PACKED else o_k[:, None] * stride_wk + o_row[None, :] * stride_wn
-            w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-            # Rows and columns that only fill the tile hold products of zeros.
-            sums += tl.sum(product * w, axis=1)
-        # A choice, not a product: where no gradient is due, a NaN in g must not leave one behind.
-        result = tl.where(multiplier[:, None] == 0, 0.0, multiplier[:, None] * product)
+        result = masked_gradient(multiplier[:, None], columns[i_sub])
         if SPLITS == 1:
             tl.store(grad_weight + places, result, mask=inside)
         else:
             tl.store(parts + i_split * total + places, result, mask=inside)
-
-    if weight is not None:
-        # [SPLITS, ROW_TILES, blocks of the own axis, blocks of the other, SIDE_K / UNIT]: each has one writer.
-        sums = tl.sum(tl.reshape(sums, (TILE_K // UNIT, UNIT)), axis=1)
-        o_unit = i_part * (TILE_K // UNIT) + tl.arange(0, TILE_K // UNIT)
-        entry = begin + o_unit // (SIDE_K // UNIT)
-        block = tl.load(blocks + entry, mask=entry < end, other=0)
-        own = (i_split * ROW_TILES + i_row % ROW_TILES) * tl.cdiv(N, SIDE_N) + i_block
-        p_inner = inner + (own * BLOCKS + block) * (SIDE_K // UNIT) + o_unit % (SIDE_K // UNIT)
-        tl.store(p_inner, sums, mask=entry < end)
 
 
 @triton.jit
@@ -247,78 +225,51 @@ def _sum_parts_kernel(  # type: ignore[no-untyped-def]
 def launch_block_grad(
     grad_y: Tensor,
     x: Tensor,
-    index: Tensor,
-    block: tuple[int, int],
+    layout: BlockLayout,
     kept: Tensor | None,
     alpha: Tensor | None,
-    transposed: bool,
-    capacity: int | None,
     out_dtype: torch.dtype,
-    weight: Tensor | None,
     tiles: BlockGradTiles | None,
-) -> tuple[Tensor, Tensor | None]:
-    """`block_grad_weight` of checked operands; `capacity` None means that dW is not packed."""
-    (m, n), k, packed = grad_y.shape, x.shape[1], capacity is not None
-    grid = grid_of("block_grad_weight", (n, k), block)
+) -> Tensor:
+    """`block_grad_weight` of checked operands."""
+    index, block, (n, k), transposed, count = layout
+    m, grid, packed = x.shape[0], layout.grid, count is not None
     lists = sections(index, *grid)
     by_rows = takes_rows((n, k), block, transposed)
     left, right = (grad_y, x) if by_rows else (x, grad_y)
     start, blocks = (lists.row_start, lists.row_block) if by_rows else (lists.column_start, lists.column_block)
     positions = None if by_rows or not packed else lists.column_position
-    (blocks_n, blocks_k), (side_n, side_k), (size_n, size_k) = (
-        (pair if by_rows else pair[::-1]) for pair in (grid, block, (n, k))
+    # Places beyond the number kept, and those beyond the edges in blocks that stand out over them, stay 0.
+    allocate = x.new_zeros if packed else x.new_empty
+    grad = allocate(layout.stored_shape, dtype=out_dtype)
+    strides = (block[1], 1) if packed else (1, n) if transposed else (k, 1)
+    stride_f = (0, 0) if kept is None else (kept.stride(0), kept.stride(1))
+    (blocks_n, blocks_k), (side_n, side_k), (size_n, size_k), strides, stride_f = (
+        (pair if by_rows else pair[::-1]) for pair in (grid, block, (n, k), strides, stride_f)
     )
     precision = input_precision(x.dtype)
     if tiles is None:
         tiles = block_grad_tiles(
-            m, blocks_n, side_n, blocks_k * side_k, operand_bytes=x.element_size(), summed=weight is not None,
-            precision=precision, aligned=n % 16 == k % 16 == 0 and is_aligned(grad_y, x),
-            limits=limits_of(x.device),
+            m, (blocks_n, side_n), blocks_k * side_k, operand_bytes=x.element_size(), precision=precision,
+            aligned=n % 16 == k % 16 == 0 and is_aligned(grad_y, x), limits=limits_of(x.device),
         )  # fmt: skip
-    if capacity is None:
-        grad = x.new_empty((k, n) if transposed else (n, k), dtype=out_dtype)
-        strides = (1, n) if transposed else (k, 1)
-    else:
-        # Places beyond the number kept, and those beyond the edges in blocks that stand out over them.
-        grad = x.new_zeros((capacity, *block), dtype=out_dtype)
-        strides = (block[1], 1)
-    stride_g, stride_f, stride_w = (
-        (pair if by_rows else pair[::-1])
-        for pair in (
-            strides,
-            (0, 0) if kept is None else (kept.stride(0), kept.stride(1)),
-            (0, 0) if weight is None or packed else (weight.stride(0), weight.stride(1))[:: -1 if transposed else 1],
-        )
-    )
-    row_tiles = blocks_n * triton.cdiv(side_n, tiles.n)
-    unit = min(side_k & -side_k, tiles.k)
-    # Blocks outside the index are written by nobody.
-    sums = None
-    if weight is not None:
-        sums = x.new_zeros(
-            (tiles.splits, row_tiles // max(blocks_n, 1), blocks_n, blocks_k, side_k // unit), dtype=torch.float32
-        )
-    if grad.numel():
-        split = tiles.splits > 1
-        parts = x.new_empty((tiles.splits, *grad.shape), dtype=torch.float32) if split else None
-        lists_k = triton.cdiv(blocks_k * side_k, tiles.k)
-        shared = {"PACKED": packed, "ALIGNED": size_k % 16 == 0, "SPLITS": tiles.splits}
-        shared |= {"SIDE_N": side_n, "SIDE_K": side_k}
-        with torch.cuda.device_of(x):
-            _block_grad_kernel[(row_tiles * lists_k * tiles.splits,)](
-                grad, parts, sums, left, right, start, blocks, positions, kept, alpha, weight,
-                m, size_n, size_k, blocks_k, grad.numel(), *left.stride(), *right.stride(),
-                *stride_g, *stride_f, *stride_w,
-                INPUT_PRECISION=precision, UPCAST=INTERPRETED, SUBTILES=tiles.subtiles, UNIT=unit,
-                LIST_TILE=LIST_TILE, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k,
-                num_warps=tiles.num_warps, num_stages=tiles.num_stages, **shared,
+    if not grad.numel():
+        return grad
+    row_tiles, lists_k = blocks_n * triton.cdiv(side_n, tiles.n), triton.cdiv(blocks_k * side_k, tiles.k)
+    split = tiles.splits > 1
+    parts = x.new_empty((tiles.splits, *grad.shape), dtype=torch.float32) if split else None
+    shared = {"PACKED": packed, "ALIGNED": size_k % 16 == 0, "SPLITS": tiles.splits, "SIDE_N": side_n, "SIDE_K": side_k}
+    with torch.cuda.device_of(x):
+        _block_grad_kernel[(row_tiles * lists_k * tiles.splits,)](
+            grad, parts, left, right, start, blocks, positions, kept, alpha,
+            m, size_n, size_k, blocks_k, grad.numel(), *left.stride(), *right.stride(), *strides, *stride_f,
+            INPUT_PRECISION=precision, UPCAST=INTERPRETED, SUBTILES=tiles.subtiles, LIST_TILE=LIST_TILE,
+            TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages, **shared,
+        )  # fmt: skip
+        if split:
+            _sum_parts_kernel[(blocks_n * triton.cdiv(side_n, SUM_ROWS) * lists_k,)](
+                grad, parts, start, blocks, positions, size_n, size_k, blocks_k, grad.numel(), *strides,
+                TILE_N=SUM_ROWS, TILE_K=tiles.k, num_warps=4, **shared,
             )  # fmt: skip
-            if split:
-                _sum_parts_kernel[(blocks_n * triton.cdiv(side_n, SUM_ROWS) * lists_k,)](
-                    grad, parts, start, blocks, positions, size_n, size_k, blocks_k, grad.numel(), *stride_g,
-                    TILE_N=SUM_ROWS, TILE_K=tiles.k, num_warps=4, **shared,
-                )  # fmt: skip
-    if sums is None:
-        return grad, None
-    inner = sums.sum(dim=(0, 1, 4))
-    return grad, inner if by_rows else inner.t().contiguous()
+    return grad

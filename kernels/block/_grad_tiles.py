@@ -59,43 +59,39 @@ def takes_rows(shape: tuple[int, int], block: tuple[int, int], transposed: bool)
 
 def block_grad_tiles(
     m: int,
-    blocks: int,
-    side: int,
+    own: tuple[int, int],
     gathered: int,
     *,
     operand_bytes: int,
-    summed: bool,
     precision: str,
     aligned: bool,
     limits: Limits,
     resident: int = RESIDENT,
 ) -> BlockGradTiles:
-    """The configuration for `blocks` of `side` along a tile's own axis and `gathered` elements along the other.
+    """The configuration for blocks along a tile's own axis and `gathered` elements along the other.
 
     Args:
         m: rows of dY and X.
-        blocks, side: block rows and their height, where rows are the own axis.
+        own: (R, r), block rows and their height, where rows are the own axis.
         gathered: elements along the other axis, all blocks of it counted.
         operand_bytes: of an element of dY and X.
-        summed: whether W is read for sums of G * W.
         precision: from `input_precision`.
         aligned: whether `is_aligned` says so of dY and X; else each thread holds an address for each element.
         limits: of the device.
-        resident: programs that a multiprocessor of Hopper and later is to hold at once, 1 or 2. Where W is read for
-            sums, its registers leave room for one.
+        resident: programs that a multiprocessor of Hopper and later is to hold at once, 1 or 2.
     """
-    fp32 = operand_bytes == 4
+    (blocks, side), fp32 = own, operand_bytes == 4
     exact = fp32 and precision == "ieee"
     # No matrix instruction multiplies in full float32 on NVIDIA; larger tiles only spill.
     tile_n = power_of_two(side, 16, 64 if exact else OWN_LIMIT)
     tile_k = 64 if exact else 128
     rows = blocks * -(-side // tile_n)
     hopper = limits.shared_bytes >= HOPPER_SHARED and aligned and not fp32
-    if not hopper or summed:
+    if not hopper:
         resident = 1
     places = resident * limits.multiprocessors
-    # Two programs have no registers for 128 x 256 sums each, nor has one for these and W.
-    if hopper and not (tile_n == 128 and (summed or resident > 1)):
+    # Two programs have no registers for 128 x 256 sums each.
+    if hopper and not (tile_n == 128 and resident > 1):
         # Fewer bytes a product into each multiprocessor, where there is a tile for every place.
         tile_k = 256 if rows * -(-gathered // 256) * DENSITY >= places else 128
     room = Limits((limits.shared_bytes + PROGRAM_RESERVE) // resident - PROGRAM_RESERVE, limits.multiprocessors)
@@ -108,10 +104,10 @@ def block_grad_tiles(
     while splits < MAX_SPLITS and 2 * splits * programs <= places and m >= 8 * splits * tile_m:
         splits *= 2
     area = tile_n * tile_k
-    # W and dW beside the whole of G would not fit into registers.
+    # dW beside the whole of G would not fit into registers.
     subtiles = min(max(area // 4096, 1), tile_n // 16)
     # Addresses and places of 256 gathered columns, or of single elements, are too many for four warps.
     num_warps = 8 if area >= 16_384 or tile_k == 256 or exact or not aligned else 4
     return BlockGradTiles(
-        tile_m, tile_n, tile_k, splits, subtiles, num_warps, stages_that_fit(tile_m * row_bytes, 0, room)
+        tile_m, tile_n, tile_k, splits, subtiles, num_warps, stages_that_fit(tile_m * row_bytes, room)
     )

@@ -27,9 +27,11 @@ from .._operands import FLOATS, check_triton_dtype, expect
 from .._tiles import MAX_SPLITS, MAX_STAGES, Limits, limits_of
 from .._triton import require
 from ._gemm_tiles import BlockTiles, tile_side
-from .gemm import block_grad_input, block_linear
+from ._index import sections
+from ._layout import BlockLayout, check_weight
+from .gemm import block_forward, block_grad_input
 from .grad import block_grad_weight
-from .topology import check_index, grid_of, sections
+from .topology import grid_of
 
 __all__ = ["few_rows_tiles", "pack_blocks", "packed_block_linear", "unpack_blocks"]
 
@@ -56,7 +58,9 @@ def _places(index: Tensor, rows: int, columns: int, count: int) -> Tensor:
     parts = sections(index, rows, columns)
     position = torch.arange(count, dtype=torch.int32, device=index.device)
     row = torch.searchsorted(parts.row_start, position, right=True) - 1
-    return torch.where(row < rows, row * columns + parts.row_block[:count], rows * columns)
+    # Behind the kept blocks there may be more room than entries of the list.
+    column = parts.row_block[position.clamp(max=rows * columns)]
+    return torch.where(row < rows, row * columns + column, rows * columns)
 
 
 def pack_blocks(matrix: Tensor, index: Tensor, block: tuple[int, int], count: int) -> Tensor:
@@ -127,16 +131,18 @@ def unpack_blocks(values: Tensor, index: Tensor, shape: tuple[int, int]) -> Tens
     return matrix[: shape[0], : shape[1]].contiguous()
 
 
+def _layout(values: Tensor, index: Tensor, n: int, k: int) -> BlockLayout:
+    count, r, c = values.shape
+    return BlockLayout(index, (r, c), (n, k), count=count)
+
+
 @torch.library.custom_op("tritonsparse::packed_block_linear", mutates_args=())
 def _forward_op(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, n: int, k: int, backend: str) -> Tensor:
-    rows = x.reshape(math.prod(x.shape[:-1]), k)
-    block = (values.shape[1], values.shape[2])
+    rows, layout = x.reshape(math.prod(x.shape[:-1]), k), _layout(values, index, n, k)
     few = backend == "triton" and rows.shape[0] <= FEW
-    tiles = few_rows_tiles((n, k), block, limits_of(x.device)) if few else None
+    tiles = few_rows_tiles((n, k), layout.block, limits_of(x.device)) if few else None
     with torch.autocast(x.device.type, enabled=False):
-        y = block_linear(
-            rows, values, bias, index, block=block, shape=(n, k), packed=True, backend=backend, tiles=tiles
-        )
+        y = block_forward(rows, values, layout, bias, backend=backend, tiles=tiles)
     return y.reshape(*x.shape[:-1], n)
 
 
@@ -150,16 +156,13 @@ def _backward_op(
     grad_y: Tensor, x: Tensor, values: Tensor, index: Tensor, n: int, k: int, backend: str, need_x: bool, need_v: bool
 ) -> tuple[Tensor, Tensor]:
     of_y, of_x = grad_y.reshape(math.prod(grad_y.shape[:-1]), n), x.reshape(math.prod(x.shape[:-1]), k)
-    block = (values.shape[1], values.shape[2])
-    common: dict[str, Any] = {"block": block, "shape": (n, k), "packed": True, "backend": backend}
+    layout = _layout(values, index, n, k)
     grad_x, grad_values = x.new_empty(0), values.new_empty(0)
     with torch.autocast(x.device.type, enabled=False):
         if need_x:
-            grad_x = block_grad_input(of_y, values, index, **common).reshape(x.shape)
+            grad_x = block_grad_input(of_y, values, layout, backend=backend).reshape(x.shape)
         if need_v:
-            grad_values, _ = block_grad_weight(
-                of_y, of_x, index, out_dtype=values.dtype, capacity=values.shape[0], **common
-            )
+            grad_values = block_grad_weight(of_y, of_x, layout, out_dtype=values.dtype, backend=backend)
     return grad_x, grad_values
 
 
@@ -239,19 +242,15 @@ def packed_block_linear(
 
 
 def _check(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, shape: tuple[int, int], backend: str) -> None:
-    function = "packed_block_linear"
-    n, k = shape
-    if backend not in ("torch", "triton"):
-        raise ValueError(f'{function}: expected backend "torch" or "triton", got {backend!r}; pass either')
+    function, (n, k) = "packed_block_linear", shape
     expect(
-        values.dim() == 3 and len(values) > 0 and values.dtype in FLOATS and values.is_contiguous(),
+        values.dim() == 3 and len(values) > 0,
         function,
-        "values to be contiguous floating-point blocks [nnz, r, c], one at least",
+        "values to be blocks [nnz, r, c], one at least",
         values,
         "pack_blocks makes them",
     )
-    block = (values.shape[1], values.shape[2])
-    check_index(function, index, *grid_of(function, shape, block))
+    check_weight(function, values, _layout(values, index, n, k), backend)
     expect(
         x.dim() > 0 and x.shape[-1] == k and x.dtype in FLOATS and x.device == values.device,
         function,
@@ -269,10 +268,4 @@ def _check(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, shape:
         )
     if backend == "triton":
         check_triton_dtype(function, "x", x.dtype, backend)
-        check_triton_dtype(function, "values", values.dtype, backend)
-        if block[0] % 16 or block[1] % 16:
-            raise ValueError(
-                f'{function}: expected blocks with sides that are multiples of 16 for backend="triton", got '
-                f'{block[0]}x{block[1]}; pass backend="torch", or train with such blocks'
-            )
         require(function, x)

@@ -1,117 +1,197 @@
-"""Which blocks of a weight are kept, as the index that the block-sparse products walk.
+"""Where the kept blocks of a weight lie: flags of its masks, and the indices that products walk.
 
-    flags[R, C]  ->  index = row_start[R+1] | row_block[RC+1] | column_start[C+1] | column_block[RC+1]
-                             | column_position[RC+1] | row_order[R] | column_order[C]          int32
-
-A weight [N, K] is cut into blocks of r x c, R = ceil(N/r) rows of them and C = ceil(K/c) columns; flags say which are
-kept. The kept blocks of row i are row_block[row_start[i] : row_start[i+1]], ascending, and those of column j lie in
-column_block in the same way; column_position says where each of these stands in row_block, which is where packed
-values lie. The orders are rows and columns by falling number of kept blocks, ties to the lowest: longest first, work
-items that are taken in turn end together. Entries beyond the number kept are 0, and there is always one: products read
-an entry ahead.
-
-The size is that of the full matrix, so a topology that moves changes no shape, no launch and no captured graph. All
-layers are rewritten by the three launches of `_index_kernels.py`; nothing waits for the host.
+A method writes masks of elements that are constant on blocks of r x c. Products of blocks read a `Topology` of them:
+flags [R, C] of kept blocks, R = ceil(N/r) and C = ceil(K/c), and an int32 index of fixed size (`_index.py`), so that
+blocks that move change no shape, no launch and no captured graph.
 """
-# R, C: rows and columns of blocks of one layer
+# N, K: rows and columns of the weight as a matrix, outputs by inputs. R, C: rows and columns of its blocks
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._operands import expect
-from .._triton import require
-from ._index_kernels import NUM_WARPS, SCAN_TILE, TILE, WIDTH, count_kernel, scan_kernel, write_kernel
+from .._triton import INTERPRETED
+from ._index import (
+    IndexTable,
+    Sections,
+    build_index_reference,
+    build_indices,
+    check_index,
+    empty_index,
+    index_size,
+    sections,
+)
 
-__all__ = ["IndexTable", "Sections", "block_flags", "build_index_reference", "build_indices", "index_size", "sections"]
+__all__ = [
+    "IndexTable",
+    "Sections",
+    "Topology",
+    "block_flags",
+    "build_index_reference",
+    "build_indices",
+    "check_index",
+    "grid_of",
+    "index_size",
+    "mask_versions",
+    "sections",
+]
 
-# Sets of layers whose tables `build_indices` keeps.
-TABLES = 32
-
-
-class Sections(NamedTuple):
-    """Views of one index, in the order in which they lie; int32."""
-
-    row_start: Tensor
-    row_block: Tensor
-    column_start: Tensor
-    column_block: Tensor
-    column_position: Tensor
-    row_order: Tensor
-    column_order: Tensor
-
-
-def _section_sizes(rows: int, columns: int) -> tuple[int, ...]:
-    blocks = rows * columns + 1
-    return rows + 1, blocks, columns + 1, blocks, blocks, rows, columns
-
-
-def index_size(rows: int, columns: int) -> int:
-    """Elements of the index of `rows` x `columns` blocks, whatever is kept.
-
-    Example:
-        >>> from tritonsparse.kernels.block.topology import index_size
-        >>> index_size(1, 2)
-        17
-    """
-    return sum(_section_sizes(rows, columns))
+MaskVersions = tuple[tuple[Tensor | None, int], ...]
+Turn = Callable[[Tensor], Tensor | None]
 
 
-def sections(index: Tensor, rows: int, columns: int) -> Sections:
-    """The parts of an index, as views.
+@dataclass(eq=False)
+class Topology:
+    """The kept blocks of one weight.
 
-    Args:
-        index: `[index_size(rows, columns)]`, int32.
-        rows, columns: of blocks, R and C.
-
-    Raises:
-        ValueError: the index has another shape or dtype.
+    Attributes:
+        block: rows and columns of a block, r and c.
+        flags: `[R, C]`, bool, which blocks are kept.
+        index: int32, of `flags`.
+        grad_index: int32, of the blocks that get a gradient: the kept ones and those of the set B. None without a B.
+        input_index: int32, of `flags` in the order in which the gradient of a convolution's input walks them. None of a
+            linear layer, which walks the columns of `index`.
+        versions: the masks that all of these were made of, as `mask_versions` gives them; may be rewritten.
+        grad_flags, input_flags: bool, what `grad_index` and `input_index` are built of.
 
     Example:
         >>> import torch
-        >>> from tritonsparse.kernels.block.topology import build_index_reference, sections
-        >>> index = build_index_reference(torch.tensor([[False, True], [True, True]]))
-        >>> parts = sections(index, 2, 2)
-        >>> parts.row_start.tolist(), parts.row_block.tolist(), parts.row_order.tolist()
-        ([0, 1, 3], [1, 0, 1, 0, 0], [1, 0])
-        >>> parts.column_start.tolist(), parts.column_block.tolist(), parts.column_position.tolist()
-        ([0, 1, 3], [1, 0, 1, 0, 0], [1, 0, 2, 0, 0])
+        >>> from tritonsparse.kernels.block.topology import Topology
+        >>> mask = torch.tensor([[0, 0, 1, 1]]).bool()
+        >>> topology = Topology.of(mask, None, (1, 2))
+        >>> topology.flags, topology.is_current(mask, None)
+        (tensor([[False,  True]]), True)
+        >>> mask[:, :2] = True
+        >>> topology.is_current(mask, None)
+        False
     """
-    check_index("sections", index, rows, columns)
-    return Sections(*index.split(_section_sizes(rows, columns)))
+
+    block: tuple[int, int]
+    flags: Tensor
+    index: Tensor
+    grad_index: Tensor | None = None
+    input_index: Tensor | None = None
+    versions: MaskVersions = field(default=(), repr=False)
+    grad_flags: Tensor | None = field(default=None, repr=False)
+    input_flags: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def allocate(
+        cls, mask: Tensor, grad_mask: Tensor | None, block: tuple[int, int], *, turn: Turn | None = None
+    ) -> Topology:
+        """The flags of these masks, and memory for their indices, which is not written; arguments as in `of`."""
+        kept, wanted, turned = _flags(mask, grad_mask, block, turn)
+        return cls(
+            block,
+            kept,
+            empty_index(kept),
+            None if wanted is None else empty_index(wanted),
+            None if turned is None else empty_index(turned),
+            mask_versions(mask, grad_mask),
+            wanted,
+            turned,
+        )
+
+    @classmethod
+    def of(
+        cls, mask: Tensor, grad_mask: Tensor | None, block: tuple[int, int], *, turn: Turn | None = None
+    ) -> Topology:
+        """The topology of masks, in new tensors: flags by PyTorch, indices by Triton on a GPU or in the interpreter.
+
+        Args:
+            mask: `[N, K]`, bool, any strides, True = kept; for a weight stored `[K, N]` its transpose.
+            grad_mask: the set B, as `mask`; blocks of it get a gradient beside the kept ones. None = no set.
+            block: rows and columns of a block.
+            turn: from flags to those of `input_index`, for a convolution; None for a linear layer.
+
+        Raises:
+            ValueError: a mask is no bool matrix, masks differ in shape or device, or the block has an empty side.
+            RuntimeError: masks on a GPU where Triton is not installed.
+        """
+        topology = cls.allocate(mask, grad_mask, block, turn=turn)
+        backend = "triton" if INTERPRETED or mask.is_cuda else "torch"
+        pairs = topology.pairs()
+        build_indices([flags for flags, _ in pairs], [index for _, index in pairs], backend=backend)
+        return topology
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """(flags, index) of each index, for an `IndexTable` over many layers."""
+        both = ((self.flags, self.index), (self.grad_flags, self.grad_index), (self.input_flags, self.input_index))
+        return [(flags, index) for flags, index in both if flags is not None and index is not None]
+
+    def rewrite(self, mask: Tensor, grad_mask: Tensor | None, *, turn: Turn | None = None) -> bool:
+        """Write the flags of other masks over the old ones; indices are the caller's to build (`pairs`).
+
+        Returns:
+            Whether they fit: False, and nothing is written, where shapes, device or the number of indices differ.
+        """
+        new = [flags for flags in _flags(mask, grad_mask, self.block, turn) if flags is not None]
+        old = [flags for flags, _ in self.pairs()]
+        if [(flags.shape, flags.device) for flags in old] != [(flags.shape, flags.device) for flags in new]:
+            return False
+        for flags, written in zip(old, new, strict=True):
+            flags.copy_(written)
+        self.versions = mask_versions(mask, grad_mask)
+        return True
+
+    def is_current(self, mask: Tensor | None, grad_mask: Tensor | None) -> bool:
+        """Whether these are the masks it was made of, unwritten since: told on the host, by identity and version."""
+        now = mask_versions(mask, grad_mask)
+        return len(self.versions) == len(now) and all(
+            old is new and before == after for (old, before), (new, after) in zip(self.versions, now, strict=True)
+        )
 
 
-def check_index(function: str, index: Tensor, rows: int, columns: int) -> None:
-    """Refuse what is no index of `rows` x `columns` blocks."""
-    size = index_size(rows, columns)
-    expect(
-        index.shape == (size,) and index.dtype == torch.int32 and index.is_contiguous(),
-        function,
-        f"index to be contiguous int32 [{size}], that of {rows} x {columns} blocks",
-        index,
-        "allocate index_size(R, C) elements, R = ceil(N/r) and C = ceil(K/c)",
-    )
+def mask_versions(mask: Tensor | None, grad_mask: Tensor | None) -> MaskVersions:
+    """The masks themselves and how often each was written.
+
+    A view of all of a mask, such as its transpose, counts as the mask: it is written where the mask is. The tensors are
+    held on to, since another mask may get the id of a freed one.
+    """
+    return tuple((None, -1) if each is None else (_whole(each), each._version) for each in (mask, grad_mask))
 
 
-def block_flags(mask: Tensor, block: tuple[int, int], out: Tensor | None = None) -> Tensor:
+def _whole(mask: Tensor) -> Tensor:
+    base = mask._base
+    return mask if base is None or base.numel() != mask.numel() else base
+
+
+def _flags(
+    mask: Tensor, grad_mask: Tensor | None, block: tuple[int, int], turn: Turn | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Flags of kept blocks, of those that get a gradient, and of kept ones turned; None where not asked for."""
+    kept = block_flags(mask, block)
+    wanted = None
+    if grad_mask is not None:
+        expect(
+            grad_mask.shape == mask.shape and grad_mask.device == mask.device,
+            "Topology",
+            f"grad_mask of {list(mask.shape)} on {mask.device}, as the mask",
+            grad_mask,
+            "make both of the weight's shape",
+        )
+        wanted = kept | block_flags(grad_mask, block)
+    return kept, wanted, None if turn is None else turn(kept)
+
+
+def block_flags(mask: Tensor, block: tuple[int, int]) -> Tensor:
     """Which blocks hold an element that is kept.
 
     Args:
         mask: `[N, K]`, bool, any strides, True = kept; for a weight stored `[K, N]` its transpose.
         block: rows and columns of a block, r and c; blocks at the far edges may be smaller.
-        out: `[ceil(N/r), ceil(K/c)]`, bool, where to write; newly allocated if None.
 
     Returns:
-        `out`.
+        `[ceil(N/r), ceil(K/c)]`, bool, contiguous, newly allocated.
 
     Raises:
-        ValueError: the mask is no bool matrix, the block has an empty side, or `out` does not fit.
+        ValueError: the mask is no bool matrix, or the block has an empty side.
 
     Example:
         >>> import torch
@@ -130,17 +210,7 @@ def block_flags(mask: Tensor, block: tuple[int, int], out: Tensor | None = None)
     r, c = block
     ragged = (0, columns * c - mask.shape[1], 0, rows * r - mask.shape[0])
     padded = F.pad(mask, ragged) if any(ragged) else mask
-    flags = padded.reshape(rows, r, columns, c).any(dim=3).any(dim=1)
-    if out is None:
-        return flags
-    expect(
-        out.shape == flags.shape and out.dtype == torch.bool and out.device == mask.device,
-        "block_flags",
-        f"out to be bool {list(flags.shape)} on {mask.device}",
-        out,
-        "allocate it so, or pass None",
-    )
-    return out.copy_(flags)
+    return padded.reshape(rows, r, columns, c).any(dim=3).any(dim=1)
 
 
 def grid_of(function: str, shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
@@ -150,163 +220,3 @@ def grid_of(function: str, shape: tuple[int, ...], block: tuple[int, int]) -> tu
             f"{function}: expected block to be (rows, columns) of at least 1, got {block}; pass for example (64, 64)"
         )
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
-
-
-def build_index_reference(flags: Tensor) -> Tensor:
-    """The definition of an index, of flags `[R, C]`, bool, on any device. Waits for the host."""
-    blocks = flags.numel() + 1
-    row_block, column_block = flags.nonzero()[:, 1], flags.t().nonzero()[:, 1]
-    position = flags.flatten().cumsum(0).view_as(flags) - 1
-    per_row, per_column = flags.sum(1), flags.sum(0)
-    parts = Sections(
-        F.pad(per_row.cumsum(0), (1, 0)),
-        F.pad(row_block, (0, blocks - row_block.numel())),
-        F.pad(per_column.cumsum(0), (1, 0)),
-        F.pad(column_block, (0, blocks - column_block.numel())),
-        F.pad(position.t()[flags.t()], (0, blocks - column_block.numel())),
-        per_row.argsort(descending=True, stable=True),
-        per_column.argsort(descending=True, stable=True),
-    )
-    return torch.cat(parts).to(torch.int32)
-
-
-def build_indices_reference(flags: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
-    """The definition of `build_indices`: `build_index_reference`, layer by layer."""
-    for one, index in zip(flags, indices, strict=True):
-        index.copy_(build_index_reference(one))
-
-
-class Addresses(NamedTuple):
-    """What the launches read of the layers, on the device.
-
-    Attributes:
-        table: `[layers, WIDTH]`, int64.
-        layer_of: `[tiles]`, int32, the layer of each tile of flags.
-        first: `[layers + 1]`, int64, the first tile of each layer.
-        sums: elements of scratch memory that hold the tiles' sums.
-    """
-
-    table: Tensor
-    layer_of: Tensor
-    first: Tensor
-    sums: int
-
-
-def _addresses(device: torch.device, layers: tuple[tuple[int, int, int, int], ...]) -> Addresses:
-    """The table of layers given by the addresses of their flags and index, R and C."""
-    rows, layer_of, first, sums = [], [], [0], 0
-    for position, (flags, index, r, c) in enumerate(layers):
-        tiles_r, tiles_c = -(-r // TILE), -(-c // TILE)
-        rows.append([flags, index, r, c, sums, sums + r * tiles_c])
-        sums += r * tiles_c + c * tiles_r
-        layer_of += [position] * (tiles_r * tiles_c)
-        first.append(len(layer_of))
-    return Addresses(
-        torch.tensor(rows, dtype=torch.int64, device=device),
-        torch.tensor(layer_of, dtype=torch.int32, device=device),
-        torch.tensor(first, dtype=torch.int64, device=device),
-        sums,
-    )
-
-
-_remembered_addresses = functools.lru_cache(TABLES)(_addresses)
-
-
-def _layers(flags: Sequence[Tensor], indices: Sequence[Tensor]) -> tuple[tuple[int, int, int, int], ...]:
-    return tuple((f.data_ptr(), i.data_ptr(), *f.shape) for f, i in zip(flags, indices, strict=True))
-
-
-def _launch(addresses: Addresses) -> None:
-    table, layer_of, first, _ = addresses
-    sums, before = torch.empty(2, addresses.sums, dtype=torch.int32, device=table.device)
-    tiles = {"WIDTH": WIDTH, "TILE": TILE, "num_warps": NUM_WARPS}
-    with torch.cuda.device_of(table):
-        count_kernel[(layer_of.numel(),)](sums, table, layer_of, first, **tiles)
-        scan_kernel[(2 * table.shape[0],)](before, sums, table, SCAN_TILE=SCAN_TILE, **tiles)
-        write_kernel[(layer_of.numel(),)](before, table, layer_of, first, **tiles)
-
-
-def _check_layers(function: str, flags: Sequence[Tensor], indices: Sequence[Tensor], backend: str) -> None:
-    if backend not in ("torch", "triton"):
-        raise ValueError(f'{function}: expected backend "torch" or "triton", got {backend!r}; pass either')
-    if len(flags) != len(indices):
-        raise ValueError(
-            f"{function}: expected one index for each layer's flags, got {len(flags)} flags and {len(indices)} "
-            f"indices; pass them layer by layer"
-        )
-    for one, index in zip(flags, indices, strict=True):
-        expect(
-            one.dim() == 2 and one.dtype == torch.bool and one.is_contiguous() and one.numel() > 0,
-            function,
-            "flags to be contiguous bool [R, C] with at least one block",
-            one,
-            "pass what block_flags returns, and leave out weights without elements",
-        )
-        check_index(function, index, *one.shape)
-        expect(
-            one.device == index.device == flags[0].device,
-            function,
-            f"all flags and indices on {flags[0].device}",
-            index,
-            "make one call for each device",
-        )
-    if backend == "triton" and flags:
-        require(function, flags[0])
-
-
-class IndexTable:
-    """The flags and indices of a model's layers, checked, with their addresses in device memory.
-
-    For a CUDA graph: it reads the table whenever it is replayed, so the table must live as long as the graph.
-
-    Args:
-        flags, indices, backend: as `build_indices` takes them; the tensors are held.
-
-    Raises:
-        ValueError, RuntimeError: as `build_indices`.
-    """
-
-    def __init__(self, flags: Sequence[Tensor], indices: Sequence[Tensor], backend: str = "torch") -> None:
-        _check_layers("IndexTable", flags, indices, backend)
-        self.flags, self.indices = list(flags), list(indices)
-        self._addresses: Addresses | None = None
-        if backend == "triton" and self.flags:
-            self._addresses = _addresses(self.flags[0].device, _layers(flags, indices))
-
-    def build(self) -> None:
-        """Rewrite every index from its flags, in place."""
-        if self._addresses is None:
-            build_indices_reference(self.flags, self.indices)
-        else:
-            _launch(self._addresses)
-
-
-def build_indices(flags: Sequence[Tensor], indices: Sequence[Tensor], backend: str = "torch") -> None:
-    """Rewrite the indices of all layers from their flags, in place.
-
-    With the Triton back end three launches for all layers, without a host synchronisation from the second call with
-    the same tensors on: the first writes their addresses to the device, where those of the last 32 sets of layers are
-    kept. In a CUDA graph capture an `IndexTable`, which keeps its own.
-
-    Args:
-        flags: `[R, C]`, bool, contiguous, for each layer, True = kept; on one device.
-        indices: `[index_size(R, C)]`, int32, contiguous, for each layer; overwritten whole.
-        backend: "torch" (the reference, layer by layer, any device) or "triton" (a GPU, or the interpreter).
-
-    Raises:
-        ValueError: lengths, shapes, dtypes or devices do not fit together, or a layer has no block.
-        RuntimeError: backend "triton" without triton, or off the GPU.
-
-    Example:
-        >>> import torch
-        >>> from tritonsparse.kernels.block.topology import build_indices, index_size, sections
-        >>> flags, index = torch.tensor([[True, False, True]]), torch.empty(index_size(1, 3), dtype=torch.int32)
-        >>> build_indices([flags], [index])
-        >>> sections(index, 1, 3).row_block.tolist()
-        [0, 2, 0, 0]
-    """
-    _check_layers("build_indices", flags, indices, backend)
-    if backend == "torch":
-        build_indices_reference(flags, indices)
-    elif flags:
-        _launch(_remembered_addresses(flags[0].device, _layers(flags, indices)))

@@ -1,1 +1,1 @@
-"""Convolutions with the effective weight inside, and over kept blocks of channels."""
+"""Fused convolutions: the effective weight is computed as the weight is loaded, and pruned blocks are skipped."""

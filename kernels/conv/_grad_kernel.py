@@ -1,29 +1,19 @@
-"""The kernels of `grad.py` and their launcher: the gathered product, its epilogue, and the sum of its parts.
+"""The kernels of `grad.py`: the gathered product with its epilogue, and the sum of its parts.
 
 A tile of G stays inside one kernel position, or runs on over several (`flat`). Its reduction is over positions of dY in
 the order (batch, row, column), cut into parts where the tiles alone leave multiprocessors idle; the parts are then
-summed in order by a second kernel, which has the epilogue. With an index a program is a slot of a row of blocks, and
-one whose row is shorter returns at once: the grid is that of the full matrix.
+summed in order by a second kernel, which has the epilogue. With blocks a program is a slot of a row of them, and one
+whose row is shorter returns at once: the grid is that of the full matrix.
 """
 
 # M positions of dY (batch, rows, columns)   N output, K input channels of a group   the matrix is [groups N, taps K]
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from .._tile_view import is_kept, masked_gradient, multiplier_tile, sigmoid, times_sign, times_slope
+from .._tiles import grouped_tile, split_columns
+from .._triton import tl, triton
 
-from .._tiles import GROUP, grouped_tile, input_precision, limits_of, split_columns
-from .._triton import INTERPRETED, tl, triton
-from ..block.topology import sections
-from ..weight.forward import sigmoid, strides
-from ._operands import Block, blocks_of, channels_last
-from ._tiles import ConvGradTiles, Geometry, conv_grad_tiles
-
-__all__ = ["launch_conv_grad"]
-
-# Sides of a tile of the second kernel, at most.
-SUM_ROWS, SUM_COLUMNS = 16, 64
 # Sizes of images and the walk: kernels made for their divisors would be many, and no faster.
 UNSPECIALIZED = (
     *("M", "y_height", "y_width", "x_height", "x_width", "offset_h", "step_h", "offset_w", "step_w"),
@@ -33,24 +23,13 @@ UNSPECIALIZED = (
 
 @triton.jit
 def _place(  # type: ignore[no-untyped-def]
-    tile,
-    row_start,
-    row_block,
-    row_order,
-    N,
-    K,
-    groups,
-    taps,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    FLAT: tl.constexpr,
-    TILE_N: tl.constexpr,
-    TILE_K: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    tile, row_start, row_block, row_order, N, K, groups, taps,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FLAT: tl.constexpr,
+    TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """A tile's rows and columns of the matrix, first and end; its kernel position; its number along the columns.
 
-    The end of the rows is 0 where an index lists no such block.
+    The end of the rows is 0 where the index lists no such block.
     """
     if row_start is not None:
         PER_N: tl.constexpr = BLOCK_N // TILE_N
@@ -85,33 +64,11 @@ def _place(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _finish(  # type: ignore[no-untyped-def]
-    grad_weight,
-    row_sums,
-    weight,
-    threshold,
-    mask,
-    grad_mask,
-    alpha,
-    g,
-    n_first,
-    n_end,
-    k_first,
-    k_end,
-    i_column,
-    rows,
-    columns,
-    stride_wn,
-    stride_wk,
-    stride_t,
-    stride_mn,
-    stride_mk,
-    stride_bn,
-    stride_bk,
-    SOFT: tl.constexpr,
-    SUBTILES: tl.constexpr,
-    TILE_N: tl.constexpr,
-    TILE_K: tl.constexpr,
-):
+    grad_weight, row_sums, weight, threshold, mask, grad_mask, alpha, g,
+    n_first, n_end, k_first, k_end, i_column, rows, columns,
+    stride_wn, stride_wk, stride_t, stride_mn, stride_mk, stride_bn, stride_bk,
+    SOFT: tl.constexpr, SUBTILES: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
     """Writes dW of a tile, [rows, columns] being the matrix, from its G; and its sums of the threshold's gradient."""
     o_n = n_first + tl.arange(0, TILE_N)
     in_n = o_n < n_end
@@ -122,37 +79,30 @@ def _finish(  # type: ignore[no-untyped-def]
         s = tl.load(threshold + o_n * stride_t, mask=in_n, other=0.0)
         t = (sigmoid(s) if SOFT else s)[:, None]
 
-    # In parts of TILE_K // SUBTILES columns: W, masks and dW beside the whole of G would not fit into registers.
+    # In parts of TILE_K // SUBTILES columns: with the whole of G, W, masks and dW would not fit into registers.
     WIDTH: tl.constexpr = TILE_K // SUBTILES
     parts = split_columns(g, SUBTILES)
     total = tl.zeros((TILE_N,), dtype=tl.float32)
     for i_part in tl.static_range(SUBTILES):
         o_k = k_first + i_part * WIDTH + tl.arange(0, WIDTH)
         inside = in_n[:, None] & (o_k < k_end)[None, :]
-        grad_w = parts[i_part]
-        kept = inside
-        multiplier = on_pruned
+        # Blocks that are kept whole have neither.
+        w, kept, in_b = None, inside, None
         if threshold is not None:
             w = tl.load(weight + o_n[:, None] * stride_wn + o_k[None, :] * stride_wk, mask=inside, other=0.0)
             w = w.to(tl.float32)
-            kept = ~(tl.abs(w) <= t)
-            if SOFT:
-                multiplier = tl.where(w != 0, multiplier, 0.0)
+            kept = is_kept(w, t)
         elif mask is not None:
             kept = tl.load(mask + o_n[:, None] * stride_mn + o_k[None, :] * stride_mk, mask=inside, other=0) != 0
         if grad_mask is not None:
-            b = tl.load(grad_mask + o_n[:, None] * stride_bn + o_k[None, :] * stride_bk, mask=inside, other=0)
-            multiplier = tl.where(b != 0, multiplier, 0.0)
-        multiplier = tl.where(kept, 1.0, multiplier)
-        # A choice, not a product: where no gradient is due, a NaN in g must not leave one behind.
-        grad_w = tl.where(multiplier == 0, 0.0, multiplier * grad_w)
+            in_b = tl.load(grad_mask + o_n[:, None] * stride_bn + o_k[None, :] * stride_bk, mask=inside, other=0) != 0
+        grad_w = masked_gradient(multiplier_tile(w, kept, in_b, on_pruned, SOFT), parts[i_part])
         tl.store(grad_weight + o_n[:, None] * columns + o_k[None, :], grad_w, mask=inside)
         if SOFT:
-            # Like torch's, the sign of NaN is 0. Summed part by part: terms kept for one sum at the end would spill.
-            total += tl.sum(tl.where(w > 0, grad_w, tl.where(w < 0, -grad_w, 0.0)), axis=1)
+            # Summed part by part: terms kept for one sum at the end would spill.
+            total += tl.sum(times_sign(w, grad_w), axis=1)
     if SOFT:
-        slope = sigmoid(s) * sigmoid(-s)
-        tl.store(row_sums + i_column * rows + o_n, tl.where(slope == 0, 0.0, -slope * total), mask=in_n)
+        tl.store(row_sums + i_column * rows + o_n, times_slope(s, total), mask=in_n)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -321,73 +271,3 @@ def _finish_splits_kernel(  # type: ignore[no-untyped-def]
         i_column, groups * N, columns, stride_wn, stride_wk, stride_t, stride_mn, stride_mk, stride_bn, stride_bk,
         SOFT, 1, TILE_N, TILE_K,
     )  # fmt: skip
-
-
-def launch_conv_grad(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    geometry: Geometry,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    grad_mask: Tensor | None,
-    alpha: Tensor | None,
-    index: Tensor | None,
-    block: Block | None,
-    kind: str,
-    tiles: ConvGradTiles | None,
-) -> tuple[Tensor, Tensor]:
-    """dW and the threshold's gradient, empty without a threshold."""
-    rows, columns = weight.shape
-    n, k, taps = rows // geometry.groups, columns // geometry.taps, geometry.taps
-    grad_y, x = channels_last(grad_y), channels_last(x)
-    m = grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3]
-    precision = input_precision(x.dtype)
-    if tiles is None:
-        tiles = conv_grad_tiles(
-            m, n, k, taps, groups=geometry.groups, operand_bytes=x.element_size(), precision=precision,
-            limits=limits_of(x.device), block=block,
-        )  # fmt: skip
-    soft = kind == "soft"
-    listed: tuple[Tensor | None, ...] = (None, None, None)
-    if index is not None and block is not None:
-        lists = sections(index, *blocks_of(weight, block))
-        listed = (lists.row_start, lists.row_block, lists.row_order)
-    # Of blocks that are not listed nobody writes anything.
-    allocate = weight.new_empty if index is None else weight.new_zeros
-    grad_weight = allocate((rows, columns))
-    split = tiles.splits > 1
-    tile_n, tile_k = (min(tiles.n, SUM_ROWS), min(tiles.k, SUM_COLUMNS)) if split else (tiles.n, tiles.k)
-    along_k = triton.cdiv(columns, tile_k) if tiles.flat else taps * triton.cdiv(k, tile_k)
-    row_sums = allocate((along_k, rows), dtype=torch.float32) if soft else None
-    parts = x.new_empty((tiles.splits, rows, columns), dtype=torch.float32) if split else None
-    operands = (weight, threshold, mask, grad_mask, alpha, *listed)
-    steps = (
-        *strides(weight), 0 if threshold is None else threshold.expand(rows).stride(0), *strides(mask),
-        *strides(grad_mask),
-    )  # fmt: skip
-    sides = (None, None) if block is None else block
-    constants = {"SOFT": soft, "BLOCK_N": sides[0], "BLOCK_K": sides[1], "FLAT": tiles.flat, "GROUP": GROUP}
-    if weight.numel():
-        tiles_n = geometry.groups * triton.cdiv(n, tiles.n)
-        tiles_k = triton.cdiv(columns, tiles.k) if tiles.flat else taps * triton.cdiv(k, tiles.k)
-        with torch.cuda.device_of(weight):
-            _conv_grad_kernel[(tiles_n * tiles_k * tiles.splits,)](
-                grad_weight, row_sums, parts, grad_y, x, *operands, m, n, k, geometry.groups, taps, geometry.kernel[1],
-                tiles.splits, grad_y.shape[2], grad_y.shape[3], x.shape[2], x.shape[3],
-                grad_y.stride(0), grad_y.stride(2), grad_y.stride(3), x.stride(0), x.stride(2), x.stride(3), *steps,
-                geometry.stride[0], -geometry.padding[0], geometry.dilation[0],
-                geometry.stride[1], -geometry.padding[1], geometry.dilation[1],
-                **constants, INPUT_PRECISION=precision, UPCAST=INTERPRETED, SUBTILES=tiles.subtiles,
-                TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-            )  # fmt: skip
-            if split:
-                _finish_splits_kernel[(geometry.groups * triton.cdiv(n, tile_n) * along_k,)](
-                    grad_weight, row_sums, parts, *operands, n, k, geometry.groups, taps, tiles.splits, *steps,
-                    **constants, TILE_N=tile_n, TILE_K=tile_k, num_warps=4,
-                )  # fmt: skip
-    if threshold is None:
-        return grad_weight, weight.new_zeros(0, dtype=torch.float32)
-    if row_sums is None:
-        return grad_weight, torch.zeros_like(threshold)
-    return grad_weight, row_sums.sum_to_size(1, threshold.numel()).flatten()

@@ -1,69 +1,49 @@
-"""What the convolutions demand of their operands, and their view with blocks left out, in PyTorch.
+"""What the convolutions demand of their operands, and images in the memory order that their kernels read.
 
-Shared by `gemm.py`, `grad.py` and `conv2d.py`; every check raises ValueError before anything is
-computed. The weight is a matrix [F, kh kw C/groups] with its columns in the order (kh, kw, in), so that a block
-[r, c] of an index (`block/topology.py`) lies inside one kernel position and one group.
+Every check raises ValueError before anything is computed. The weight is a matrix [F, kh kw C/groups] with its columns
+in the order (kh, kw, in), so that a block [r, c] of a topology (`block/topology.py`) lies inside one kernel position
+and one group.
 """
+
+# B images of C x H x W   F output channels
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .._operands import FLOATS, check_operands, check_triton_dtype, expect
-from ..weight.forward import view_reference
-from ._tiles import Geometry
+from .._operands import FLOATS, check_triton_dtype, expect
+from ..block.topology import check_index
+from ..fused._operands import check_fused
+from ..weight.view import View
+from .geometry import Geometry
 
-__all__ = [
-    "Block", "as_image", "blocks_of", "channels_last", "check_conv_view", "check_image", "conv_view", "image_like",
-    "input_blocks", "input_flags", "kept_blocks", "on_blocks",
-]  # fmt: skip
-
-Block = tuple[int, int]
+__all__ = ["Blocks", "as_image", "channels_last", "check_blocks", "check_conv", "check_image", "image_like", "padded"]
 
 
-def input_flags(flags: Tensor, geometry: Geometry) -> Tensor:
-    """The flags of a weight's blocks as the input gradient walks them.
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks that a product visits.
 
-    Args:
-        flags: `[R, T C]`, bool: blocks of output channels by (kernel position, block of input channels).
-        geometry: of the convolution, whose kernel has T positions and whose groups divide R.
-
-    Returns:
-        `[groups C, T R / groups]`: blocks of input channels by (kernel position, block of a group's outputs);
-        contiguous. `block_topology.build_indices` of it is the `index` that `conv_grad_input` takes. Its own inverse,
-        with the two kinds of channels exchanged.
+    Attributes:
+        index: of their flags (`block/topology.py`).
+        sides: (output, input) channels of a block.
     """
-    rows, columns = flags.shape
-    split = flags.reshape(geometry.groups, rows // geometry.groups, geometry.taps, columns // geometry.taps)
-    return split.permute(0, 3, 2, 1).reshape(geometry.groups * split.shape[3], -1)
 
+    index: Tensor
+    sides: tuple[int, int]
 
-def kept_blocks(index: Tensor, rows: int, columns: int) -> Tensor:
-    """The flags `[rows, columns]` that an index lists (`block/topology.py`), without asking the device."""
-    ends, listed = index[1 : rows + 1], index[rows + 1 : rows + 1 + rows * columns]
-    place = torch.arange(rows * columns, dtype=index.dtype, device=index.device)
-    # Beyond the last block: the entry after the flags, which is dropped.
-    row = torch.searchsorted(ends.contiguous(), place, right=True)
-    flat = torch.where(row < rows, row * columns + listed, rows * columns)
-    flags = torch.zeros(rows * columns + 1, dtype=torch.bool, device=index.device)
-    return flags.scatter_(0, flat, True)[:-1].reshape(rows, columns)
+    def grid(self, weight: Tensor) -> tuple[int, int]:
+        """Blocks along each axis of the matrix."""
+        return weight.shape[0] // self.sides[0], weight.shape[1] // self.sides[1]
 
-
-def blocks_of(weight: Tensor, block: Block) -> tuple[int, int]:
-    """Blocks along each axis of the matrix."""
-    return weight.shape[0] // block[0], weight.shape[1] // block[1]
-
-
-def input_blocks(weight: Tensor, block: Block, geometry: Geometry) -> tuple[int, int]:
-    """Blocks along each axis of `input_flags`."""
-    rows, columns = blocks_of(weight, block)
-    return geometry.groups * columns // geometry.taps, geometry.taps * rows // geometry.groups
-
-
-def on_blocks(flags: Tensor, block: Block) -> Tensor:
-    """Flags `[R, C]` of blocks as bools of their elements, `[R r, C c]`."""
-    return flags.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    def input_grid(self, weight: Tensor, geometry: Geometry) -> tuple[int, int]:
+        """Blocks along each axis of `Geometry.input_flags`."""
+        rows, columns = self.grid(weight)
+        return geometry.groups * columns // geometry.taps, geometry.taps * rows // geometry.groups
 
 
 def as_image(matrix: Tensor, geometry: Geometry) -> Tensor:
@@ -78,77 +58,54 @@ def channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def image_like(other: Tensor, batch: int, channels: int, image: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Memory for images `[batch, channels, *image]`, channels-last, on the device of another tensor."""
-    return other.new_empty((batch, *image, channels), dtype=dtype).permute(0, 3, 1, 2)
+def image_like(other: Tensor, channels: int, image: tuple[int, int]) -> Tensor:
+    """Memory for images `[B, channels, *image]`, channels-last, of another's batch, dtype and device."""
+    return other.new_empty((other.shape[0], *image, channels)).permute(0, 3, 1, 2)
 
 
-def conv_view(
-    weight: Tensor,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    flags: Tensor | None,
-    block: Block | None,
-    kind: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """The definition of the view: `view_reference`, and zero outside the blocks whose flags are True."""
-    if flags is not None and block is not None:
-        listed = on_blocks(flags, block)
-        if kind == "mask":
-            mask = listed if mask is None else mask & listed
-        else:
-            return torch.where(listed, view_reference(weight, threshold, None, kind, out_dtype), 0.0)
-    return view_reference(weight, threshold, mask, kind, out_dtype)
+def padded(x: Tensor, geometry: Geometry) -> Tensor:
+    """x with the convolution's zeros around it."""
+    top, left, bottom, right = geometry.padding
+    return F.pad(x, (left, right, top, bottom)) if any(geometry.padding) else x
 
 
-def check_conv_view(
-    function: str,
-    weight: Tensor,
-    threshold: Tensor | None,
-    masks: dict[str, Tensor | None],
-    index: Tensor | None,
-    block: Block | None,
-    geometry: Geometry,
-    kind: str,
-    backend: str,
+def check_conv(
+    function: str, weight: Tensor, view: View, geometry: Geometry, blocks: Blocks | None, backend: str
 ) -> None:
-    """Refuse a view that does not fit its weight, or an index whose blocks straddle kernel positions or groups."""
-    if kind == "step":
+    """Refuse a view that does not fit its weight, or blocks that straddle kernel positions or groups."""
+    check_fused(function, weight, view, backend)
+    if view.kind == "step":
         raise ValueError(
-            f'{function}: expected kind "soft", "hard" or "mask", got "step"; use backend="triton", which has the view '
-            f"beside the product"
-        )
-    if (index is None) != (block is None):
-        given = "an index" if block is None else "a block"
-        raise ValueError(f"{function}: expected index and block together, got only {given}; pass both or neither")
-    stand_in = dict(masks)
-    if kind == "mask" and index is not None and masks["mask"] is None and weight.dim() == 2:
-        # The index says which blocks are kept, and that may be all.
-        stand_in["mask"] = weight.new_empty((), dtype=torch.bool).expand(weight.shape)
-    check_operands(function, weight, threshold, stand_in, kind, backend)
-    if threshold is not None and threshold.dim() != 1:
-        raise ValueError(
-            f"{function}: expected threshold of shape [1] or [{weight.shape[0]}], got {list(threshold.shape)}; "
-            f'use backend="triton", which has the view beside the product'
+            f'{function}: expected kind "soft", "hard" or "mask", got "step"; pass effective_weight to conv2d'
         )
     if weight.shape[0] % geometry.groups or weight.shape[1] % geometry.taps:
         raise ValueError(
             f"{function}: expected weight [F, {geometry.taps} C] with F a multiple of {geometry.groups} groups, got "
             f"{list(weight.shape)}; pass the matrix of this convolution"
         )
-    if index is None or block is None:
+    if blocks is None:
         return
+    if view.kind != "mask":
+        raise ValueError(f'{function}: expected kind "mask" with a topology, got {view.kind!r}; leave the topology out')
     n, k = weight.shape[0] // geometry.groups, weight.shape[1] // geometry.taps
-    if any(side < 16 or side % 16 for side in block) or n % block[0] or k % block[1]:
+    if any(side < 16 or side % 16 for side in blocks.sides) or n % blocks.sides[0] or k % blocks.sides[1]:
         raise ValueError(
             f"{function}: expected blocks whose sides are multiples of 16 and divide the {n} output and {k} input "
-            f"channels of a group, got {list(block)}; leave the index out, or use other blocks"
+            f"channels of a group, got {list(blocks.sides)}; leave the topology out, or use other blocks"
         )
 
 
+def check_blocks(function: str, weight: Tensor, blocks: Blocks, grid: tuple[int, int]) -> None:
+    """Refuse an index that is not of a grid of blocks, or not on the weight's device."""
+    check_index(function, blocks.index, *grid)
+    expect(
+        blocks.index.device == weight.device, function, f"index on {weight.device}", blocks.index,
+        "build the topology on the weight's device",
+    )  # fmt: skip
+
+
 def check_image(function: str, name: str, image: Tensor, channels: int, weight: Tensor, backend: str) -> None:
-    """Refuse what is no batch of images `[B, channels, H, W]` beside the weight."""
+    """Refuse what is no batch of images `[B, channels, H, W]` on the weight's device."""
     expect(
         image.dim() == 4 and image.shape[1] == channels and image.dtype in FLOATS and image.device == weight.device,
         function,

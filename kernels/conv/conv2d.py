@@ -1,41 +1,41 @@
-"""The op of a sparse convolution with its view inside: Y = conv(X, S(W)) + b, with the multiplier on dW.
+"""A fused sparse convolution: Y = conv(X, S(W)) + b, S(W) computed as W is loaded, and dW multiplied as it is written.
 
     forward    Y  = conv(X, S(W)) + b                [B, F, OH, OW]    gemm.py
     backward   dX = conv_transposed(dY, S(W))        [B, C, H, W]      gemm.py
                dW = m * G, and the threshold's gradient     G = conv_weight(dY, X), grad.py
                db = sum over b, o of dY              [F]
 
-Called by `tritonsparse.conv`. W is the dense master as a matrix [F, kh kw C/groups] and is only read; S(W) is never
-built, so that the op saves X and nothing of its own. By `backend`:
+W is the dense master as a matrix [F, kh kw C/groups] and is only read; S(W) is never stored, so the op saves X and W
+alone. By `backend`:
 
-    "torch"    the references, on the vendor's convolution
-    "fused"    the kernels; a 1 x 1 convolution at every pixel is the matrix product of fused/gemm.py, and its dW
+    "torch"    the references, on the dense library's convolution
+    "triton"   the kernels; a 1 x 1 convolution at every pixel is the matrix product of fused/gemm.py, and its dW
                fused/grad.py's where that has a tile for every multiprocessor
 
-The view beside the product is weight/op.py's. Images are channels-last; others are copied.
+With a topology the products visit its blocks alone. Unfused, a convolution multiplies by `weight/op.py`'s effective
+weight. Images are channels-last; others are copied.
 """
 
 # B images of C x H x W   F output channels   OH x OW pixels of the result
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._operands import check_estimator
 from .._tiles import limits_of
-from ..fused.gemm import fused_grad_input, fused_linear
+from ..block.topology import Topology
+from ..fused.gemm import fused_forward, fused_grad_input
 from ..fused.grad import fused_grad_weight
-from ..plan import CONV_OPS, choose
-from ._operands import Block, check_conv_view, image_like
-from ._tiles import Geometry
+from ..weight.view import View
+from ._operands import Blocks, check_blocks, check_conv, image_like
 from .gemm import conv_forward, conv_grad_input
+from .geometry import Geometry
 from .grad import conv_grad_weight
 
-__all__ = ["conv_op_name", "masked_conv2d", "prefers_fused"]
+__all__ = ["conv_op_name", "fused_conv2d"]
 
 
 def _rows(image: Tensor) -> Tensor:
@@ -43,12 +43,16 @@ def _rows(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
 
 
-def _block(sides: list[int]) -> Block | None:
-    return (sides[0], sides[1]) if sides else None
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    """`_rows` undone, for as many pixels as another image has."""
+    return rows.view(like.shape[0], *like.shape[2:], rows.shape[1]).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("tritonsparse::masked_conv2d", mutates_args=())
-def _forward_op(
+def _blocks(index: Tensor | None, block: list[int]) -> Blocks | None:
+    return None if index is None else Blocks(index, (block[0], block[1]))
+
+
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -59,27 +63,19 @@ def _forward_op(
     index: Tensor | None,
     input_index: Tensor | None,
     grad_index: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: list[int],
     block: list[int],
     kind: str,
     backend: str,
-    out_dtype: torch.dtype,
 ) -> Tensor:
     # grad_mask, alpha and two of the indices are the backward's; they pass here because autograd saves op inputs only.
-    geometry = Geometry.of(kernel, stride, padding, dilation, groups)
-    view: dict[str, Any] = {"kind": kind, "threshold": threshold, "out_dtype": out_dtype}
-    # Listed blocks are kept whole: the index says all that the mask does.
-    view["mask"] = mask if index is None else None
-    if backend == "fused" and geometry.is_product and index is None:
-        y = fused_linear(_rows(x), weight, bias, **view, backend="triton")
-        return y.view(x.shape[0], x.shape[2], x.shape[3], weight.shape[0]).permute(0, 3, 1, 2)
-    return conv_forward(
-        x, weight, bias, geometry=geometry, **view, index=index, block=_block(block), backend=_engine(backend)
-    )
+    view, shape = View(kind, threshold, mask), Geometry.of_numbers(geometry)
+    if backend == "triton" and shape.is_product and index is None:
+        return _image(fused_forward(_rows(x), weight, view, bias, backend=backend), x)
+    return conv_forward(x, weight, view, bias, shape, _blocks(index, block), backend=backend)
+
+
+_forward_op = torch.library.custom_op("tritonsparse::fused_conv2d", _forward, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -94,25 +90,15 @@ def _(
     index: Tensor | None,
     input_index: Tensor | None,
     grad_index: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: list[int],
     block: list[int],
     kind: str,
     backend: str,
-    out_dtype: torch.dtype,
 ) -> Tensor:
-    geometry = Geometry.of(kernel, stride, padding, dilation, groups)
-    return image_like(x, x.shape[0], weight.shape[0], geometry.output(x.shape[2:]), out_dtype)
+    return image_like(x, weight.shape[0], Geometry.of_numbers(geometry).output(x.shape[2:]))
 
 
-def _engine(backend: str) -> str:
-    return "triton" if backend == "fused" else "torch"
-
-
-@torch.library.custom_op("tritonsparse::masked_conv2d_backward", mutates_args=())
+@torch.library.custom_op("tritonsparse::fused_conv2d_backward", mutates_args=())
 def _backward_op(
     grad_y: Tensor,
     x: Tensor,
@@ -124,45 +110,31 @@ def _backward_op(
     index: Tensor | None,
     input_index: Tensor | None,
     grad_index: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: list[int],
     block: list[int],
     kind: str,
     backend: str,
     need_x: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    geometry = Geometry.of(kernel, stride, padding, dilation, groups)
-    product = backend == "fused" and geometry.is_product and index is None
-    view: dict[str, Any] = {"kind": kind, "threshold": threshold, "backend": _engine(backend)}
-    image, block_ = (x.shape[2], x.shape[3]), _block(block)
-    if not need_x:
-        grad_x = x.new_empty(0)
-    elif product:
-        rows = fused_grad_input(_rows(grad_y), weight, **view, mask=mask, out_dtype=x.dtype)
-        grad_x = rows.view(x.shape[0], *image, x.shape[1]).permute(0, 3, 1, 2)
-    else:
-        grad_x = conv_grad_input(
-            grad_y, weight, image, geometry=geometry, **view, mask=mask if index is None else None, index=input_index,
-            block=block_, out_dtype=x.dtype,
-        )  # fmt: skip
-    if not need_weight:
-        return grad_x, weight.new_empty(0), weight.new_empty(0)
-    view |= {"grad_mask": grad_mask, "alpha": alpha}
-    if product and -(-weight.shape[0] // 128) * -(-weight.shape[1] // 128) >= limits_of(x.device).multiprocessors:
-        return grad_x, *fused_grad_weight(_rows(grad_y), _rows(x), weight, **view, mask=mask)
-    listed = grad_index
-    if listed is None and (kind != "mask" or mask is None or alpha is None):
-        # Nothing is due outside the forward's blocks; where it is, the mask tells them apart.
-        listed, mask = index, mask if index is None else None
-    # Of a 1 x 1 convolution too: that kernel alone cuts the pixels into parts.
-    grads = conv_grad_weight(
-        grad_y, x, weight, geometry=geometry, **view, mask=mask, index=listed, block=None if listed is None else block_
-    )
-    return grad_x, *grads
+    shape, view = Geometry.of_numbers(geometry), View(kind, threshold, mask, grad_mask, alpha)
+    is_product = backend == "triton" and shape.is_product and index is None
+    grad_x, grad_weight, of_threshold = x.new_empty(0), weight.new_empty(0), None
+    if need_x and is_product:
+        grad_x = _image(fused_grad_input(_rows(grad_y), weight, view, backend=backend), x)
+    elif need_x:
+        image, visited = (x.shape[2], x.shape[3]), _blocks(input_index, block)
+        grad_x = conv_grad_input(grad_y, weight, view, image, shape, visited, backend=backend)
+    tiles = -(-weight.shape[0] // 128) * -(-weight.shape[1] // 128)
+    if need_weight and is_product and tiles >= limits_of(x.device).multiprocessors:
+        grad_weight, of_threshold = fused_grad_weight(_rows(grad_y), _rows(x), weight, view, backend=backend)
+    elif need_weight:
+        # With alpha pruned blocks get a gradient: those of the set B, or all. Of a 1 x 1 convolution without a tile for
+        # every multiprocessor too: that kernel alone cuts the pixels into parts.
+        due = _blocks(index if alpha is None else grad_index, block)
+        grad_weight, of_threshold = conv_grad_weight(grad_y, x, weight, view, shape, due, backend=backend)
+    # A schema has no optional results.
+    return grad_x, grad_weight, weight.new_empty(0) if of_threshold is None else of_threshold
 
 
 @_backward_op.register_fake
@@ -177,35 +149,28 @@ def _(
     index: Tensor | None,
     input_index: Tensor | None,
     grad_index: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: list[int],
     block: list[int],
     kind: str,
     backend: str,
     need_x: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = image_like(x, x.shape[0], x.shape[1], (x.shape[2], x.shape[3]), x.dtype) if need_x else x.new_empty(0)
-    if not need_weight:
-        return grad_x, weight.new_empty(0), weight.new_empty(0)
-    if threshold is None:
-        return grad_x, weight.new_empty(weight.shape), weight.new_empty(0, dtype=torch.float32)
-    return grad_x, weight.new_empty(weight.shape), threshold.new_empty(threshold.shape)
+    grad_x = image_like(x, x.shape[1], (x.shape[2], x.shape[3])) if need_x else x.new_empty(0)
+    if need_weight and threshold is not None:
+        return grad_x, weight.new_empty(weight.shape), threshold.new_empty(threshold.shape)
+    return grad_x, weight.new_empty(weight.shape if need_weight else 0), weight.new_empty(0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, threshold, mask, grad_mask, alpha, index, input_index, grad_index, *how, _ = inputs
+    x, weight, bias, threshold, mask, grad_mask, alpha, index, input_index, grad_index, *ctx.how = inputs
     ctx.save_for_backward(x, weight, threshold, mask, grad_mask, alpha, index, input_index, grad_index)
-    ctx.how = how
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias, need_threshold = ctx.needs_input_grad[:4]
-    grad_x, grad_weight, grad_threshold = torch.ops.tritonsparse.masked_conv2d_backward(
+    grad_x, grad_weight, of_threshold = _backward_op(
         grad_y, *ctx.saved_tensors, *ctx.how, need_x, need_weight or need_threshold
     )
     return (
@@ -213,104 +178,90 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         grad_weight if need_weight else None,
         grad_y.sum((0, 2, 3)).to(ctx.bias_dtype) if need_bias else None,
         # DDP waits for every parameter: a threshold gets a gradient, zeros included, never None.
-        grad_threshold if need_threshold else None,
-        *[None] * 15,
+        of_threshold if need_threshold else None,
+        *[None] * 10,
     )
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def masked_conv2d(
+def fused_conv2d(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
+    view: View,
+    bias: Tensor | None,
+    geometry: Geometry,
+    topology: Topology | None = None,
     *,
-    kernel: tuple[int, int],
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
-    dilation: tuple[int, int] = (1, 1),
-    groups: int = 1,
-    kind: str,
-    threshold: Tensor | None = None,
-    mask: Tensor | None = None,
-    grad_mask: Tensor | None = None,
-    alpha: Tensor | None = None,
-    index: Tensor | None = None,
-    input_index: Tensor | None = None,
-    grad_index: Tensor | None = None,
-    block: Block | None = None,
+    dtype: torch.dtype | None = None,
     backend: str = "torch",
-    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Y = conv2d(x, S(W)) + bias through the view (kind, threshold, mask, grad_mask, alpha), on listed blocks.
+    """Y = conv2d(x, S(W)) + bias, differentiable in x, the weight, the bias and the view's threshold.
 
     Args:
-        x: `[B, C, H, W]`, `out_dtype`; channels-last, or it is copied.
+        x: `[B, C, H, W]`, `dtype`; channels-last, or it is copied.
         weight: `[F, kh kw C/groups]`, float16/bfloat16/float32/float64, columns in the order (kh, kw, in): the master.
-        bias: `[F]`, `out_dtype`, or None.
-        kernel, stride, dilation, groups: as `torch.nn.functional.conv2d`.
-        padding: zeros (top, left, bottom, right).
-        kind: "soft" (sign(W) relu(|W| - sigma(s))), "hard" (W above the cut-off t), or "mask".
-        threshold: "soft": the logits s; "hard": the cut-offs t; `[1]` or `[F]`, float32 (float64 beside a float64
-            weight).
-        mask: "mask": bool, shape of `weight`, True = kept. With an index it is True on the listed blocks and False
-            elsewhere, which is trusted; dW alone reads it, and only where pruned weights get gradients.
-        grad_mask: bool, shape of `weight`, or None = everywhere: the set B outside which pruned weights get no
-            gradient. Kept weights always get theirs.
-        alpha: float32 scalar tensor, or None = 0: the gradient's multiplier on pruned weights.
-        index: `block/topology.py`'s of the blocks that are kept; S(W) is zero elsewhere. None = all.
-        input_index: that of `_conv_operands.input_flags` of the same flags; needed where x has a gradient.
-        grad_index: that of the blocks whose weights get a gradient, at least the kept ones. None = the kept ones; all
-            where there are `mask` and `alpha`.
-        block: (r, c) of all three: output by input channels, multiples of 16 that divide those of a group.
-        backend: "torch" (any device) or "fused" (a GPU, or Triton's interpreter; head of this file).
-        out_dtype: dtype of the products and of Y; the weight's by default.
+        view: of this matrix, kind "soft", "hard" or "mask", with a threshold for the matrix or a row.
+        bias: `[F]`, `dtype`, or None.
+        geometry: kernel, stride, padding, dilation and groups.
+        topology: of the view's masks, made with `turn=geometry.input_flags`: the products skip pruned blocks. Kind
+            "mask"; blocks are output by input channels, multiples of 16 that divide those of a group. The masks are
+            trusted to be whole blocks. dW is on the kept blocks, with alpha and a grad_mask on those of both masks,
+            with alpha alone dense. None = no block is skipped.
+        dtype: of the products and of Y; the weight's by default.
+        backend: "torch" (the references, any device) or "triton" (a GPU, or Triton's interpreter).
 
     Returns:
-        `[B, F, OH, OW]`, `out_dtype`, channels-last; aliases nothing.
+        `[B, F, OH, OW]`, `dtype`, channels-last; aliases nothing.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or `kind`/`backend` is unknown.
-        RuntimeError: `backend="fused"` where Triton cannot run.
+        ValueError: shapes, dtypes or devices do not fit together, or the products do not take this view or topology.
+        RuntimeError: `backend="triton"` where Triton cannot run.
     """
-    function = "masked_conv2d"
-    out_dtype = out_dtype or weight.dtype
-    if backend not in ("torch", "fused"):
+    function, dtype = "fused_conv2d", dtype or weight.dtype
+    blocks = None if topology is None else Blocks(topology.index, topology.block)
+    check_conv(function, weight, view, geometry, blocks, backend)
+    if x.dtype != dtype:
         raise ValueError(
-            f'{function}: expected backend "torch" or "fused", got {backend!r}; for the view beside the product use '
-            f"masked_weight"
-        )
-    geometry = Geometry(kernel, stride, padding, dilation, groups)
-    masks = {"mask": mask, "grad_mask": grad_mask}
-    check_conv_view(function, weight, threshold, masks, index, block, geometry, kind, _engine(backend))
-    check_estimator(function, kind, grad_mask, alpha)
-    if (index is None and (input_index, grad_index) != (None, None)) or (
-        index is not None and input_index is None and x.requires_grad and torch.is_grad_enabled()
-    ):
-        raise ValueError(
-            f"{function}: expected index and input_index together, got only one; build both of the same flags"
-        )
-    if grad_index is not None and kind == "mask" and mask is None:
-        raise ValueError(f"{function}: expected a mask beside grad_index, got None; pass the mask of the index")
-    if x.dtype != out_dtype:
-        raise ValueError(
-            f"{function}: expected x in {out_dtype} (the weight's dtype outside autocast), got {x.dtype}; "
+            f"{function}: expected x in {dtype} (the weight's dtype outside autocast), got {x.dtype}; "
             f"cast x or run under torch.autocast"
         )
+    indices: tuple[Tensor | None, ...] = (None, None, None)
+    sides: list[int] = []
+    if topology is not None:
+        _check_topology(function, weight, view, geometry, topology)
+        grad_index = None if view.grad_mask is None else topology.grad_index
+        indices, sides = (topology.index, topology.input_index, grad_index), list(topology.block)
+    kind, threshold, mask, grad_mask, alpha = view
     y: Tensor = _forward_op(
-        x, weight, bias, threshold, mask, grad_mask, alpha, index, input_index, grad_index,
-        list(kernel), list(stride), list(padding), list(dilation), groups, list(block or ()), kind, backend, out_dtype,
-    )  # fmt: skip
+        x, weight, bias, threshold, mask, grad_mask, alpha, *indices, geometry.numbers, sides, kind, backend
+    )
     return y
+
+
+def _check_topology(function: str, weight: Tensor, view: View, geometry: Geometry, topology: Topology) -> None:
+    """Refuse a topology without an index that a gradient walks, or of another weight."""
+    if topology.input_index is None or (view.grad_mask is not None and topology.grad_index is None):
+        missing = "an input_index" if topology.input_index is None else "a grad_index"
+        raise ValueError(
+            f"{function}: expected a topology with {missing}, got one without; make it by Topology.of with the "
+            f"view's masks and turn=geometry.input_flags"
+        )
+    of_inputs = Blocks(topology.input_index, topology.block)
+    check_blocks(function, weight, of_inputs, of_inputs.input_grid(weight, geometry))
+    for index in (topology.index, topology.grad_index):
+        if index is not None:
+            visited = Blocks(index, topology.block)
+            check_blocks(function, weight, visited, visited.grid(weight))
 
 
 def conv_op_name(op: str, geometry: Geometry) -> str:
     """What `plan.py` calls a convolution's product: "conv_forward 3x3/2x1", dilation and groups where they are not 1.
 
     Example:
-        >>> from tritonsparse.kernels.conv._tiles import Geometry
         >>> from tritonsparse.kernels.conv.conv2d import conv_op_name
+        >>> from tritonsparse.kernels.conv.geometry import Geometry
         >>> conv_op_name("conv_forward", Geometry((3, 3), stride=(2, 2), groups=4))
         'conv_forward 3x3/2x2 groups 4'
     """
@@ -318,31 +269,3 @@ def conv_op_name(op: str, geometry: Geometry) -> str:
     dilated = f" dilation {dh}x{dw}" if (dh, dw) != (1, 1) else ""
     grouped = f" groups {geometry.groups}" if geometry.groups > 1 else ""
     return f"{op} {kh}x{kw}/{sh}x{sw}{dilated}{grouped}"
-
-
-@functools.cache
-def prefers_fused(
-    geometry: Geometry,
-    batch: int,
-    image: tuple[int, int],
-    n: int,
-    k: int,
-    dtype: torch.dtype,
-    kind: str,
-    device_name: str,
-    backward: bool,
-) -> bool:
-    """Whether every product of this convolution was measured to be faster with its view inside (`plan.py`).
-
-    Args:
-        geometry, batch, image: of the convolution, and of the images it is given.
-        n, k: rows and columns of the weight's matrix.
-        dtype: of the products.
-        kind: of the view.
-        device_name: as `torch.cuda.get_device_name()` gives it.
-        backward: the gradients' products count too.
-    """
-    height, width = geometry.output(image)
-    m = batch * height * width
-    ops = CONV_OPS if backward else CONV_OPS[:1]
-    return all(choose(conv_op_name(op, geometry), m, n, k, dtype, kind, device_name).fused for op in ops)

@@ -1,15 +1,15 @@
 """Y = conv(X, S(W)) and dX = conv_transposed(dY, S(W)) as matrix products whose rows are gathered, channels-last.
 
     forward     Y[b, o, f]  = b[f] + sum over t, c of X[b, o s - p + t d, c] S(W)[f, (t, c)]
-    grad input  dX[b, h, c] =        sum over t, f of dY[b, o, f] S(W)[f, (t, c)]       where o s = h + p - t d
+    grad input  dX[b, h, c] =        sum over t, f of dY[b, o, f] S(W)[f, (t, c)]       where  o s = h + p - t d
 
 with o, s, p, t, d and h pairs along the two axes of the image, t a kernel position. Both are the product of
 `fused/gemm.py`, S(W) computed as W is loaded and taken from registers, over a reduction in which every tile stays
 inside one kernel position: the tile of X is then a row of addresses, moved by one number a position. A strided dX is
-computed a phase at a time (`_tiles.py`), so that no position is multiplied that contributes nothing.
+computed a phase at a time (`geometry.py`), so that no position is multiplied that contributes nothing.
 
-With an index (`block/topology.py`) the reduction visits the listed blocks alone: a block column is a kernel position
-and a block of channels, and dX walks the index of the flags turned over (`_conv_operands.input_flags`).
+With blocks the reduction visits those that their index lists: a block column is a kernel position and a block of
+channels, and dX walks the index of the flags turned over (`Geometry.input_flags`).
 """
 
 # F output channels   C input channels   T kernel positions
@@ -21,123 +21,161 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from .._operands import FLOATS, check_triton_dtype, expect
-from .._triton import require
-from ..block.topology import check_index
+from .._operands import expect
+from .._tiles import GROUP, input_precision, limits_of
+from .._triton import INTERPRETED, require, tl, triton
+from ..block.topology import sections
+from ..fused.gemm import SUM_TILE, _sum_splits_kernel
+from ..weight.forward import strides
+from ..weight.reference import effective_weight_reference
+from ..weight.view import View
+from ._gemm_kernel import _conv_gemm_kernel
 from ._operands import (
-    Block,
+    Blocks,
     as_image,
-    blocks_of,
-    check_conv_view,
+    channels_last,
+    check_blocks,
+    check_conv,
     check_image,
-    conv_view,
     image_like,
-    input_blocks,
-    input_flags,
-    kept_blocks,
+    padded,
 )
-from ._product import launch_conv
-from ._tiles import ConvTiles, Geometry, forward_walk, phases
+from ._tiles import ConvShape, conv_tiles
+from .geometry import Geometry, Walks
 
-__all__ = ["conv_forward", "conv_grad_input", "padded"]
-
-
-def padded(x: Tensor, geometry: Geometry) -> Tensor:
-    """x with the convolution's zeros around it."""
-    top, left, bottom, right = geometry.padding
-    return F.pad(x, (left, right, top, bottom)) if any(geometry.padding) else x
+__all__ = ["conv_forward", "conv_grad_input"]
 
 
-def conv_forward_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    flags: Tensor | None,
-    block: Block | None,
-    kind: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """The definition of `conv_forward`: `conv_view`, then the vendor's convolution."""
-    w_hat = as_image(conv_view(weight, threshold, mask, flags, block, kind, x.dtype), geometry)
+def conv_forward_reference(x: Tensor, weight: Tensor, view: View, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The definition of `conv_forward`: `effective_weight_reference`, then the dense library convolution."""
+    w_hat = as_image(effective_weight_reference(weight, view, x.dtype), geometry)
     with torch.autocast(x.device.type, enabled=False):
-        y = F.conv2d(
-            padded(x, geometry), w_hat, bias,
-            stride=geometry.stride, dilation=geometry.dilation, groups=geometry.groups,
-        )  # fmt: skip
-    return image_like(x, y.shape[0], y.shape[1], (y.shape[2], y.shape[3]), out_dtype).copy_(y)
+        y = F.conv2d(padded(x, geometry), w_hat, bias, geometry.stride, 0, geometry.dilation, geometry.groups)
+    return image_like(y, y.shape[1], geometry.output(x.shape[2:])).copy_(y)
 
 
 def conv_grad_input_reference(
-    grad_y: Tensor,
-    weight: Tensor,
-    image: tuple[int, int],
-    geometry: Geometry,
-    threshold: Tensor | None,
-    mask: Tensor | None,
-    flags: Tensor | None,
-    block: Block | None,
-    kind: str,
-    out_dtype: torch.dtype,
+    grad_y: Tensor, weight: Tensor, view: View, image: tuple[int, int], geometry: Geometry
 ) -> Tensor:
-    """The definition of `conv_grad_input`: `conv_view`, then the vendor's transposed convolution."""
-    w_hat = as_image(conv_view(weight, threshold, mask, flags, block, kind, grad_y.dtype), geometry)
+    """The definition of `conv_grad_input`: `effective_weight_reference`, then the dense transposed convolution."""
+    w_hat = as_image(effective_weight_reference(weight, view, grad_y.dtype), geometry)
     channels = geometry.groups * w_hat.shape[1]
     top, left, bottom, right = geometry.padding
     # Of the padded image, whose edges are then dropped.
     shape = (grad_y.shape[0], channels, image[0] + top + bottom, image[1] + left + right)
     with torch.autocast(grad_y.device.type, enabled=False):
-        grad_x = conv2d_input(
-            shape, w_hat, grad_y, stride=geometry.stride, dilation=geometry.dilation, groups=geometry.groups
-        )
+        grad_x = conv2d_input(shape, w_hat, grad_y, geometry.stride, 0, geometry.dilation, geometry.groups)
     inner = grad_x[:, :, top : top + image[0], left : left + image[1]]
-    return image_like(grad_y, grad_y.shape[0], channels, image, out_dtype).copy_(inner)
+    return image_like(grad_y, channels, image).copy_(inner)
 
 
-def _check_out_dtype(function: str, out_dtype: torch.dtype, backend: str) -> None:
-    if out_dtype not in FLOATS:
-        raise ValueError(f"{function}: expected a floating-point out_dtype, got {out_dtype}; omit it for that of x")
-    check_triton_dtype(function, "out_dtype", out_dtype, backend)
+def _launch(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    view: View,
+    bias: Tensor | None,
+    walks: Walks,
+    blocks: Blocks | None,
+) -> Tensor:
+    """Writes the walked results of x into y, which is channels-last; of `walks.exchanged` y is dX, x is dY."""
+    if not y.numel():
+        return y
+    geometry, threshold = walks.geometry, view.threshold
+    # Blocks are kept whole: their index says all that the mask does.
+    mask = view.mask if blocks is None else None
+    # In the kernel's letters: dX reduces over what the forward results in.
+    n, k = weight.shape[0] // geometry.groups, weight.shape[1] // geometry.taps
+    (stride_wn, stride_wk), (stride_mn, stride_mk) = strides(weight), strides(mask)
+    stride_wg, stride_wt, stride_mg, stride_mt = n * stride_wn, k * stride_wk, n * stride_mn, k * stride_mk
+    listed: tuple[Tensor | None, ...] = (None, None, None)
+    block = None
+    if blocks is not None:
+        grid = blocks.input_grid(weight, geometry) if walks.exchanged else blocks.grid(weight)
+        lists = sections(blocks.index, *grid)
+        listed, block = (lists.row_start, lists.row_block, lists.row_order), blocks.sides
+    if walks.exchanged:
+        n, k, stride_wn, stride_wk, stride_mn, stride_mk = k, n, stride_wk, stride_wn, stride_mk, stride_mn
+        block = None if block is None else (block[1], block[0])
+    x = channels_last(x)
+    precision = input_precision(x.dtype)
+    batch, _, height, width = y.shape
+    per_phase = batch * -(-height // walks.down[0].every) * -(-width // walks.along[0].every)
+    taps = max(walk.taps for walk in walks.down) * max(walk.taps for walk in walks.along)
+    tiles = conv_tiles(
+        ConvShape(per_phase, n, k, taps, geometry.groups), weight_bytes=weight.element_size(),
+        x_bytes=x.element_size(), masked=mask is not None, precision=precision, limits=limits_of(x.device),
+        block=block,
+    )  # fmt: skip
+    # One threshold for the matrix is read at stride 0, along whichever axis.
+    per_row = threshold is not None and threshold.numel() > 1
+    # Half of what 32 bits reach: what lies beyond an edge is computed, too, before it is masked.
+    reach = max(
+        sum(size * step for size, step in zip(each.shape, each.stride(), strict=True)) for each in (x, y, weight)
+    )
+    into = y
+    if tiles.splits > 1:
+        parts = y.new_empty((tiles.splits, batch, height, width, y.shape[1]), dtype=torch.float32)
+        into = parts[0].permute(0, 3, 1, 2)
+    with torch.cuda.device_of(x):
+        for down, along in ((down, along) for down in walks.down for along in walks.along):
+            part = into[:, :, down.first :: down.every, along.first :: along.every]
+            m = batch * part.shape[2] * part.shape[3]
+            grid_size = triton.cdiv(m, tiles.m) * triton.cdiv(n, tiles.n) * geometry.groups * tiles.splits
+            if not grid_size:
+                continue
+            _conv_gemm_kernel[(grid_size,)](
+                part, x, weight, threshold, mask, bias, *listed, m, n, k, geometry.groups,
+                part.shape[2], part.shape[3], x.shape[2], x.shape[3],
+                part.stride(0), part.stride(2), part.stride(3), x.stride(0), x.stride(2), x.stride(3),
+                stride_wg, stride_wn, stride_wk, stride_wt,
+                threshold.stride(0) if threshold is not None and per_row else 0,
+                stride_mg, stride_mn, stride_mk, stride_mt,
+                down.mul, down.offset, down.step, along.mul, along.offset, along.step,
+                down.taps * along.taps, max(along.taps, 1),
+                down.tap * geometry.kernel[1] + along.tap, down.tap_step * geometry.kernel[1], along.tap_step,
+                y.numel(), SOFT=view.kind == "soft", THRESHOLD_ALONG_K=walks.exchanged and per_row,
+                DIVISOR_H=down.divisor, DIVISOR_W=along.divisor, INPUT_PRECISION=precision, UPCAST=INTERPRETED,
+                BLOCK_N=None if block is None else block[0], BLOCK_K=None if block is None else block[1],
+                FLAT=tiles.flat, SPLITS=tiles.splits, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k, GROUP=GROUP,
+                OFFSET=tl.int32 if reach < 2**30 else tl.int64, SMALL=max(geometry.kernel) <= 16,
+                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            )  # fmt: skip
+        if tiles.splits > 1:
+            _sum_splits_kernel[(triton.cdiv(y.numel(), SUM_TILE),)](
+                y, parts, bias, y.numel(), y.shape[1], SPLITS=tiles.splits, SUM_TILE=SUM_TILE, num_warps=4
+            )
+    return y
 
 
 def conv_forward(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    *,
+    view: View,
+    bias: Tensor | None,
     geometry: Geometry,
-    kind: str,
-    threshold: Tensor | None = None,
-    mask: Tensor | None = None,
-    index: Tensor | None = None,
-    block: Block | None = None,
-    out_dtype: torch.dtype | None = None,
+    blocks: Blocks | None = None,
+    *,
     backend: str = "torch",
-    tiles: ConvTiles | None = None,
 ) -> Tensor:
-    """Y = conv2d(X, S(W)) + bias, the view computed inside the product.
+    """Y = conv2d(X, S(W)) + bias, S(W) computed as W is loaded.
 
-    Rounding, precision of float32 operands and repeatability are `fused_linear`'s. Capturable in a CUDA graph.
+    Rounding, precision of float32 operands and repeatability are `fused_forward`'s. Capturable in a CUDA graph.
 
     Args:
         x: `[B, C, H, W]`, float16/bfloat16/float32 (float64 with the torch back end); channels-last, or it is copied.
         weight: `[F, kh kw C/groups]`, columns in the order (kh, kw, in), any of these dtypes, any strides: the master.
+        view: of this weight, kind "soft", "hard" or "mask" with a threshold for the matrix or a row, or a mask.
         bias: `[F]`, dtype of x, or None.
         geometry: kernel, stride, padding, dilation and groups.
-        kind: "soft", "hard" or "mask" (`weight/forward.py`).
-        threshold: `[1]` or `[F]`, float32; for kinds "soft" and "hard".
-        mask: for kind "mask": bool of the weight's shape, True = kept; with an index also None = all listed blocks.
-        index: `block/topology.py`'s of the blocks that are kept, F/r by kh kw C/(groups c) of them; S(W) is zero, and
-            nothing is read or multiplied, in the others. None = none are skipped.
-        block: (r, c) of the index: output by input channels, multiples of 16 that divide those of a group.
-        out_dtype: dtype of Y; that of x if None.
-        backend: "torch" (the reference, any device) or "triton" (a GPU, or the interpreter).
-        tiles: configuration of the Triton kernel; computed from the shapes if None.
+        blocks: of the kept blocks, on which the view's mask is True and outside of which it is False: which is trusted,
+            and the others are neither read nor multiplied. Their sides, output by input channels, are multiples of 16
+            that divide those of a group. None = no block is skipped.
+        backend: "torch" (the reference, any device; reads the mask, not the blocks) or "triton" (a GPU, or the
+            interpreter).
 
     Returns:
-        `[B, F, OH, OW]`, channels-last, newly allocated.
+        `[B, F, OH, OW]`, dtype of x, channels-last, newly allocated.
 
     Raises:
         ValueError: an operand is missing, superfluous, or of the wrong shape, dtype or device.
@@ -145,17 +183,16 @@ def conv_forward(
 
     Example:
         >>> import torch
-        >>> from tritonsparse.kernels.conv._tiles import Geometry
         >>> from tritonsparse.kernels.conv.gemm import conv_forward
+        >>> from tritonsparse.kernels.conv.geometry import Geometry
+        >>> from tritonsparse.kernels.weight.view import View
         >>> x, weight = torch.tensor([[[[1.0, 2.0, 4.0]]]]), torch.tensor([[0.75, -0.25]])
-        >>> conv_forward(x, weight, geometry=Geometry((1, 2)), kind="hard", threshold=torch.tensor([0.5]))
+        >>> conv_forward(x, weight, View("hard", torch.tensor([0.5])), None, Geometry((1, 2)))
         tensor([[[[0.7500, 1.5000]]]])
     """
-    out_dtype = x.dtype if out_dtype is None else out_dtype
     function = "conv_forward"
-    check_conv_view(function, weight, threshold, {"mask": mask}, index, block, geometry, kind, backend)
+    check_conv(function, weight, view, geometry, blocks, backend)
     check_image(function, "x", x, geometry.groups * weight.shape[1] // geometry.taps, weight, backend)
-    _check_out_dtype(function, out_dtype, backend)
     if min(geometry.output(x.shape[2:])) < 1:
         raise ValueError(
             f"{function}: expected x with an image of at least the dilated kernel, got {list(x.shape)}; add padding"
@@ -168,51 +205,37 @@ def conv_forward(
             bias,
             "cast the bias with x",
         )
-    if index is not None and block is not None:
-        check_index(function, index, *blocks_of(weight, block))
+    if blocks is not None:
+        check_blocks(function, weight, blocks, blocks.grid(weight))
     if backend == "torch":
-        flags = None if index is None or block is None else kept_blocks(index, *blocks_of(weight, block))
-        return conv_forward_reference(x, weight, bias, geometry, threshold, mask, flags, block, kind, out_dtype)
+        return conv_forward_reference(x, weight, view, bias, geometry)
     require(function, weight)
-    down, along = (
-        forward_walk(geometry.kernel[axis], geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis])
-        for axis in (0, 1)
-    )
-    y = image_like(x, x.shape[0], weight.shape[0], geometry.output(x.shape[2:]), out_dtype)
-    walks = ([down], [along])
-    return launch_conv(y, x, weight, bias, walks, geometry, threshold, mask, index, block, kind, False, tiles)
+    y = image_like(x, weight.shape[0], geometry.output(x.shape[2:]))
+    return _launch(y, x, weight, view, bias, Walks.forward(geometry), blocks)
 
 
 def conv_grad_input(
     grad_y: Tensor,
     weight: Tensor,
+    view: View,
     image: tuple[int, int],
-    *,
     geometry: Geometry,
-    kind: str,
-    threshold: Tensor | None = None,
-    mask: Tensor | None = None,
-    index: Tensor | None = None,
-    block: Block | None = None,
-    out_dtype: torch.dtype | None = None,
+    blocks: Blocks | None = None,
+    *,
     backend: str = "torch",
-    tiles: ConvTiles | None = None,
 ) -> Tensor:
-    """dX of `conv_forward`, the view computed inside the product; rounding and repeatability as there.
+    """dX of `conv_forward`, S(W) computed as W is loaded; rounding and repeatability as there.
 
     Args:
         grad_y: `[B, F, OH, OW]`, float16/bfloat16/float32 (float64 with the torch back end); channels-last, or it is
             copied.
-        weight, geometry, kind, threshold, mask, block: as given to `conv_forward`.
+        weight, view, geometry: as given to `conv_forward`.
         image: (H, W) of x.
-        index: that of `_conv_operands.input_flags` of the flags whose index the forward was given.
-        out_dtype: dtype of dX; that of grad_y if None.
+        blocks: as in `conv_forward`, but the index is that of `Geometry.input_flags` of their flags.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or the interpreter).
-        tiles: configuration of the Triton kernel; computed from the shapes if None. The kernel's n are input channels,
-            its k output channels.
 
     Returns:
-        `[B, C, H, W]`, channels-last, newly allocated.
+        `[B, C, H, W]`, dtype of grad_y, channels-last, newly allocated.
 
     Raises:
         ValueError: an operand is missing, superfluous, or of the wrong shape, dtype or device.
@@ -220,18 +243,16 @@ def conv_grad_input(
 
     Example:
         >>> import torch
-        >>> from tritonsparse.kernels.conv._tiles import Geometry
         >>> from tritonsparse.kernels.conv.gemm import conv_grad_input
+        >>> from tritonsparse.kernels.conv.geometry import Geometry
+        >>> from tritonsparse.kernels.weight.view import View
         >>> grad_y, weight = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[0.75, -1.0]])
-        >>> view = {"kind": "hard", "threshold": torch.tensor([0.5])}
-        >>> conv_grad_input(grad_y, weight, (1, 3), geometry=Geometry((1, 2)), **view)
+        >>> conv_grad_input(grad_y, weight, View("hard", torch.tensor([0.5])), (1, 3), Geometry((1, 2)))
         tensor([[[[ 0.7500,  0.5000, -2.0000]]]])
     """
-    out_dtype = grad_y.dtype if out_dtype is None else out_dtype
     function = "conv_grad_input"
-    check_conv_view(function, weight, threshold, {"mask": mask}, index, block, geometry, kind, backend)
+    check_conv(function, weight, view, geometry, blocks, backend)
     check_image(function, "grad_y", grad_y, weight.shape[0], weight, backend)
-    _check_out_dtype(function, out_dtype, backend)
     expect(
         tuple(grad_y.shape[2:]) == geometry.output(image),
         function,
@@ -239,22 +260,10 @@ def conv_grad_input(
         grad_y,
         "pass the height and width of x",
     )
-    if index is not None and block is not None:
-        check_index(function, index, *input_blocks(weight, block, geometry))
+    if blocks is not None:
+        check_blocks(function, weight, blocks, blocks.input_grid(weight, geometry))
     if backend == "torch":
-        flags = None
-        if index is not None and block is not None:
-            flags = input_flags(kept_blocks(index, *input_blocks(weight, block, geometry)), geometry)
-        return conv_grad_input_reference(
-            grad_y, weight, image, geometry, threshold, mask, flags, block, kind, out_dtype
-        )
+        return conv_grad_input_reference(grad_y, weight, view, image, geometry)
     require(function, weight)
-    down, along = (
-        phases(
-            geometry.kernel[axis], geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis], index is None
-        )
-        for axis in (0, 1)
-    )
-    x = image_like(grad_y, grad_y.shape[0], geometry.groups * weight.shape[1] // geometry.taps, image, out_dtype)
-    walks = (down, along)
-    return launch_conv(x, grad_y, weight, None, walks, geometry, threshold, mask, index, block, kind, True, tiles)
+    x = image_like(grad_y, geometry.groups * weight.shape[1] // geometry.taps, image)
+    return _launch(x, grad_y, weight, view, None, Walks.grad_input(geometry, blocks is None), blocks)

@@ -1,1 +1,1 @@
-"""Linear products with the effective weight inside, and the op behind every sparse linear layer."""
+"""Linear products that compute the effective weight as they load the dense one."""

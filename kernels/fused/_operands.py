@@ -24,7 +24,7 @@ def check_fused(function: str, weight: Tensor, view: View, backend: str) -> None
 
 
 def check_rows(function: str, name: str, rows: Tensor, features: int, weight: Tensor, backend: str) -> None:
-    """Refuse what is no matrix `[M, features]` beside the weight."""
+    """Refuse what is no matrix `[M, features]` on the weight's device."""
     expect(
         rows.dim() == 2 and rows.shape[1] == features and rows.dtype in FLOATS and rows.device == weight.device,
         function,

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._operands import FLOATS, check_triton_dtype, expect
+from .._operands import check_out_dtype, expect
 from .._tile_view import effective_tile, is_kept, sigmoid
 from .._tiles import GROUP, GemmTiles, gemm_tiles, grouped_tile, input_precision, is_aligned, limits_of
 from .._triton import INTERPRETED, require, tl, triton
@@ -34,6 +34,14 @@ __all__ = ["fused_forward", "fused_grad_input"]
 
 # Elements of Y that a program of the second step of a split product sums.
 SUM_TILE = 1024
+
+
+@triton.jit
+def _load_cutoff(p_threshold, inside, SOFT: tl.constexpr):  # type: ignore[no-untyped-def]
+    t = tl.load(p_threshold, mask=inside, other=0.0)
+    if SOFT:
+        t = sigmoid(t)
+    return t
 
 
 @triton.jit
@@ -78,11 +86,9 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
     o_k = i_k + tl.arange(0, TILE_K)
     p_x = x + o_m[None, :] * stride_xm + o_k[:, None] * stride_xk
     p_w = weight + o_n[:, None] * stride_wn + o_k[None, :] * stride_wk
-    t = 0.0
+    t_n = 0.0
     if mask is None and not THRESHOLD_ALONG_K:
-        t = tl.load(threshold + o_n * stride_t, mask=in_n, other=0.0)[:, None]
-        if SOFT:
-            t = sigmoid(t)
+        t_n = _load_cutoff(threshold + o_n * stride_t, in_n, SOFT)[:, None]
 
     # [TILE_N, TILE_M]
     product = tl.zeros((TILE_N, TILE_M), dtype=tl.float32)
@@ -90,11 +96,10 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
         o_k = i_k + tl.arange(0, TILE_K)
         in_k = o_k < K
         w = tl.load(p_w, mask=in_n[:, None] & in_k[None, :], other=0.0).to(tl.float32)
+        t = t_n
         if mask is None:
             if THRESHOLD_ALONG_K:
-                t = tl.load(threshold + o_k * stride_t, mask=in_k, other=0.0)[None, :]
-                if SOFT:
-                    t = sigmoid(t)
+                t = _load_cutoff(threshold + o_k * stride_t, in_k, SOFT)[None, :]
             kept = is_kept(w, t)
         else:
             p_mask = mask + o_n[:, None] * stride_mn + o_k[None, :] * stride_mk
@@ -108,9 +113,8 @@ def _masked_gemm_kernel(  # type: ignore[no-untyped-def]
         p_x += tl.cast(stride_xk, tl.int64) * TILE_K
         p_w += tl.cast(stride_wk, tl.int64) * TILE_K
 
-    if SPLITS == 1:
-        if bias is not None:
-            product += tl.load(bias + o_n, mask=in_n, other=0.0).to(tl.float32)[:, None]
+    if SPLITS == 1 and bias is not None:
+        product += tl.load(bias + o_n, mask=in_n, other=0.0).to(tl.float32)[:, None]
     # A split product leaves its parts [SPLITS, M, N] in fp32 for _sum_splits_kernel.
     p_y = y + i_split * M * N + o_m[None, :] * N + o_n[:, None]
     tl.store(p_y, product, mask=in_m[None, :] & in_n[:, None])
@@ -133,18 +137,11 @@ def _sum_splits_kernel(  # type: ignore[no-untyped-def]
 def fused_forward_reference(
     x: Tensor, weight: Tensor, view: View, bias: Tensor | None, transposed: bool, out_dtype: torch.dtype
 ) -> Tensor:
-    """The definition of `fused_forward`: `effective_weight_reference`, then the dense library product."""
+    """The definition of both products: `effective_weight_reference`, then the dense library product."""
     w_hat = effective_weight_reference(weight, view, x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         y = F.linear(x, w_hat.t() if transposed else w_hat, bias)
     return y.to(out_dtype)
-
-
-def fused_grad_input_reference(
-    grad_y: Tensor, weight: Tensor, view: View, transposed: bool, out_dtype: torch.dtype
-) -> Tensor:
-    """The definition of `fused_grad_input`."""
-    return fused_forward_reference(grad_y, weight, view, None, not transposed, out_dtype)
 
 
 def _launch(
@@ -163,8 +160,8 @@ def _launch(
     stride_mn, stride_mk = strides(mask)
     if exchanged:
         n, k, stride_wn, stride_wk, stride_mn, stride_mk = k, n, stride_wk, stride_wn, stride_mk, stride_mn
-    # One threshold for the matrix is read at stride 0, along whichever axis.
-    per_row = threshold is not None and threshold.numel() > 1
+    # One threshold for the matrix is read at stride 0, along whichever axis. Of no rows there are none to read.
+    per_row = threshold is not None and threshold.numel() != 1
     precision = input_precision(x.dtype)
     if tiles is None:
         aligned = n % 16 == k % 16 == 0 and is_aligned(x, weight, mask)
@@ -191,12 +188,6 @@ def _launch(
                 y, parts, bias, m * n, n, SPLITS=tiles.splits, SUM_TILE=SUM_TILE, num_warps=4
             )
     return y
-
-
-def _check_out_dtype(function: str, out_dtype: torch.dtype, backend: str) -> None:
-    if out_dtype not in FLOATS:
-        raise ValueError(f"{function}: expected a floating-point out_dtype, got {out_dtype}; omit it for that of x")
-    check_triton_dtype(function, "out_dtype", out_dtype, backend)
 
 
 def fused_forward(
@@ -246,7 +237,7 @@ def fused_forward(
     check_fused("fused_forward", weight, view, backend)
     n, k = reversed(weight.shape) if transposed else weight.shape
     check_rows("fused_forward", "x", x, k, weight, backend)
-    _check_out_dtype("fused_forward", out_dtype, backend)
+    check_out_dtype("fused_forward", "out_dtype", out_dtype, backend)
     if bias is not None:
         expect(
             bias.shape == (n,) and bias.dtype == x.dtype and bias.device == x.device,
@@ -299,8 +290,8 @@ def fused_grad_input(
     out_dtype = grad_y.dtype if out_dtype is None else out_dtype
     check_fused("fused_grad_input", weight, view, backend)
     check_rows("fused_grad_input", "grad_y", grad_y, weight.shape[1 if transposed else 0], weight, backend)
-    _check_out_dtype("fused_grad_input", out_dtype, backend)
+    check_out_dtype("fused_grad_input", "out_dtype", out_dtype, backend)
     if backend == "torch":
-        return fused_grad_input_reference(grad_y, weight, view, transposed, out_dtype)
+        return fused_forward_reference(grad_y, weight, view, None, not transposed, out_dtype)
     require("fused_grad_input", weight)
     return _launch(grad_y, weight, view, None, not transposed, out_dtype, tiles)

@@ -140,7 +140,7 @@ def _masked_grad_kernel(  # type: ignore[no-untyped-def]
     if alpha is not None:
         on_pruned = tl.load(alpha).to(tl.float32)
 
-    # In parts of TILE_K // SUBTILES columns: W, masks and dW beside the whole of G would not fit into registers.
+    # In parts of TILE_K // SUBTILES columns: W, masks and dW would not fit into registers with the whole of G.
     WIDTH: tl.constexpr = TILE_K // SUBTILES
     parts = split_columns(g, SUBTILES)
     total = tl.zeros((TILE_N,), dtype=tl.float32)

@@ -1,4 +1,4 @@
-"""A linear layer with its effective weight inside the products: Y = X S(W)^T + b, with the multiplier on dW.
+"""A fused linear layer: Y = X S(W)^T + b with S(W) computed inside the products, and the multiplier on dW.
 
     forward    Y  = X S(W)^T + b             [M, N]   gemm.py
     backward   dX = dY S(W)                  [M, K]   gemm.py
@@ -100,7 +100,7 @@ def _gradients(
     if need_x and w_hat is None:
         grad_x = fused_grad_input(rows, weight, view, transposed=transposed, out_dtype=x.dtype, backend=backend)
         grad_x = grad_x.view(x.shape)
-    elif need_x:
+    elif need_x and w_hat is not None:
         with outside_autocast(x):
             grad_x = torch.mm(rows, w_hat.t() if transposed else w_hat).reshape(x.shape)
     if need_weight:

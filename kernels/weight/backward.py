@@ -20,6 +20,7 @@ from .._tile_view import (
     multiplier_tile,
     step_multiplier,
     step_reach,
+    step_terms,
     times_sign,
     times_slope,
 )
@@ -98,22 +99,20 @@ def _threshold_backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(grad_weight + o_n[:, None] * K + o_k[None, :], grad_w, mask=inside)
 
     if sums is not None:
-        if STEP:
-            terms = tl.where(reach == 0, 0.0, -reach * g)
-        else:
-            terms = times_sign(w, grad_w)
+        # Negated before the sum and again after it: with one minus at the end, triton 3.9 spills on sm_80.
+        terms = step_terms(reach, g) if STEP else times_sign(w, -grad_w)
         if PER_BLOCK:
             terms = tl.sum(tl.reshape(terms, [TILE, TILE // SUM_COLUMNS, SUM_COLUMNS]), axis=2)
             o_s = program % tiles_k * (TILE // SUM_COLUMNS) + tl.arange(0, TILE // SUM_COLUMNS)
             in_s = in_n[:, None] & (o_s * SUM_COLUMNS < K)[None, :]
             if SOFT:
                 o_t = (o_n // block_n * stride_tn)[:, None] + (o_s * SUM_COLUMNS // block_k * stride_tk)[None, :]
-                terms = times_slope(tl.load(threshold + o_t, mask=in_s, other=0.0), terms)
+                terms = times_slope(tl.load(threshold + o_t, mask=in_s, other=0.0), -terms)
             tl.store(sums + o_s[None, :] * N + o_n[:, None], terms, mask=in_s)
         else:
             row_sum = tl.sum(terms, axis=1)
             if SOFT:
-                row_sum = times_slope(tl.load(threshold + o_n * stride_tn, mask=in_n, other=0.0), row_sum)
+                row_sum = times_slope(tl.load(threshold + o_n * stride_tn, mask=in_n, other=0.0), -row_sum)
             tl.store(sums + program % tiles_k * N + o_n, row_sum, mask=in_n)
 
 
@@ -149,7 +148,7 @@ def _by_kernel(grad: Tensor, weight: Tensor, view: View) -> tuple[Tensor, Tensor
     threshold = view.threshold
     if threshold is not None and view.per_block and view.kind != "hard":
         if threshold.shape == (1, weight.shape[1]):
-            # One a column, as beside a transposed weight: one a row of the transposed matrices.
+            # One a column, as a transposed weight has them: one a row of the transposed matrices.
             turned = None if view.grad_mask is None else view.grad_mask.t()
             a_row = view._replace(threshold=threshold[0], grad_mask=turned)
             new, of_rows = _launch(grad.t(), weight.t(), a_row)

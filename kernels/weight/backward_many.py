@@ -23,6 +23,7 @@ from .._tile_view import (
     multiplier_tile,
     step_multiplier,
     step_reach,
+    step_terms,
     times_sign,
     times_slope,
 )
@@ -110,10 +111,7 @@ def _backward_many_kernel(  # type: ignore[no-untyped-def]
     tl.store(grad, grad_w.to(WEIGHT), mask=inside)
 
     if SOFT or STEP:
-        if STEP:
-            terms = tl.where(reach == 0, 0.0, -reach * g)
-        else:
-            terms = times_sign(w, grad_w)
+        terms = step_terms(reach, g) if STEP else times_sign(w, grad_w)
         sums += tl.load(table + row * WIDTH + 13)
         if PER_BLOCK:
             terms = tl.sum(tl.reshape(terms, [TILE, TILE // SUM_COLUMNS, SUM_COLUMNS]), axis=2)

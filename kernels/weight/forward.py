@@ -3,7 +3,7 @@
     w_hat[n, k] = S(W[n, k])  in the dtype of the product      kinds: `view.py`; definition: `reference.py`
 
 W `[N, K]` is the dense master weight and is only read. A program handles one tile of 64 x 64. Called by `op.py`, which
-owns autograd; nothing here is registered with torch.library.
+has the gradient.
 """
 # N: rows of the weight (output features)
 # K: columns of the weight (input features)
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._eager import on_device_of
-from .._operands import FLOATS, check_triton_dtype
+from .._operands import check_out_dtype
 from .._tile_view import effective_tile, is_kept, sigmoid
 from .._triton import require, tl, triton
 from .reference import effective_weight_reference
@@ -121,17 +121,11 @@ def _launch(weight: Tensor, view: View, dtype: torch.dtype) -> Tensor:
     return w_hat
 
 
-def cast(weight: Tensor, view: View, dtype: torch.dtype, backend: str) -> Tensor:
-    """`threshold_cast` for a caller that has checked the view."""
-    if dtype not in FLOATS:
-        raise ValueError(
-            f"threshold_cast: expected a floating-point out_dtype, got {dtype}; "
-            f"pass the dtype of the product that reads the effective weight"
-        )
+def cast(function: str, weight: Tensor, view: View, dtype: torch.dtype, backend: str) -> Tensor:
+    """`threshold_cast` for the function of this name, which has checked its operands."""
     if backend == "torch":
         return effective_weight_reference(weight, view, dtype)
-    check_triton_dtype("threshold_cast", "out_dtype", dtype, backend)
-    require("threshold_cast", weight)
+    require(function, weight)
     return _launch(weight, view, dtype)
 
 
@@ -165,5 +159,7 @@ def threshold_cast(
         >>> threshold_cast(weight, View("soft", torch.zeros(1)))  # T = sigmoid(0) = 0.5
         tensor([[ 0.2500,  0.0000, -0.5000]])
     """
+    out_dtype = weight.dtype if out_dtype is None else out_dtype
     check_view("threshold_cast", weight, view, backend)
-    return cast(weight, view, weight.dtype if out_dtype is None else out_dtype, backend)
+    check_out_dtype("threshold_cast", "out_dtype", out_dtype, backend)
+    return cast("threshold_cast", weight, view, out_dtype, backend)

@@ -1,11 +1,11 @@
 """The effective weight as an op with a gradient: what every product of a sparse layer multiplies by.
 
-    forward    W_hat = S(W)                      [N, K]   forward.py, or the buffer that the Sparsifier keeps
-    backward   dW    = m G                       [N, K]   G = dL/dW_hat, dense, from the product's own backward
-               ds    = -sigma'(s) sum(sign(W) m G)        kind "soft" (AutoSparse, eqs. 6-8, arXiv:2304.06941)
+    forward    Ŵ  = S(W)                         [N, K]   forward.py, or the buffer that the Sparsifier keeps
+    backward   dW = m G                          [N, K]   G = dL/dŴ, dense, from the product's own backward
+               ds = -sigma'(s) sum(sign(W) m G)           kind "soft" (AutoSparse, eqs. 6-8, arXiv:2304.06941)
 
-Any product follows: `F.linear`, `F.conv2d`, a 2:4 product, one that keeps its input packed. Autograd carries W_hat
-through it, so the product saves W_hat and gives G, and this op saves W, which the model holds anyway.
+Any product can follow: `F.linear`, `F.conv2d`, a 2:4 product, one that keeps its input packed. The product saves Ŵ and
+gives G; this op saves W, which the model holds anyway.
 """
 
 # N rows of the weight (output features)   K columns (input features, or input channels times kernel positions)
@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .._eager import as_dtype, is_eager
-from .._operands import refuse
+from .._operands import check_out_dtype, refuse
 from .backward import gradient
 from .forward import cast
 from .view import View, check_view
@@ -37,7 +38,7 @@ def _forward(
     dtype: torch.dtype,
 ) -> Tensor:
     # grad_mask and alpha are the backward's; they pass through here because autograd saves op inputs only.
-    return cast(weight, View(kind, threshold, mask, grad_mask, alpha), dtype, backend)
+    return cast("effective_weight", weight, View(kind, threshold, mask, grad_mask, alpha), dtype, backend)
 
 
 _forward_op = torch.library.custom_op("tritonsparse::effective_weight", _forward, mutates_args=())
@@ -127,7 +128,9 @@ class _EffectiveWeight(torch.autograd.Function):
 
 
 class _Cached(torch.autograd.Function):
-    """The caller's own W_hat, with the gradient m G."""
+    """The caller's own Ŵ, with the gradient m G."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -147,7 +150,9 @@ class _Cached(torch.autograd.Function):
 
 
 class _Deferred(torch.autograd.Function):
-    """The caller's own W_hat, with the dense gradient G, which the caller multiplies once a step."""
+    """Ŵ with the dense gradient G, which the caller multiplies once a step."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(weight: Tensor, threshold: Tensor | None, w_hat: Tensor) -> Tensor:
@@ -160,6 +165,7 @@ class _Deferred(torch.autograd.Function):
         ctx.save_for_backward(threshold)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (threshold,) = ctx.saved_tensors
         need_weight, need_threshold = ctx.needs_input_grad[:2]
@@ -183,7 +189,8 @@ def effective_weight(
         view: of this weight (`view.py`).
         dtype: of S(W), that of the product which reads it; the weight's by default.
         backend: "torch" (the reference, any device) or "triton" (a GPU, or Triton's interpreter).
-        cached: S(W) itself, shape of `weight`, in `dtype`, if the caller keeps it; it is trusted, and returned as a view.
+        cached: S(W) itself, shape of `weight`, in `dtype`, if the caller keeps it; it is trusted, and what is returned
+            shares its memory.
         defer: leave G itself in the weight's gradient, and zeros in the threshold's: the caller applies
             `threshold_backward` once to the sum over micro-batches and ranks, since it is linear in G.
 
@@ -196,6 +203,7 @@ def effective_weight(
     """
     dtype = dtype or weight.dtype
     check_view("effective_weight", weight, view, backend)
+    check_out_dtype("effective_weight", "dtype", dtype, backend)
     kind, threshold, mask, grad_mask, alpha = view
     if cached is not None and not (
         cached.shape == weight.shape and cached.dtype == dtype and cached.device == weight.device

@@ -1,12 +1,11 @@
-"""What = theta |theta|^(a-1): the weight of PowerPropagation, with its exact gradient.
+"""W = theta |theta|^(a-1): the weight of PowerPropagation, with its exact gradient.
 
-    forward    What   = theta |theta|^(a-1)                  sign(theta) |theta|^a
-    backward   dtheta = a |theta|^(a-1) dWhat                0 at theta = 0 for a > 1
+    forward    W      = theta |theta|^(a-1)                  sign(theta) |theta|^a
+    backward   dtheta = a |theta|^(a-1) dW                   0 at theta = 0 for a > 1
 
 Schwarz et al., "Powerpropagation: A sparsity inducing weight reparameterisation", arXiv:2110.00296, eqs. (1)-(2).
-Called by the sparse layers before the view. Autograd of the plain formula meets 0 * inf at theta = 0 for a < 2 and
-returns NaN, hence an op of its own. Elementwise and a small share of a layer's work: plain PyTorch on every device,
-which torch.compile can not fuse across the op.
+Sparse layers compute their effective weight from this W. It is an op because autograd of the formula computes 0 * inf =
+NaN at theta = 0 for a < 2. It is plain PyTorch on every device: elementwise, and a small share of a layer's work.
 """
 
 from __future__ import annotations
@@ -69,9 +68,9 @@ class _Power(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, exponent: float) -> Tensor:
-        w_hat = power_reference(theta, exponent)
-        _setup_context(ctx, (theta, exponent), w_hat)
-        return w_hat
+        weight = power_reference(theta, exponent)
+        _setup_context(ctx, (theta, exponent), weight)
+        return weight
 
     backward = staticmethod(_backward)
 

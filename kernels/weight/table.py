@@ -170,7 +170,7 @@ def _check(layer: Viewed, device: torch.device, backend: str) -> None:
         )
         check_triton_dtype("ViewTable", "w_hat", w_hat.dtype, backend)
     if view.alpha is not None:
-        # Its address is in the table, with no dtype beside it.
+        # The table holds its address and no dtype.
         expect(
             view.alpha.dtype == torch.float32,
             "ViewTable",

@@ -6,8 +6,8 @@
     "step"       S(W) = W where |W| > t                     1[kept] + |W| H(|W| - t), DST's estimate
     "mask"       S(W) = W where the mask is True            1 kept, alpha pruned, 0 outside B
 
-S(W) is the *effective weight*, written W_hat. All tensors have the shape of the stored weight [N, K] or one threshold for
-the matrix, a row or a block. Whose methods these are: `reference.py`.
+S(W) is the *effective weight*, Ŵ, `w_hat` in code. Masks have the shape of the stored weight [N, K]; a threshold is one
+for the matrix, one a row or one a block. `reference.py` says whose methods these are.
 """
 # N: rows of the weight (output features)
 # K: columns of the weight (input features)
@@ -31,11 +31,11 @@ class View(NamedTuple):
 
     Attributes:
         kind: "soft", "hard", "step" or "mask".
-        threshold: `[1]`, `[N]` or `[R, C]` (R divides N, C divides K), float32 (or float64 beside a float64 weight): the
+        threshold: `[1]`, `[N]` or `[R, C]` (R divides N, C divides K), float32 (float64 also where the weight is): the
             logits s for kind "soft", the cut-offs t for "hard" and "step"; None for "mask".
         mask: bool `[N, K]`, True = kept; for kind "mask" alone.
-        grad_mask: bool `[N, K]`: the set B outside which pruned weights get no gradient; None = everywhere. Kept weights
-            always get theirs.
+        grad_mask: bool `[N, K]`: the set B outside which pruned weights get no gradient; None = everywhere. Kept
+            weights always get theirs.
         alpha: one float32 value on the device: the multiplier on pruned weights; None = 0.
     """
 

@@ -39,12 +39,13 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
 
 def test_training_commands_are_ones_the_program_takes() -> None:
     from tritonsparse.pattern import parse
-    from tritonsparse.train import arguments, translation
-    from tritonsparse.train.program import make_method
+    from tritonsparse.train.run import arguments
+    from tritonsparse.train.run.program import make_method
+    from tritonsparse.train.text import translation_arguments
 
     for entry in queue_entries.entries(Path("/data")):
         if entry.file == "multi30k":
-            args = arguments.parse(translation.parser(), entry.command[3:])
+            args = arguments.parse(translation_arguments.parser(), entry.command[3:])
             named, seed = entry.key.split("/")
             assert args.method == named.split()[0] and str(args.seed) == seed
             method = make_method("translation", args)
@@ -54,21 +55,22 @@ def test_training_commands_are_ones_the_program_takes() -> None:
 
 
 def test_language_commands_are_ones_the_program_takes() -> None:
-    from tritonsparse.train import arguments, language_modeling
-    from tritonsparse.train.program import make_method
+    from tritonsparse.train.run import arguments
+    from tritonsparse.train.run.program import make_method
+    from tritonsparse.train.text import language_arguments
 
     runs = [entry for entry in queue_entries.entries(None, Path("/text")) if entry.file == "wikitext2"]
     assert len(runs) == 6 and {entry.missing for entry in runs} == {""}
     for entry in runs:
-        args = arguments.parse(language_modeling.parser(), entry.command[3:])
+        args = arguments.parse(language_arguments.parser(), entry.command[3:])
         assert (args.method, str(args.seed)) == tuple(str(entry.key).split("/"))
         assert make_method("language_modeling", args).name == args.method and args.save_twins
 
 
 def test_image_commands_are_ones_the_program_takes() -> None:
-    from tritonsparse.train import arguments
-    from tritonsparse.train.image_arguments import parser
-    from tritonsparse.train.program import make_method
+    from tritonsparse.train.images.arguments import parser
+    from tritonsparse.train.run import arguments
+    from tritonsparse.train.run.program import make_method
 
     runs = [entry for entry in queue_entries.entries(None, None, Path("/images")) if entry.file == "fashion_mnist"]
     assert len(runs) == 15 and {entry.missing for entry in runs} == {""}

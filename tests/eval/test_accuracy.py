@@ -16,7 +16,7 @@ from tritonsparse.eval.accuracy import Accuracy, Sums, accuracy, accuracy_sums
 from tritonsparse.eval.image_sets import ImageSet, load_images
 from tritonsparse.eval.preprocessing import Preprocessing, channel_statistics
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
-from tritonsparse.train.batch_norm import reestimate
+from tritonsparse.train.images.batch_norm import reestimate
 
 PLAIN = Preprocessing((0.0,), (1.0,))
 

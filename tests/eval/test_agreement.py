@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tritonsparse.eval.agreement import Agreement, agreement, classification, language, main, translation
 from tritonsparse.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel, Vocabulary
-from tritonsparse.train.subwords import train_tokenizer
+from tritonsparse.train.text.subwords import train_tokenizer
 
 STREAM = np.random.default_rng(0).integers(40, size=50)
 

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tritonsparse.eval.perplexity import Perplexity, causal_perplexity, main, segment_perplexity
 from tritonsparse.eval.windows import IGNORED, equal_windows, segments, windows
 from tritonsparse.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel, Vocabulary
-from tritonsparse.train.subwords import train_tokenizer
+from tritonsparse.train.text.subwords import train_tokenizer
 
 STREAM = np.random.default_rng(0).integers(50, size=61)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# For `tolerances`.
-sys.path.append(str(Path(__file__).parent))
+# For `tolerances` and `cases`.
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "kernels")]
 
 
 @pytest.fixture

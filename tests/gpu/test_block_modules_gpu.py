@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse.block_modules import BlockLayer, product_backend
 from tritonsparse.kernels.block.packed import packed_block_linear, unpack_blocks
 from tritonsparse.kernels.block.topology import build_index_reference
+from tritonsparse.layers.bsr import BlockLayer, product_backend
 
 pytestmark = [
     pytest.mark.gpu,

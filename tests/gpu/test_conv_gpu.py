@@ -94,3 +94,26 @@ def test_forward_and_backward_can_be_captured_while_thresholds_move() -> None:
         graph.replay()
         replayed = captured.clone()
         assert relative_error(replayed, model(x)) < 1e-3
+
+
+@pytest.mark.parametrize("backend", ["fused", "block"])
+def test_a_network_trains_as_under_the_torch_back_end(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    losses = {}
+    for each in ("torch", backend):
+        model: Any = network().to(memory_format=torch.channels_last)
+        soft = AutoSparse(threshold_init=-3.0, alpha=0.4, alpha_schedule="constant")
+        method, pattern = (soft, "unstructured") if backend == "fused" else (Static(sparsity=0.5), "block:16")
+        sparsifier = ts.sparsify(model, method, backend=each, pattern=pattern, total_steps=5, steps_per_epoch=5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        sparsifier.attach(optimizer)
+        x = torch.randn(8, 16, 28, 28, device=DEVICE)
+        losses[each] = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses[each].append(float(loss.detach()))
+    assert losses[backend] == pytest.approx(losses["torch"], rel=1e-3)
+    assert losses["torch"][-1] < losses["torch"][0]

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from tritonsparse.eval.perplexity import segment_perplexity
 from tritonsparse.models.transfo_xl import Vocabulary
 from tritonsparse.train import language_modeling
-from tritonsparse.train.text import load_text
+from tritonsparse.train.text.lines import load_text
+from tritonsparse.train.text.source import TextSource
 
 pytestmark = pytest.mark.gpu
 
@@ -54,7 +55,7 @@ def test_a_resumed_run_goes_on_with_its_memory_and_the_saved_model_scores_alike_
     assert sum(losses[0][-5:]) < sum(losses[0][:5]) - 0.5
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     vocabulary = Vocabulary.load(tmp_path / "whole" / "vocabulary.txt")
-    stream = vocabulary.encode(load_text("embedded")["test"])[:1500]
+    stream = vocabulary.encode(load_text(TextSource("embedded"))["test"])[:1500]
     found = segment_perplexity(model, stream, tgt_len=32)
     assert found.tokens == whole["tokens_scored"]
     assert found.perplexity == pytest.approx(whole["perplexity"], rel=1e-3)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse.train.presets import build_model
+from tritonsparse.train.text.translation_presets import build_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +58,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def test_auto_takes_the_kernels() -> None:
     sparsifier = sparse(network(), "auto")
-    assert {layer.backend for layer in sparsifier.layers.values()} == {"triton"}
+    assert {layer.backend.name for layer in sparsifier.layers.values()} == {"triton"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tritonsparse as ts
-from tritonsparse.mask import kept_count
+from tritonsparse.masks.topk import kept_count
 from tritonsparse.methods import DSR, SNFS, STR, AutoSparse, OptG, PowerProp
 from tritonsparse.methods.target_sparsity import common_offset
 

@@ -12,12 +12,17 @@ No bfloat16 here: the interpreter computes on its raw bits, and truncates where 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import Phase, settings
+
+# For `cases`.
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 

@@ -108,7 +108,7 @@ def test_an_index_that_is_rewritten_in_inference_mode_can_be_trained_with() -> N
     net, sparsifier = made(TRAINED["static"], "block")
     optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.05))
     sparsifier.attach(optimizer, cache_dtype=torch.float32)
-    sparsifier.layers["0"].w_hat = sparsifier.layers["0"].block_index = None
+    sparsifier.layers["0"].cache = sparsifier.layers["0"].topology = None
     with torch.inference_mode():
         sparsifier.refresh()
     net(torch.randn(3, 32)).sum().backward()
@@ -157,17 +157,17 @@ def test_pruned_blocks_are_not_read_and_their_gradients_are_zero() -> None:
 def test_a_mask_edited_between_steps_is_seen_by_the_next_forward_and_by_a_copy() -> None:
     net, sparsifier = made(TRAINED["static"], "block")
     layer = sparsifier.layers["0"]
-    assert layer.mask is not None and layer.block_index is not None
+    assert layer.mask is not None and layer.topology is not None
     layer.mask[:16] = ~layer.mask[:16]
     x = torch.randn(3, 32)
     expected = torch.nn.functional.linear(x, layer.weight * layer.mask, layer.bias)
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
     twin = copy.deepcopy(net)
     torch.testing.assert_close(twin[0](x), expected, rtol=1e-5, atol=1e-6)
-    before = layer.block_index.clone()
-    address = layer.block_index.data_ptr()
+    before = layer.topology.index.clone()
+    address = layer.topology.index.data_ptr()
     sparsifier.refresh()
-    assert layer.block_index.data_ptr() == address and not torch.equal(layer.block_index, before)
+    assert layer.topology.index.data_ptr() == address and not torch.equal(layer.topology.index, before)
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -31,7 +31,7 @@ from triton.compiler import ASTSource
 # A script under PYTHONSAFEPATH sees no folder of its own.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from compile_cases import blocks, convolutions, elementwise, products
+from compile_cases import activations, blocks, convolutions, elementwise, products, selection
 from compile_cases.case import TARGETS, Case, Constant
 
 # `cuobjdump` comes with the wheel of each version.
@@ -55,12 +55,12 @@ CASES = (
     elementwise.threshold_cases,
     elementwise.many_cases,
     products.product_cases,
-    products.packed_activation_cases,
-    elementwise.topk_cases,
+    activations.packed_activation_cases,
+    selection.topk_cases,
     blocks.block_grad_cases,
     blocks.block_index_cases,
     blocks.block_gemm_cases,
-    elementwise.n_of_m_cases,
+    selection.n_of_m_cases,
     convolutions.conv_cases,
 )
 WORK = [(case, target) for cases in CASES for case in cases() for target in case.targets]

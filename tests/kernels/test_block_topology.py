@@ -1,18 +1,20 @@
-"""The index of kept blocks: its definition, by hand and against a dense walk, and what is refused."""
+"""Where kept blocks are: the index by hand and against a dense walk, topologies of masks, and what is refused."""
 
 from __future__ import annotations
 
-import doctest
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from tritonsparse.kernels.block import topology as block_topology
 from tritonsparse.kernels.block.topology import (
     IndexTable,
+    Topology,
     block_flags,
     build_index_reference,
     build_indices,
@@ -20,17 +22,16 @@ from tritonsparse.kernels.block.topology import (
     sections,
 )
 
+sys.path.append(str(Path(__file__).parent))
+from cases.indices import check_indices
 
-def index_of(rows: int, columns: int) -> torch.Tensor:
-    return torch.full((index_size(rows, columns),), -1, dtype=torch.int32)
 
-
-def test_the_sections_of_a_topology_by_hand() -> None:
+def test_the_sections_of_an_index_by_hand() -> None:
     # .XX
     # ...
     # XXX   Row-major order: (0, 1) (0, 2) (2, 0) (2, 1) (2, 2).
-    flags = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 1, 1]]).bool()
-    parts = sections(build_index_reference(flags), 3, 3)
+    index = build_index_reference(torch.tensor([[0, 1, 1], [0, 0, 0], [1, 1, 1]]).bool())
+    parts = sections(index, 3, 3)
     assert parts.row_start.tolist() == [0, 2, 2, 5]
     assert parts.row_block.tolist() == [1, 2, 0, 1, 2, 0, 0, 0, 0, 0]
     assert parts.column_start.tolist() == [0, 1, 3, 5]
@@ -38,74 +39,103 @@ def test_the_sections_of_a_topology_by_hand() -> None:
     assert parts.column_position.tolist() == [2, 0, 3, 1, 4, 0, 0, 0, 0, 0]
     # Rows hold 2, 0 and 3 blocks; columns 1, 2 and 2, the tie to the lower.
     assert parts.row_order.tolist() == [2, 0, 1] and parts.column_order.tolist() == [1, 2, 0]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(1, 9), columns=st.integers(1, 9), density=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 99)
-)
-def test_an_index_lists_the_kept_blocks_of_every_row_and_column(
-    rows: int, columns: int, density: float, seed: int
-) -> None:
-    flags = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < density
-    index = build_index_reference(flags)
-    assert index.dtype == torch.int32 and index.numel() == index_size(rows, columns)
-    parts = sections(index, rows, columns)
-    pairs = flags.nonzero().tolist()
-    for i in range(rows):
-        start, end = parts.row_start[i : i + 2]
-        assert parts.row_block[start:end].tolist() == flags[i].nonzero().flatten().tolist()
-    for j in range(columns):
-        start, end = parts.column_start[j : j + 2]
-        assert parts.column_block[start:end].tolist() == flags[:, j].nonzero().flatten().tolist()
-        positions = parts.column_position[start:end].tolist()
-        assert [pairs[p] for p in positions] == [[i, j] for i in parts.column_block[start:end].tolist()]
-    kept = len(pairs)
-    assert parts.row_start[-1] == parts.column_start[-1] == kept
-    for entries in (parts.row_block, parts.column_block, parts.column_position):
-        assert entries.numel() == rows * columns + 1 and not entries[kept:].any()
-    assert parts.row_order.tolist() == sorted(range(rows), key=lambda i: (-int(flags[i].sum()), i))
-    assert parts.column_order.tolist() == sorted(range(columns), key=lambda j: (-int(flags[:, j].sum()), j))
-
-
-def test_sections_share_the_memory_of_the_index() -> None:
-    index = build_index_reference(torch.ones(2, 3, dtype=torch.bool))
-    sections(index, 2, 3).column_order[-1] = 7
+    # They share the memory of the index.
+    parts.column_order[-1] = 7
     assert index[-1] == 7
 
 
-@pytest.mark.parametrize("through_table", [False, True])
-def test_all_layers_are_rewritten_in_place_as_the_flags_move(through_table: bool) -> None:
-    flags = [torch.rand(3, 4) < 0.5, torch.rand(1, 7) < 0.5]
-    indices = [index_of(3, 4), index_of(1, 7)]
-    table = IndexTable(flags, indices)
-    for _ in range(2):
-        table.build() if through_table else build_indices(flags, indices)
-        assert all(torch.equal(i, build_index_reference(f)) for f, i in zip(flags, indices, strict=True))
-        for one in flags:
-            one.logical_not_()
-    build_indices([], [])
-    IndexTable([], []).build()
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), kept=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 9))
+def test_an_index_lists_the_kept_blocks_of_every_row_and_column(
+    rows: int, columns: int, kept: float, seed: int
+) -> None:
+    flags = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < kept
+    index = build_index_reference(flags)
+    assert index.dtype == torch.int32 and index.numel() == index_size(rows, columns)
+    parts, pairs = sections(index, rows, columns), flags.nonzero().tolist()
+    position = [pairs.index([i, j]) for j in range(columns) for i in range(rows) if flags[i, j]]
+    padding = [0] * (rows * columns + 1 - len(pairs))
+    assert parts.column_position.tolist() == position + padding
+    for lines, start, block, order in (
+        (flags, parts.row_start, parts.row_block, parts.row_order),
+        (flags.t(), parts.column_start, parts.column_block, parts.column_order),
+    ):
+        counts = lines.sum(1).tolist()
+        assert start.tolist() == [sum(counts[:i]) for i in range(len(counts) + 1)]
+        assert block.tolist() == lines.nonzero()[:, 1].tolist() + padding
+        assert order.tolist() == sorted(range(len(counts)), key=lambda i: (-counts[i], i))
+
+
+def test_all_layers_are_rewritten_in_place_as_the_flags_move() -> None:
+    check_indices([(3, 4), (1, 7)], "torch")
+    check_indices([], "torch")
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    n=st.integers(1, 20), k=st.integers(1, 20), r=st.integers(1, 6), c=st.integers(1, 6), transposed=st.booleans(),
-    seed=st.integers(0, 99),
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 20)), block=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    transposed=st.booleans(), seed=st.integers(0, 9),
 )  # fmt: skip
 def test_a_block_is_flagged_where_any_of_its_elements_is_kept(
-    n: int, k: int, r: int, c: int, transposed: bool, seed: int
+    shape: tuple[int, int], block: tuple[int, int], transposed: bool, seed: int
 ) -> None:
-    random = torch.Generator().manual_seed(seed)
-    mask = torch.rand(k, n, generator=random).t() < 0.1 if transposed else torch.rand(n, k, generator=random) < 0.1
-    flags = block_flags(mask, (r, c))
-    expected = [[bool(mask[i : i + r, j : j + c].any()) for j in range(0, k, c)] for i in range(0, n, r)]
-    assert flags.tolist() == expected
-    out = torch.empty_like(flags)
-    assert block_flags(mask, (r, c), out) is out and torch.equal(out, flags)
+    mask, (r, c) = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.1, block
+    mask = mask.t().contiguous().t() if transposed else mask
+    expected = [[bool(mask[i : i + r, j : j + c].any()) for j in range(0, shape[1], c)] for i in range(0, shape[0], r)]
+    flags = block_flags(mask, block)
+    assert flags.tolist() == expected and flags.is_contiguous()
 
 
-FLAGS, INDEX = torch.ones(2, 3, dtype=torch.bool), index_of(2, 3)
+def turned(flags: Tensor) -> Tensor:
+    return flags.t().contiguous()
+
+
+@pytest.fixture
+def masks() -> tuple[Tensor, Tensor]:
+    mask, grad_mask = torch.zeros(6, 8, dtype=torch.bool), torch.zeros(6, 8, dtype=torch.bool)
+    mask[:2, 4:], grad_mask[4:, :4] = True, True
+    return mask, grad_mask
+
+
+def test_a_topology_has_an_index_of_each_set_of_flags(masks: tuple[Tensor, Tensor]) -> None:
+    kept, wanted = torch.tensor([[[0, 1], [0, 0], [0, 0]], [[0, 1], [0, 0], [1, 0]]]).bool()
+    alone, both = Topology.of(masks[0], None, (2, 4)), Topology.of(*masks, (2, 4), turn=turned)
+    assert torch.equal(alone.flags, kept) and torch.equal(alone.index, build_index_reference(kept))
+    assert alone.grad_index is alone.input_index is None and len(alone.pairs()) == 1
+    for index, flags in ((both.index, kept), (both.grad_index, wanted), (both.input_index, turned(kept))):
+        assert index is not None and torch.equal(index, build_index_reference(flags))
+
+
+def test_a_topology_is_current_until_a_mask_is_written_or_another_takes_its_place(masks: tuple[Tensor, Tensor]) -> None:
+    (mask, grad_mask), topology = masks, Topology.of(*masks, (2, 4))
+    # A view of all of a mask counts as the mask; equal values in another tensor do not, nor does a part.
+    assert topology.is_current(mask, grad_mask) and topology.is_current(mask.t(), grad_mask.t())
+    assert not topology.is_current(mask.clone(), grad_mask) and not topology.is_current(mask, None)
+    half = Topology.of(mask[:3], None, (1, 1))
+    assert not half.is_current(mask[3:], None) and not half.is_current(mask, None)
+    images = torch.zeros(4, 2, 3, 3, dtype=torch.bool).contiguous(memory_format=torch.channels_last)
+    of_images = Topology.of(images.permute(0, 2, 3, 1).flatten(1), None, (2, 2))
+    assert of_images.is_current(images, None)
+    for each in (mask, grad_mask):
+        each[0, 0] = True
+        assert not topology.is_current(mask, grad_mask)
+        assert topology.rewrite(mask, grad_mask) and topology.is_current(mask, grad_mask)
+
+
+def test_flags_are_rewritten_in_place_where_they_fit(masks: tuple[Tensor, Tensor]) -> None:
+    mask, grad_mask = masks
+    topology, fresh = (Topology.of(each, grad_mask, (2, 4), turn=turned) for each in (mask, ~mask))
+    before = [(flags, index) for flags, index in topology.pairs()]
+    assert topology.rewrite(~mask, grad_mask, turn=turned)
+    IndexTable(*zip(*before, strict=True)).build()
+    for ours, theirs in zip(topology.pairs(), fresh.pairs(), strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    for others, turn in (((mask, None), turned), ((mask[:4], grad_mask[:4]), turned), (masks, None)):
+        assert not topology.rewrite(*others, turn=turn)
+    assert torch.equal(topology.flags, fresh.flags)
+
+
+FLAGS, INDEX = torch.ones(2, 3, dtype=torch.bool), torch.zeros(index_size(2, 3), dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +152,7 @@ FLAGS, INDEX = torch.ones(2, 3, dtype=torch.bool), index_of(2, 3)
         (lambda: sections(INDEX, 3, 3), "that of 3 x 3 blocks", "index_size(R, C)"),
         (lambda: block_flags(FLAGS.int(), (1, 1)), "mask to be a bool matrix", "True where kept"),
         (lambda: block_flags(FLAGS, (0, 1)), "block to be (rows, columns) of at least 1", "(64, 64)"),
-        (lambda: block_flags(FLAGS, (2, 2), FLAGS), "out to be bool [1, 2]", "pass None"),
+        (lambda: Topology.of(FLAGS, FLAGS.t(), (1, 1)), "grad_mask of [2, 3] on cpu", "of the weight's shape"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, expected: str, remedy: str) -> None:
@@ -135,8 +165,3 @@ def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, expected: str, re
 def test_triton_off_the_gpu_is_an_error() -> None:
     with pytest.raises(RuntimeError, match='pass backend="torch"'):
         build_indices([FLAGS], [INDEX], "triton")
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    result = doctest.testmod(block_topology)
-    assert result.attempted >= 10 and result.failed == 0

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tritonsparse.kernels import plan
-from tritonsparse.kernels.block import plan as block_plan
+from tritonsparse.kernels import measured, plan
 from tritonsparse.kernels.plan import CARDS, FIELDS, choose, device_key, read_table
 
 ROOT = Path(__file__).parents[2]
@@ -194,8 +193,8 @@ def test_a_layer_skips_blocks_at_densities_that_were_faster_at_every_number_of_t
     assert written["entries"] == [entry(7, 1, 1)]
     blocks = tuple(written["blocks"])
     assert [(each["n"], each["max_density"]) for each in blocks] == [(1024, 0.0), (4096, 0.1)]
-    assert block_plan.break_even(4096, 1024, (64, 64), BF16, H200, table=blocks) == 0.1
-    assert not block_plan.block_choice(1024, 1024, (64, 64), 0.01, BF16, H200, table=blocks)[0]
+    assert measured.break_even(4096, 1024, (64, 64), BF16, H200, table=blocks) == 0.1
+    assert not measured.block_choice(1024, 1024, (64, 64), 0.01, BF16, H200, table=blocks)[0]
 
 
 def test_a_2_4_forward_is_faster_that_was_so_at_every_number_of_tokens(tmp_path: Path) -> None:

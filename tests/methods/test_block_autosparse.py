@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import tritonsparse as ts
 from tritonsparse.clock import Clock
+from tritonsparse.masks.units import from_units, to_units
 from tritonsparse.methods import STR, AutoSparse
 from tritonsparse.methods.block_autosparse import across_layers, block_scores
 from tritonsparse.pattern import Block
 from tritonsparse.schedules import cubic
-from tritonsparse.units import from_units, to_units
 
 PAIRS = Block(1, 2)
 

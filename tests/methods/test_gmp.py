@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import tritonsparse as ts
-from tritonsparse.distribution import erk
-from tritonsparse.mask import kept_count
+from tritonsparse.masks.distribution import erk
+from tritonsparse.masks.topk import kept_count
 from tritonsparse.methods import GMP
 
 

@@ -45,7 +45,7 @@ def test_one_step_by_hand() -> None:
 
 def test_activations_may_be_as_sparse_as_one_likes_and_the_master_weights_stay_dense() -> None:
     model, sparsifier = made(SWAT(sparsity=0.5, activation_sparsity=0.75))
-    assert sparsifier.layers["0"].activation_density == 0.25
+    assert sparsifier.layers["0"].sparse_input.density == 0.25
     x = torch.tensor([[1.0, -2.0, 3.0, 0.5]])
     model(x).sum().backward()
     assert sparsifier.layers["0"].weight.grad is not None
@@ -137,14 +137,14 @@ def test_shares_follow_the_mean_momentum_of_kept_weights() -> None:
     optimizer.step()
     # 16 of 32 weights, in shares 3 to 1: 12 and 4.
     assert [int(layer.mask.sum()) for layer in sparsifier.layers.values() if layer.mask is not None] == [12, 4]
-    assert [layer.activation_density for layer in sparsifier.layers.values()] == [0.75, 0.25]
+    assert [layer.sparse_input.density for layer in sparsifier.layers.values()] == [0.75, 0.25]
     for layer, size in zip(model, (31.0, 1.0), strict=True):
         layer.weight.grad = torch.full((4, 4), size)
         optimizer.state[layer.weight].clear()
     optimizer.step()
     # 31 to 1 would be 15.5 and 0.5: largest remainder, ties to the earlier layer; a layer keeps one at least.
     assert [int(layer.mask.sum()) for layer in sparsifier.layers.values() if layer.mask is not None] == [16, 1]
-    assert [layer.activation_density for layer in sparsifier.layers.values()] == [None, 1 / 16]
+    assert [layer.sparse_input.density for layer in sparsifier.layers.values()] == [1.0, 1 / 16]
 
 
 def test_momentum_shares_need_momentum() -> None:
@@ -189,7 +189,7 @@ def test_a_convolutions_weight_gradient_is_made_of_its_largest_inputs(scope: str
     y = model(x)
     grad = torch.randn_like(y)
     y.backward(grad)
-    assert sparsifier.layers["0"].overflows == 0
+    assert sparsifier.layers["0"].sparse_input.overflows == 0
 
     # What goes into the product, padded where the padding is not of zeros.
     given = x.detach()
@@ -237,7 +237,7 @@ def test_inference_packs_nothing() -> None:
     model, sparsifier = made(SWAT(sparsity=0.5))
     layer = sparsifier.layers["0"]
     with torch.no_grad():
-        assert not layer.packs_activation(torch.ones(1, 4))
+        assert not layer.packs_input()
         assert torch.equal(model(torch.ones(1, 4)), layer.effective_weight().sum(1)[None])
 
 
@@ -254,7 +254,7 @@ def test_an_overflow_loses_nothing_and_is_logged_once(caplog: pytest.LogCaptureF
         optimizer.zero_grad()
     # All of 10, 20, 30, 5 reach the cut-off 2, twice the room.
     assert grad.tolist() == [[10.0, -20.0, 30.0, 5.0]] * 2
-    assert layer.overflows == 2
+    assert layer.sparse_input.overflows == 2
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
     assert "swat: a batch kept more of the input of 0 than slack 1 leaves room for" in caplog.text
 

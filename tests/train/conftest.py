@@ -12,8 +12,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from tritonsparse.train import corpora, presets, results, translation
-from tritonsparse.train.subwords import train_tokenizer
+from tritonsparse.train import translation
+from tritonsparse.train.run import results
+from tritonsparse.train.text import corpora
+from tritonsparse.train.text import translation_presets as presets
+from tritonsparse.train.text.source import TextSource
+from tritonsparse.train.text.subwords import train_tokenizer
 
 # One layer each side, d_model 16: 5,120 weights in 16 linear layers.
 SIZES = (1, 16, 2, 32, 0.1)
@@ -34,8 +38,16 @@ def small(options: Sequence[str]) -> list[str]:
 # Untrained models talk on to the limit; a short one keeps their evaluation cheap.
 EXTRA_TOKENS = 5
 
-# One corpus serves all runs that ask for the same.
-_load = functools.cache(corpora.load_parallel)
+
+@functools.cache
+def embedded(*options: Any) -> dict[str, list[tuple[str, str]]]:
+    """One corpus serves all runs that ask for the same."""
+    return corpora.load_parallel(TextSource("embedded"), *options)
+
+
+def _load(source: TextSource, *options: Any) -> dict[str, list[tuple[str, str]]]:
+    return embedded(*options) if source == TextSource("embedded") else corpora.load_parallel(source, *options)
+
 
 Train = Callable[..., dict[str, Any]]
 
@@ -87,7 +99,7 @@ def train(small_program: pytest.MonkeyPatch) -> Train:
 @pytest.fixture(scope="session")
 def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """The options that name 300 + 3 + 5 pairs of the embedded corpus as local files, for runs in other processes."""
-    pairs = _load("embedded", None, "en", "de", None, None, None, 300, seed=0)
+    pairs = embedded("en", "de", 300)
     folder = tmp_path_factory.mktemp("corpus")
     options = []
     for split, count in (("train", 300), ("validation", 3), ("test", 5)):
@@ -100,7 +112,7 @@ def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def saved_marian(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
     """`saved_marian(dropout)`: folder of a tiny Marian model and its tokenizer, for `--model_name_or_path`."""
-    tokenizer = train_tokenizer(_load("embedded", None, "en", "de", None, None, None, 300, seed=0)["train"], 200)
+    tokenizer = train_tokenizer(embedded("en", "de", 300)["train"], 200)
 
     def save(dropout: float) -> Path:
         torch.manual_seed(0)

@@ -18,11 +18,13 @@ import tritonsparse as ts
 from tritonsparse.eval.accuracy import accuracy
 from tritonsparse.eval.image_sets import load_images
 from tritonsparse.eval.preprocessing import Preprocessing
-from tritonsparse.mask import kept_count
+from tritonsparse.masks.topk import kept_count
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
-from tritonsparse.train import checkpoints, image_classification, image_models, memorization, results
-from tritonsparse.train.arguments import add_common
-from tritonsparse.train.image_arguments import parser
+from tritonsparse.train import image_classification, memorization
+from tritonsparse.train.images import models as image_models
+from tritonsparse.train.images.arguments import parser
+from tritonsparse.train.run import checkpoints, results
+from tritonsparse.train.run.arguments import add_common
 
 Train = Callable[..., dict[str, Any]]
 SMALL = [
@@ -33,7 +35,8 @@ SOFT = ("--method=autosparse", "--method_args", '{"threshold_init": -2.5, "thres
 GMP = ("--method=gmp", "--method_args", '{"sparsity": 0.8, "update_every": 2}')
 KEYS = {
     "method", "method_fields", "top1", "top5", "eval_loss", "split", "preprocessing", "sparsity", "block_sparsity",
-    "exploitable", "flops_convention", "method_statistics", "train_flops_fraction", "test_flops_fraction", "steps",
+    "exploitable", "flops_convention", "method_statistics", "train_flops_fraction", "train_flops",
+    "test_flops_fraction", "steps",
     "averaged_checkpoints", "training_seconds", "epoch_losses", "evaluations", "layers", "history", "arguments",
     "environment",
 }  # fmt: skip

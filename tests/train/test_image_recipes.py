@@ -11,9 +11,9 @@ import torch
 from tritonsparse.methods import METHODS
 from tritonsparse.methods.acdc import PHASES
 from tritonsparse.selection import select
-from tritonsparse.train import arguments, program
-from tritonsparse.train.image_arguments import parser
-from tritonsparse.train.image_models import IMAGE_MODELS, build_model
+from tritonsparse.train.images.arguments import parser
+from tritonsparse.train.images.models import IMAGE_MODELS, build_model
+from tritonsparse.train.run import arguments, program
 
 NAMES = [
     "cifar10-resnet20",

@@ -13,13 +13,15 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
-from tritonsparse.train import language_modeling, language_presets
-from tritonsparse.train.language_presets import Sizes
+from tritonsparse.train import language_modeling
+from tritonsparse.train.text import language_presets
+from tritonsparse.train.text.language_presets import Sizes
 
 SIZES = (1, 16, 2, 8, 32, 1, 0.0, 0.0, 0.1, (12,), 8)
 WORKER = f"""
 import sys
-from tritonsparse.train import language_modeling, language_presets
+from tritonsparse.train import language_modeling
+from tritonsparse.train.text import language_presets
 language_presets.TRANSFO_XL["transfoxl-tiny"] = language_presets.Sizes(*{SIZES!r})
 sys.exit(language_modeling.main(sys.argv[1:]))
 """

@@ -19,8 +19,10 @@ from transformers import AutoModelForCausalLM
 from tritonsparse.eval.perplexity import main as evaluate
 from tritonsparse.eval.perplexity import segment_perplexity
 from tritonsparse.models.transfo_xl import TransfoXLLMHeadModel, Vocabulary
-from tritonsparse.train import checkpoints, language_modeling, language_presets, results
-from tritonsparse.train.language_presets import Sizes
+from tritonsparse.train import language_modeling
+from tritonsparse.train.run import checkpoints, results
+from tritonsparse.train.text import language_arguments, language_presets
+from tritonsparse.train.text.language_presets import Sizes
 
 TINY = Sizes(2, 16, 2, 8, 32, 1, 0.1, 0.0, 0.1, (12,), 8)
 # 4 columns of about 110 tokens: 14 steps an epoch.
@@ -352,10 +354,10 @@ def test_a_checkpoint_of_another_shape_is_refused(
 
 def test_the_options_are_frozen() -> None:
     """Users have these in scripts; those of every program are frozen with the translation program's."""
-    from tritonsparse.train import translation
+    from tritonsparse.train.text import translation_arguments
 
-    common = {option for action in translation.parser()._actions for option in action.option_strings}
-    mine = {option for action in language_modeling.parser()._actions for option in action.option_strings}
+    common = {option for action in translation_arguments.parser()._actions for option in action.option_strings}
+    mine = {option for action in language_arguments.parser()._actions for option in action.option_strings}
     assert mine - common == {
         "--batch_size", "--block_size", "--cache_dir", "--dropatt", "--embedding_sparsity",
         "--eval_batch_size", "--eval_mem_len", "--eval_stride", "--eval_tgt_len", "--max_eval_tokens",

@@ -11,15 +11,16 @@ import torch
 
 import tritonsparse as ts
 from tritonsparse.methods import METHODS
-from tritonsparse.train import arguments, language_modeling
-from tritonsparse.train.language_presets import PRESETS, TRANSFO_XL, Sizes, build_transfo_xl
-from tritonsparse.train.program import make_method
+from tritonsparse.train.run import arguments
+from tritonsparse.train.run.program import make_method
+from tritonsparse.train.text import language_arguments
+from tritonsparse.train.text.language_presets import PRESETS, TRANSFO_XL, Sizes, build_transfo_xl
 
 NAMES = ["lm-demo", "wikitext2-small", "wt103-base", "wt103-large-acdc80", "wt103-large-acdc90"]
 
 
 def parse(name: str, *options: str) -> argparse.Namespace:
-    return arguments.parse(language_modeling.parser(), ["--recipe", name, "--output_dir", "out", *options])
+    return arguments.parse(language_arguments.parser(), ["--recipe", name, "--output_dir", "out", *options])
 
 
 def values(name: str, *keys: str) -> tuple[Any, ...]:

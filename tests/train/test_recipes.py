@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from tritonsparse.methods import METHODS
-from tritonsparse.train import arguments, translation
-from tritonsparse.train.presets import PRESETS
-from tritonsparse.train.program import make_method
+from tritonsparse.train.run import arguments
+from tritonsparse.train.run.program import make_method
+from tritonsparse.train.text import translation_arguments
+from tritonsparse.train.text.translation_presets import PRESETS
 
 NAMES = ["demo", "multi30k", "wmt14-base", "wmt14-big-autosparse"]
 
 
 def parse(name: str) -> argparse.Namespace:
-    return arguments.parse(translation.parser(), ["--recipe", name, "--output_dir", "out"])
+    return arguments.parse(translation_arguments.parser(), ["--recipe", name, "--output_dir", "out"])
 
 
 def values(name: str, *keys: str) -> tuple[Any, ...]:

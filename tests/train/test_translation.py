@@ -17,8 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSeq2SeqLM
 
 import tritonsparse as ts
-from tritonsparse.mask import kept_count
-from tritonsparse.train import checkpoints, presets, translation
+from tritonsparse.masks.topk import kept_count
+from tritonsparse.train import translation
+from tritonsparse.train.run import checkpoints
+from tritonsparse.train.text import translation_presets as presets
 
 Train = Callable[..., dict[str, Any]]
 SOFT = '{"threshold_init": -3}'  # T = sigma(-3) = 0.047; the 16 x 16 weights are uniform up to sqrt(6 / 32) = 0.43

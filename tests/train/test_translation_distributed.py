@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tritonsparse.train import checkpoints, translation
+from tritonsparse.train import translation
+from tritonsparse.train.run import checkpoints
 
 # The program; each translation begins with its source, and each rank leaves its master weights.
 WORKER = """

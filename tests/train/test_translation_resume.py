@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tritonsparse.train import checkpoints, translation
+from tritonsparse.train import translation
+from tritonsparse.train.run import checkpoints
 
 Train = Callable[..., dict[str, Any]]
 SOFT = ("--method_args", '{"threshold_init": -3, "threshold_weight_decay": 0.01}')

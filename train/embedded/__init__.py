@@ -1,1 +1,1 @@
-"""The grammar and the vocabulary behind `embedded_translation`: German, English, and what is said in both."""
+"""The embedded English-German corpus: a grammar and a vocabulary of both languages."""

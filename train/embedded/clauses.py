@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from . import german as de
 from . import verbs
@@ -23,7 +22,7 @@ from .draws import (
 from .english import cardinal
 from .figures import digits
 from .german import ACCUSATIVE, DATIVE, ER, SIE
-from .grammar import ADVERBS, MODALS, Clause, NounPhrase, clause, relation
+from .grammar import ADVERBS, MODALS, Clause, Complements, NounPhrase, clause, relation
 from .lexicon import Verb, phrases
 from .nouns import FITTING, NOUNS
 
@@ -42,7 +41,7 @@ _MEASURES = (
     ("meal", phrases("kilograms of=Kilogramm, grams of=Gramm, pounds of=Pfund")),
     ("drink", phrases("bottles of=Flaschen, glasses of=Gläser, litres of=Liter, cups of=Tassen")),
 )
-_Parts = tuple[NounPhrase, Verb, dict[str, Any]]
+_Parts = tuple[NounPhrase, Verb, Complements]
 
 
 def _transitive(draw: Draw, negated: bool) -> _Parts:
@@ -52,7 +51,7 @@ def _transitive(draw: Draw, negated: bool) -> _Parts:
         phrase = drawn_person(draw, subject, ACCUSATIVE, articles)
     else:
         phrase = drawn_noun_phrase(draw, kinds, articles)
-    return subject, verb, {"accusative": phrase, "rest": drawn_place(draw) if draw.chance(0.12) else ("", "")}
+    return subject, verb, Complements(phrase, rest=drawn_place(draw) if draw.chance(0.12) else ("", ""))
 
 
 def _having(draw: Draw, negated: bool) -> _Parts:
@@ -60,7 +59,7 @@ def _having(draw: Draw, negated: bool) -> _Parts:
     return (
         drawn_subject(draw, negated),
         verbs.HAVE,
-        {"accusative": drawn_noun_phrase(draw, ("animal", *_RECEIVABLE, "vehicle"), articles)},
+        Complements(drawn_noun_phrase(draw, ("animal", *_RECEIVABLE, "vehicle"), articles)),
     )
 
 
@@ -74,13 +73,13 @@ def _measured(draw: Draw, negated: bool) -> _Parts:
     german = f"{amount[1]} {unit[1]} {noun.de}"
     phrase = NounPhrase("", f"{amount[0]} {unit[0]} {noun.en}", (german, german, german), SIE, definite=False)
     verb = draw.pick(next(known for kinds, known in verbs.TRANSITIVE.items() if kinds.endswith("drink meal")))
-    return drawn_subject(draw), verb, {"accusative": phrase}
+    return drawn_subject(draw), verb, Complements(phrase)
 
 
 def _dative(draw: Draw, negated: bool) -> _Parts:
     subject = drawn_subject(draw, negated)
     articles = ("the", "no", "my") if negated else SUBJECT_ARTICLES
-    return subject, draw.pick(verbs.DATIVE_VERBS), {"dative": drawn_person(draw, subject, DATIVE, articles)}
+    return subject, draw.pick(verbs.DATIVE_VERBS), Complements(dative=drawn_person(draw, subject, DATIVE, articles))
 
 
 def _prepositional(draw: Draw, negated: bool) -> _Parts:
@@ -88,34 +87,34 @@ def _prepositional(draw: Draw, negated: bool) -> _Parts:
     subject = drawn_subject(draw, negated)
     phrase = drawn_person(draw, subject, case, KNOWN if negated else SUBJECT_ARTICLES)
     english, german = relation(verb.preposition, preposition, case, phrase)
-    return subject, replace(verb, preposition=""), {"rest": (english, german)}
+    return subject, replace(verb, preposition=""), Complements(rest=(english, german))
 
 
 def _ditransitive(draw: Draw, negated: bool) -> _Parts:
     subject = drawn_subject(draw, negated)
     receiver = drawn_person(draw, subject, DATIVE, KNOWN)
     given = drawn_noun_phrase(draw, _RECEIVABLE, ("no", "no", "the") if negated else OBJECT_ARTICLES)
-    return subject, draw.pick(verbs.DITRANSITIVE), {"dative": receiver, "accusative": given}
+    return subject, draw.pick(verbs.DITRANSITIVE), Complements(given, receiver)
 
 
 def _motion(draw: Draw, negated: bool) -> _Parts:
     verb = draw.pick(verbs.MOTION)
     english, german, case = draw.pick(_DIRECTIONS[: 1 if verb.prefix else None])
     place = drawn_noun_phrase(draw, ("place",), IN_PLACE, 0.2)
-    return drawn_subject(draw, negated), verb, {"rest": relation(english, german, case, place)}
+    return drawn_subject(draw, negated), verb, Complements(rest=relation(english, german, case, place))
 
 
 def _activity(draw: Draw, negated: bool) -> _Parts:
     kind = draw.random()
     if kind < 0.2:
         rest = drawn_place(draw) if draw.chance(0.5) else ("", "")
-        return drawn_subject(draw, negated, "animal"), draw.pick(verbs.ANIMAL_ACTIVITIES), {"rest": rest}
+        return drawn_subject(draw, negated, "animal"), draw.pick(verbs.ANIMAL_ACTIVITIES), Complements(rest=rest)
     if kind < 0.45:
-        return drawn_subject(draw, negated), draw.pick(verbs.EVENTS), {}
+        return drawn_subject(draw, negated), draw.pick(verbs.EVENTS), Complements()
     return (
         drawn_subject(draw, negated),
         draw.pick(verbs.ACTIVITIES),
-        {"rest": drawn_place(draw) if draw.chance(0.6) else ("", "")},
+        Complements(rest=drawn_place(draw) if draw.chance(0.6) else ("", "")),
     )
 
 
@@ -128,14 +127,14 @@ def _position(draw: Draw, negated: bool) -> _Parts:
     else:
         rest = relation(*draw.pick(_POSITIONS), case, drawn_noun_phrase(draw, ("furniture",), IN_PLACE, 0.2))
     if not moved:
-        return thing, draw.pick(verbs.STAND), {"rest": rest}
-    return drawn_subject(draw, negated), draw.pick(verbs.PUT), {"accusative": thing, "rest": rest}
+        return thing, draw.pick(verbs.STAND), Complements(rest=rest)
+    return drawn_subject(draw, negated), draw.pick(verbs.PUT), Complements(thing, rest=rest)
 
 
 def _quality(draw: Draw, negated: bool) -> _Parts:
     kind = draw.pick(("person", "person", "animal", "thing", "clothes", "vehicle", "place", "reading"))
     adjective = draw.pick(FITTING[kind])
-    return drawn_subject(draw, negated, kind), verbs.BE, {"rest": (adjective.en, adjective.de)}
+    return drawn_subject(draw, negated, kind), verbs.BE, Complements(rest=(adjective.en, adjective.de))
 
 
 _CONTENTS: tuple[Callable[[Draw, bool], _Parts], ...] = (
@@ -168,7 +167,7 @@ def drawn_clause(
 ) -> Clause:
     """Any clause; `fronting` of its adverbials of time come first, `adverbial` scales how many there are."""
     negated = not positive and draw.chance(0.18)
-    subject, verb, parts = draw.pick(contents)(draw, negated)
+    subject, verb, complements = draw.pick(contents)(draw, negated)
     tense = draw.pick(("present", "present", "past") if verb.preterite else TENSES)
     if verb.en[0] == verb.en[2] and subject.person != ER:
         tense = "present" if tense == "past" else tense  # "they put" would be two tenses
@@ -180,4 +179,4 @@ def drawn_clause(
         time, fronted = drawn_time(draw, tense), draw.chance(fronting)
     elif tense in ("present", "past") and not negated and draw.chance(0.25 * adverbial):
         adverb = draw.pick(tuple(ADVERBS)[:-1])
-    return clause(subject, verb, tense, **parts, time=time, fronted=fronted, negated=negated, adverb=adverb)
+    return clause(subject, verb, tense, complements, time=time, fronted=fronted, negated=negated, adverb=adverb)

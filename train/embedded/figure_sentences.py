@@ -10,7 +10,7 @@ from .draws import IN_PLACE, KNOWN, PERSONS, Draw, drawn_day, drawn_noun_phrase,
 from .english import cardinal, ordinal
 from .figures import MONTHS, WEEKDAYS, clock, date, digits
 from .german import DATIVE, ER, NOMINATIVE, SIE
-from .grammar import clause, noun_phrase, relation
+from .grammar import Complements, clause, noun_phrase, relation
 from .lexicon import Adjective, Two, phrases
 from .nouns import NOUNS
 from .sentences import sentence
@@ -37,7 +37,7 @@ def _number(draw: Draw) -> Two:
     phrase = noun_phrase(draw.pick(("the", "the", "her", "our")), noun, nth)
     if kind < 0.9:
         return phrase.en, phrase.de[NOMINATIVE]
-    said = clause(draw.pick(PERSONS), draw.pick(SEEING), draw.pick(TENSES), accusative=phrase)
+    said = clause(draw.pick(PERSONS), draw.pick(SEEING), draw.pick(TENSES), Complements(phrase))
     return sentence(said.english(), said.german())
 
 
@@ -134,10 +134,10 @@ def _price(draw: Draw) -> Two:
     goods = drawn_noun_phrase(draw, ("clothes", "thing", "furniture", "vehicle", "reading"), KNOWN)
     if kind < 0.7:
         tenses = ("present", "past") if goods.person == ER else ("present",)  # "they cost" would be both
-        said = clause(goods, COST, draw.pick(tenses), rest=price)
+        said = clause(goods, COST, draw.pick(tenses), Complements(rest=price))
     else:
         verb, tense = draw.pick(TRADE), draw.pick(TENSES)
-        said = clause(drawn_subject(draw), verb, tense, accusative=goods, rest=(f"for {price[0]}", f"für {price[1]}"))
+        said = clause(drawn_subject(draw), verb, tense, Complements(goods, rest=(f"for {price[0]}", f"für {price[1]}")))
     return sentence(said.english(), said.german())
 
 
@@ -171,7 +171,7 @@ def _measurement(draw: Draw) -> Two:
     else:
         where, warmth = drawn_place(draw), draw.integer(2, 39)
         return sentence(f"{where[0]} it is {warmth} degrees", f"{where[1]} sind es {warmth} Grad")
-    said = clause(thing, verb, tense, rest=rest)
+    said = clause(thing, verb, tense, Complements(rest=rest))
     return sentence(said.english(), said.german())
 
 

@@ -116,6 +116,15 @@ ADVERBS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Complements:
+    """What stands beside a verb: objects, and a place, a direction, a quality or a price as `rest`."""
+
+    accusative: NounPhrase | None = None
+    dative: NounPhrase | None = None
+    rest: Two = ("", "")
+
+
+@dataclass(frozen=True, slots=True)
 class Clause:
     """A meaning, and how both languages say it; `tail` and `middle` hold all but subject and verb."""
 
@@ -201,14 +210,15 @@ class Clause:
         return MODALS[self.tense][3][person], verb.infinitive
 
 
+_NONE = Complements()
+
+
 def clause(
     subject: NounPhrase,
     verb: Verb,
     tense: str = "present",
+    complements: Complements = _NONE,
     *,
-    accusative: NounPhrase | None = None,
-    dative: NounPhrase | None = None,
-    rest: Two = ("", ""),
     time: Two = ("", ""),
     fronted: bool = False,
     negated: bool = False,
@@ -220,7 +230,8 @@ def clause(
     and "schon" stand after definite objects, and no "nicht" is said where an object has "kein". A negated
     perfect says "yet" and "noch", so that it is not the German of a negated past.
     """
-    objects = [(phrase, case) for phrase, case in ((dative, DATIVE), (accusative, ACCUSATIVE)) if phrase]
+    beside, rest = ((complements.dative, DATIVE), (complements.accusative, ACCUSATIVE)), complements.rest
+    objects = [(phrase, case) for phrase, case in beside if phrase]
     tail = [verb.preposition, *(phrase.en_object for phrase, _ in objects)]
     # "picks up the child" but "picks him up"
     tail.insert(len(tail) if objects and objects[-1][0].pronoun else 0, verb.particle)

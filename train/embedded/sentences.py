@@ -8,7 +8,7 @@ from dataclasses import replace
 from .clauses import DEEDS, KINDS_AND_VERBS, drawn_clause
 from .draws import KNOWN, OBJECT_ARTICLES, Draw, drawn_noun_phrase, drawn_place, drawn_subject, drawn_time
 from .german import ACCUSATIVE, ER, NOMINATIVE
-from .grammar import WHO, clause
+from .grammar import WHO, Complements, clause
 from .lexicon import Two, phrases
 from .nouns import COLOURS, FITTING
 from .verbs import BE
@@ -62,7 +62,9 @@ def _passive(draw: Draw) -> Two:
     subject = drawn_noun_phrase(draw, kinds, KNOWN if negated else OBJECT_ARTICLES)
     time = drawn_time(draw, "passive") if draw.chance(0.7) else ("", "")
     rest = drawn_place(draw) if draw.chance(0.2) else ("", "")
-    said = clause(subject, verb, "passive", rest=rest, time=time, fronted=draw.chance(0.4), negated=negated)
+    said = clause(
+        subject, verb, "passive", Complements(rest=rest), time=time, fronted=draw.chance(0.4), negated=negated
+    )
     return sentence(said.english(), said.german())
 
 
@@ -113,7 +115,7 @@ def _comparison(draw: Draw) -> Two:
             f"{adjective.en_comparative} than {other.en}",
             f"{adjective.de_comparative} als {other.de[NOMINATIVE]}",
         )
-    said = clause(subject, BE, tense, rest=rest, negated=negated)
+    said = clause(subject, BE, tense, Complements(rest=rest), negated=negated)
     return sentence(said.english(), said.german())
 
 

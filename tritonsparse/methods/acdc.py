@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
+from ..masks.units import choose_masks
 from ..optimizer_state import reset_state
-from ..pattern import Pattern, Unstructured
-from ..units import choose_masks
+from ..pattern import Unstructured
 from .base import Layers, MethodState
 from .masked import MaskMethod
 
@@ -126,8 +126,8 @@ class ACDC(MaskMethod):
     sparsity: of the sparse phases, in [0, 1); 0 leaves every layer dense.
     phases: a table, or the name of one in `PHASES`; its epochs must be the run's (`PHASES[name].scaled(epochs)`).
     scope: "global" (one top-k over all layers) or "uniform" (one a layer). Norms of blocks are those of a layer's
-        initialisation, give or take a few per cent: on blocks "global" may empty layers whole. (It did those of a
-        Transformer's feed-forward, and still trained better than "uniform": README, demo-blocks.)
+        initialisation, give or take a few per cent: on blocks "global" may empty layers whole
+        (docs/experiments/acdc-on-blocks.md).
     reset_moments: restart the optimizer's moments where a dense phase starts.
     strict: the published code's count, which keeps one weight less and none that tie; unstructured only.
     """
@@ -157,13 +157,12 @@ class ACDC(MaskMethod):
         return PHASES[self.phases] if isinstance(self.phases, str) else self.phases
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         clock.require(self.name, "steps_per_epoch", "total_steps")
-        if self.strict and not isinstance(pattern, Unstructured):
-            raise ValueError(f"acdc: expected pattern 'unstructured' with strict, got '{pattern}'; leave strict out")
+        if self.strict and not isinstance(self._pattern, Unstructured):
+            raise ValueError(
+                f"acdc: expected pattern 'unstructured' with strict, got '{self._pattern}'; leave strict out"
+            )
         if clock.total_epochs != math.ceil(self.table.epochs):
             raise ValueError(
                 f"acdc: expected a run of {self.table.epochs:g} epochs, as the phases have, got {clock.total_epochs}; "
@@ -178,8 +177,6 @@ class ACDC(MaskMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity == 0.0:
-            return
         # The step that was taken, and the one that comes.
         before, now = self._phase(clock.step - 1, clock), self._phase(clock.step, clock)
         if before == "sparse":
@@ -195,8 +192,6 @@ class ACDC(MaskMethod):
             reset_state(optimizer)
 
     def frozen_topology(self, clock: Clock) -> bool | None:
-        if self.sparsity == 0.0:
-            return None
         # Not before its first step: until then W is the dense twin.
         sparse = [self._phase(step, clock) == "sparse" for step in (clock.step - 1, clock.step)]
         return clock.step > 0 and all(sparse)

@@ -61,6 +61,11 @@ class Method:
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
         """Give every layer its view. All checks come before the first change."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether every layer stays dense for the whole run (sparsity 0): none of the hooks below is called then."""
+        return False
+
     def forget(self) -> None:
         """Weights may have been written to in a way that no counter shows: take nothing about them for known."""
 

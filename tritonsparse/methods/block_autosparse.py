@@ -4,14 +4,14 @@ A weight sees its threshold because weights differ by orders of magnitude. The R
 over n independent weights it spreads by 1/sqrt(2n) of its mean, 2 % at 32x32, so a threshold on it is a wall that
 loses no block or all of them. Here a block b has a gate, hard and constant on the block, and a score:
 
-    What_i = g_b W_i,   g_b = 1 kept, 0 pruned                              for every weight i of the block
-    dW_i   = m_b dWhat_i,   m_b = 1 kept, alpha pruned, 0 outside B         as eq. (8) of AutoSparse has it for weights
+    W_hat_i = g_b W_i,   g_b = 1 kept, 0 pruned                              for every weight i of the block
+    dW_i   = m_b dW_hat_i,   m_b = 1 kept, alpha pruned, 0 outside B         as eq. (8) of AutoSparse has it for weights
     z_b   <- beta z_b + (1 - beta) sum_{i in b} |dW_i W_i|                  before every step
     v_b    = z_b / mean of z over the layer
     kept   = the (1 - p_t) n_blocks largest v over all layers               every `control_every` steps
     p_t    = p (1 - (1 - t/t_1)^3)                                          target_sparsity.py
 
-Were every weight given a gate of its own, What_i = g_i W_i, then dL/dg_i = dWhat_i W_i: what removing W_i does to the
+Were every weight given a gate of its own, W_hat_i = g_i W_i, then dL/dg_i = dW_hat_i W_i: what removing W_i does to the
 loss, to first order (SNIP, arXiv:1810.02340). z sums these over the block, so it is in units of loss, and blocks of a
 layer compare. Layers do not, until they are trained: queries and keys are worth nothing before there is something to
 attend to, and what is gone by then does not come back. So z is taken relative to its layer's mean. One cut-off for all
@@ -20,65 +20,10 @@ layers then makes their densities differ by how each spreads what it is worth: a
 z is read off the gradient that the step is taken with, so alpha anneals it as it anneals dW: while alpha > 0 a pruned
 block that matters comes back; as alpha falls pruned blocks fall behind, and at 0 (STR) their z dies away. There is no
 cliff: what is pruned follows the cubic to one block. No layer keeps less than `min_density`, half of the mean density
-unless it is given; v has not reached it in any run of (3).
+unless it is given; v has reached it in none of the runs that chose this score.
 
-Tried, on one CPU core; losses in nats a token on validation pairs of the embedded corpus, without smoothing:
-
-(1) shares of all blocks removed from the trained dense demo model (loss 1.12), scores of 24 batches, no training after
-
-    score, one cut-off over all layers          16x16: 30 %  50 %      32x32: 30 %  50 %
-    RMS, the same share of every layer                 3.21  6.70             2.87  6.57
-    RMS                                                1.77  3.79             1.71  4.03
-    |<dW_b, W_b>|, one gate a block                    1.76  3.03             1.73  2.96
-    sum (dW W)^2                                       1.65  2.52             1.66  2.45
-    RMS of W times RMS of dW                           1.67  2.54             1.66  2.39
-    sum |dW W|                                         1.64  2.57             1.64  2.43
-    the same over the layer's mean                     2.85  5.02             2.85  5.26
-    the same, LAMP (arXiv:2010.07611)                  2.26  4.80             2.07  4.89
-
-(2) 70 % of 8x8 blocks, a Transformer of 1 + 1 layers and width 64 from scratch, 400 steps of 600 tokens, seeds 0 and 1
-
-    rule                                               loss
-    z over the square root of the layer's mean         3.17  3.29
-    z                                                  3.27  3.18
-    z, pruned blocks' without their alpha              3.24
-    z, pruning from a quarter of the run on            3.53
-    z, LAMP                                            3.76
-    sums of -<dW_b, W_b>, one gate a block             3.80
-    RMS, one cut-off                                   3.60
-    Top-KAST on blocks                                 3.46  3.49
-    GMP on blocks                                      3.59  3.64
-    dense                                              3.60
-
-(3) 70 % of 16x16 blocks, the demo from scratch, 402 steps, seed 0: BLEU on test, mean training loss of the last epoch
-    (smoothed), sparsity of the densest and of the sparsest layer; dense has 40.7 and 2.485
-
-    rule
-    v: z over the layer's mean                         36.9  2.552     66 to 83 %
-    z over its power of 3/4, floor f                   34.7  2.651     59 to 84 %
-    z over its square root, floor f                    36.0  2.687     27 to 84 %
-    z over its square root, floor of 15 %              35.7  2.670     42 to 85 %
-    z over its square root, floor of 1 %               24.8  3.046     23 to 98 %
-    RMS after a group lasso in the first third, f      29.0  2.764      5 to 85 %
-    GMP on blocks                                      36.0  2.580     70 %
-    Top-KAST on blocks                                 28.9  2.812     70 %
-
-    f: half of what all layers keep at that step. Group lasso: W_b relu(1 - .3 lr / rms(W_b)) after each step. Seed 1: v
-    35.1 and 2.623, GMP 32.9 and 2.621.
-
-(4) 70 % of 32x32 blocks, Multi30k, 1044 steps, seed 0: BLEU on test and mean training loss of the last epoch
-
-    v                                                  28.2  3.375     62 to 84 %
-    z over its square root, floor of 15 %                    3.398     44 to 84 %
-    Top-KAST on blocks                                 28.6  3.267     70 %
-    RigL on blocks                                     28.2  3.300     67 to 75 %
-    AC/DC on blocks, global                            18.8  3.873      3 to 100 %
-
-So v is the best of these rules in both, ahead of the baselines in (3), and no more than level with them in (4).
-
-(1) and (3) contradict each other, and (3) is what training does: a score that tells layers of a trained model apart
-takes from a fresh one what it has not learned to use. A density learned a layer, T its quantile, was tried before there
-was one cut-off for all: no cliff, but layers hardly differed after 900 steps.
+Other scores lost: the RMS, one gate a block, LAMP, z itself and z over other powers of the layer's mean. The numbers
+are in docs/experiments/block-autosparse.md.
 """
 
 from __future__ import annotations
@@ -90,9 +35,9 @@ import torch
 from torch import Tensor
 
 from ..layers import SparseLayer
-from ..mask import kept_count, topk_masks
+from ..masks.topk import kept_count, topk_masks
+from ..masks.units import from_units, to_units
 from ..pattern import Block
-from ..units import from_units, to_units
 from .base import Layers, MethodState
 from .masked import write_masks
 

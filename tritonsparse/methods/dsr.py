@@ -34,11 +34,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import apportion
-from ..mask import topk_mask
+from ..masks.distribution import apportion
+from ..masks.topk import topk_mask
+from ..masks.units import from_units, random_score, to_units, unit_size
 from ..optimizer_state import clear_state
-from ..pattern import Pattern
-from ..units import from_units, random_score, to_units, unit_size
 from .base import Layers, MethodState
 from .rigl_set import SET
 
@@ -77,8 +76,8 @@ class DSR(SET):
         self._threshold = float(self.threshold_init)
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
+        super().first_masks(layers, clock)
         # Kept weights, of all layers: a function of shapes, so a resumed run finds the same.
         self._budget = sum(int(layer.mask.sum()) for layer in layers.values() if layer.mask is not None)
 
@@ -93,8 +92,6 @@ class DSR(SET):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity == 0.0:
-            return
         if self._due(clock.step, clock):
             self._reallocate(layers, clock.step, optimizer)
         self.hold(layers, optimizer)

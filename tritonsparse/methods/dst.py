@@ -66,9 +66,13 @@ class DST(Method):
         if not 0.0 <= self.min_density < 1.0:
             raise ValueError(f"dst: expected min_density in [0, 1), got {self.min_density}; the paper's is 0.01")
 
+    @property
+    def idle(self) -> bool:
+        return self.sparsity == 0.0
+
     @torch.no_grad()
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        if self.sparsity == 0.0:
+        if self.idle:
             return
         for layer in layers.values():
             layer.threshold = nn.Parameter(layer.threshold_a_row(0.0))

@@ -27,11 +27,11 @@ import torch
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
-from ..mask import check_sparsity, kept_count
-from ..pattern import NM, Pattern
+from ..masks.distribution import divide
+from ..masks.topk import check_sparsity, kept_count
+from ..masks.units import choose_masks
+from ..pattern import NM
 from ..schedules import cubic
-from ..units import choose_masks
 from .base import Layers
 from .masked import MaskMethod
 
@@ -74,10 +74,7 @@ class GMP(MaskMethod):
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         clock.require(self.name, "total_steps")
         self.write(layers, {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes(layers).items()})
         if clock.step >= self._span(clock)[0]:
@@ -89,8 +86,6 @@ class GMP(MaskMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity == 0.0:
-            return
         begin, end = self._span(clock)
         due = (clock.step - begin) % self.update_every == 0 or clock.step == end
         if begin <= clock.step <= end and due:
@@ -98,7 +93,7 @@ class GMP(MaskMethod):
         self.hold(layers, optimizer)
 
     def frozen_topology(self, clock: Clock) -> bool | None:
-        return clock.step > self._span(clock)[1] if self.sparsity else None
+        return clock.step > self._span(clock)[1]
 
     def _prune(self, layers: Layers, clock: Clock) -> None:
         begin, end = self._span(clock)

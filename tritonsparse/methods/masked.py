@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..held_zeros import HeldZeros
-from ..mask import check_sparsity
+from ..masks.topk import check_sparsity
+from ..masks.units import check_pattern
 from ..pattern import NM, Block, Channel, Pattern, Unstructured
-from ..units import check_pattern
 from .base import Layers, Method
 
 __all__ = ["MaskMethod", "write_masks"]
@@ -52,6 +52,15 @@ class MaskMethod(Method):
                 f"{self.sparsity}; change one of them"
             )
         self._pattern, self._seed = pattern, seed
+        if not self.idle:
+            self.first_masks(layers, clock)
+
+    @property
+    def idle(self) -> bool:
+        return self.sparsity == 0.0
+
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
+        """Write the first masks, of a sparsity above 0; further checks come before the first change."""
 
     def magnitudes(self, layers: Layers) -> dict[str, Tensor]:
         """|W| as [N, K] by layer."""

@@ -31,11 +31,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
-from ..mask import kept_count, topk_mask
+from ..masks.distribution import divide
+from ..masks.topk import kept_count, topk_mask
+from ..masks.units import choose_masks, from_units, random_score, to_units
 from ..optimizer_state import clear_state
-from ..pattern import Block, Channel, Pattern, Unstructured
-from ..units import choose_masks, from_units, random_score, to_units
+from ..pattern import Block, Channel, Unstructured
 from .base import Layers
 from .masked import MaskMethod
 
@@ -89,14 +89,12 @@ class MEST(MaskMethod):
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         clock.require(self.name, "total_steps")
         shapes = self.shapes(layers)
-        scores = {name: random_score(shape, seed, self.name, name) for name, shape in shapes.items()}
-        self.write(layers, choose_masks(scores, divide(self.distribution, self.dims(layers), self.sparsity), pattern))
+        scores = {name: random_score(shape, self._seed, self.name, name) for name, shape in shapes.items()}
+        sparsity = divide(self.distribution, self.dims(layers), self.sparsity)
+        self.write(layers, choose_masks(scores, sparsity, self._pattern))
         self.hold(layers, None)
 
     def stage(self, step: int, clock: Clock) -> int:
@@ -113,11 +111,11 @@ class MEST(MaskMethod):
         return enters or (self.stage(step, clock) < last and step % self.update_every == 0)
 
     def frozen_topology(self, clock: Clock) -> bool | None:
-        return not self._due(clock.step, clock) if self.sparsity else None
+        return not self._due(clock.step, clock)
 
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
-        if self.sparsity == 0.0 or not self._due(clock.step, clock):
+        if not self._due(clock.step, clock):
             return False
         stage = self.stage(clock.step, clock)
         importance = {}
@@ -150,5 +148,4 @@ class MEST(MaskMethod):
         return False
 
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity:
-            self.hold(layers, optimizer)
+        self.hold(layers, optimizer)

@@ -3,7 +3,7 @@
 Zhang et al., "Optimizing Gradient-driven Criteria in Network Sparsity: Gradient is All You Need",
 arXiv:2201.12826.
 
-    What  = W on the mask, g = dL/dWhat                       straight-through
+    W_hat = W on the mask, g = dL/dW_hat                       straight-through
     dW    = g on the mask, 0 elsewhere
     dM    = g W, everywhere                                   M starts at 0
     M    <- M - lr_M v,  v <- 0.9 v + dM,  lr_M = lr sigma(beta(e))     momentum SGD, no decay
@@ -40,10 +40,10 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..layers import SparseLayer
-from ..mask import kept_count
+from ..masks.topk import kept_count
+from ..masks.units import choose_masks
 from ..optimizer_state import learning_rate
-from ..pattern import NM, Pattern
-from ..units import choose_masks
+from ..pattern import NM
 from .base import Densities, Layers, MethodState
 from .masked import MaskMethod
 
@@ -73,10 +73,7 @@ class OptG(MaskMethod):
             raise ValueError(f"optg: expected score_momentum in [0, 1), got {self.score_momentum}; 0.9 is the paper's")
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         clock.require(self.name, "total_steps", "steps_per_epoch")
         for name, layer in layers.items():
             # float16 weights get float32 scores: a hundred epochs of small steps would round away.
@@ -104,8 +101,6 @@ class OptG(MaskMethod):
 
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
-        if self.sparsity == 0.0:
-            return False
         rise = self.rise(clock)
         for name, layer in layers.items():
             weight, mask = layer.weight, layer.mask
@@ -128,7 +123,7 @@ class OptG(MaskMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity and clock.at_epoch_start and clock.epoch < clock.total_epochs:
+        if clock.at_epoch_start and clock.epoch < clock.total_epochs:
             self._choose(layers, clock)
 
     def densities(self, layer: SparseLayer, kept: float) -> Densities:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..clock import Clock
 from ..kernels.weight.power import root
-from ..pattern import Block, Pattern, Unstructured
+from ..pattern import Block, Unstructured
 from .base import Layers
 from .topkast import TopKAST
 
@@ -61,11 +61,9 @@ class PowerProp(TopKAST):
             )
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         # On W0, whose order theta keeps; every refusal comes from here, before a weight has changed.
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+        super().first_masks(layers, clock)
         for layer in layers.values():
             layer.weight.copy_(root(layer.weight, self.exponent))
             layer.exponent = self.exponent

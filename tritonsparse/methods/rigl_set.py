@@ -32,12 +32,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
 from ..layers import SparseLayer
+from ..masks.distribution import divide
+from ..masks.units import choose_masks, drop_grow, random_score, to_units
 from ..optimizer_state import clear_state
-from ..pattern import Block, Channel, Pattern, Unstructured
+from ..pattern import Block, Channel, Unstructured
 from ..schedules import cosine
-from ..units import choose_masks, drop_grow, random_score, to_units
 from .base import Densities, Layers
 from .masked import MaskMethod
 
@@ -74,14 +74,12 @@ class SET(MaskMethod):
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         clock.require(self.name, "total_steps")
         shapes = self.shapes(layers)
-        scores = {name: random_score(shape, seed, self.name, name) for name, shape in shapes.items()}
-        self.write(layers, choose_masks(scores, divide(self.distribution, self.dims(layers), self.sparsity), pattern))
+        scores = {name: random_score(shape, self._seed, self.name, name) for name, shape in shapes.items()}
+        sparsity = divide(self.distribution, self.dims(layers), self.sparsity)
+        self.write(layers, choose_masks(scores, sparsity, self._pattern))
         self.hold(layers, None)
 
     def _due(self, step: int, clock: Clock) -> bool:
@@ -92,7 +90,7 @@ class SET(MaskMethod):
 
     def frozen_topology(self, clock: Clock) -> bool | None:
         # SET updates after the step that was taken, RigL instead of the one that comes: both are step clock.step.
-        return not self._due(clock.step, clock) if self.sparsity else None
+        return not self._due(clock.step, clock)
 
     def fraction(self, step: int, clock: Clock) -> float:
         """f(t): SET replaces the same share at every update."""
@@ -118,8 +116,6 @@ class SET(MaskMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity == 0.0:
-            return
         if self._due(clock.step, clock):
             scores = {
                 name: random_score(shape, self._seed, self.name, name, clock.step)
@@ -138,12 +134,11 @@ class RigL(SET):
     stop_at: float = 0.75
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity:
-            for layer in layers.values():
-                layer.alpha = torch.zeros((), device=layer.weight.device)
-            self._announce(layers, clock)
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
+        super().first_masks(layers, clock)
+        for layer in layers.values():
+            layer.alpha = torch.zeros((), device=layer.weight.device)
+        self._announce(layers, clock)
 
     def fraction(self, step: int, clock: Clock) -> float:
         assert clock.total_steps is not None  # required in setup
@@ -157,7 +152,7 @@ class RigL(SET):
 
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
-        if self.sparsity == 0.0 or not self._due(clock.step, clock):
+        if not self._due(clock.step, clock):
             return False
         gradients = {}
         for name, layer in layers.items():
@@ -172,9 +167,8 @@ class RigL(SET):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity:
-            self.hold(layers, optimizer)
-            self._announce(layers, clock)
+        self.hold(layers, optimizer)
+        self._announce(layers, clock)
 
     def densities(self, layer: SparseLayer, kept: float) -> Densities:
         if not self._updating:

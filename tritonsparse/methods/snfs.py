@@ -37,13 +37,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import apportion
 from ..layers import SparseLayer
-from ..mask import topk_mask
+from ..masks.distribution import apportion
+from ..masks.topk import topk_mask
+from ..masks.units import from_units, to_units, unit_size
 from ..optimizer_state import momentum
-from ..pattern import Pattern
 from ..schedules import cosine
-from ..units import from_units, to_units, unit_size
 from .base import Densities, Layers
 from .rigl_set import SET
 
@@ -70,10 +69,8 @@ class SNFS(SET):
     _budget: int = field(default=0, init=False, repr=False, compare=False)
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
+        super().first_masks(layers, clock)
         # Kept weights, of all layers: a function of shapes, so a resumed run finds the same.
         self._budget = sum(int(layer.mask.sum()) for layer in layers.values() if layer.mask is not None)
         for layer in layers.values():
@@ -85,16 +82,12 @@ class SNFS(SET):
         return min(self.drop_fraction, _LAST + falling)
 
     def frozen_topology(self, clock: Clock) -> bool | None:
-        if self.sparsity == 0.0:
-            return None
         # Until the last update, growth reads the momentum outside the masks.
         assert clock.total_steps is not None  # required in setup
         return clock.step >= self.stop_at * clock.total_steps
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity == 0.0:
-            return
         if self._due(clock.step, clock):
             rate = self.fraction(clock.step, clock)
             self.write(layers, self._redistribute(layers, _momenta(layers, optimizer), rate))

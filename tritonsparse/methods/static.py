@@ -17,9 +17,8 @@ import torch
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
-from ..pattern import Pattern
-from ..units import choose_masks, random_score
+from ..masks.distribution import divide
+from ..masks.units import choose_masks, random_score
 from .base import Layers
 from .masked import MaskMethod
 
@@ -46,20 +45,17 @@ class Static(MaskMethod):
             raise ValueError(f"static: expected criterion 'random' or 'magnitude', got {self.criterion!r}; choose one")
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         shapes = self.shapes(layers)
         scores = self.magnitudes(layers)
         if self.criterion == "random":
-            scores = {name: random_score(shape, seed, "static", name) for name, shape in shapes.items()}
-        self.write(layers, choose_masks(scores, divide(self.distribution, self.dims(layers), self.sparsity), pattern))
+            scores = {name: random_score(shape, self._seed, "static", name) for name, shape in shapes.items()}
+        sparsity = divide(self.distribution, self.dims(layers), self.sparsity)
+        self.write(layers, choose_masks(scores, sparsity, self._pattern))
         self.hold(layers, None)
 
     def frozen_topology(self, clock: Clock) -> bool | None:
-        return True if self.sparsity else None
+        return True
 
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity:
-            self.hold(layers, optimizer)
+        self.hold(layers, optimizer)

@@ -6,13 +6,13 @@ arXiv:2304.06941.
 
     T_l    = sigma(s_l)                                             s_l learned, one a layer
     What_l = sign(W_l) relu(|W_l| - T_l)                            eq. (7)
-    dW_l   = m . dWhat_l,   m = 1 kept, alpha pruned, 0 outside B   eqs. (1), (8)
-    ds_l   = -sigma'(s_l) sum sign(W_l) m dWhat_l
+    dW_l   = m . dW_hat_l,   m = 1 kept, alpha pruned, 0 outside B   eqs. (1), (8)
+    ds_l   = -sigma'(s_l) sum sign(W_l) m dW_hat_l
     alpha  = alpha_0 scale(epoch), 0 from epoch `zero_alpha_epoch`  eqs. (2)-(4), (9), Algorithm 1
     B_l    = TopK(|W_l|, backward_density), joined with the kept set eq. (8)
 
 STR is alpha = 0. At |W| = T the multiplier is alpha (the paper's x <= 0); where W = 0 it is 0, because
-sign(0) = 0. Forward and dX see What; dW is dense while alpha > 0, of density B with `backward_density`.
+sign(0) = 0. Forward and dX see W_hat; dW is dense while alpha > 0, of density B with `backward_density`.
 
 What moves the thresholds is the optimizer: the loss alone raises them slowly, weight decay on s pulls
 s < 0 towards 0 and T towards 0.5. `threshold_weight_decay` adds lambda s to the gradient of s before the
@@ -51,10 +51,10 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..layers import SparseLayer
-from ..mask import kept_count, topk_mask
+from ..masks.topk import kept_count, topk_mask
+from ..masks.units import check_pattern
 from ..pattern import Block, Pattern, Unstructured
 from ..schedules import SCHEDULES, sigmoid_cosine
-from ..units import check_pattern
 from .base import Densities, Layers, MethodState
 from .block_autosparse import BlockGates
 from .target_sparsity import TargetSparsity

@@ -2,7 +2,7 @@
 
 Raihan and Aamodt, "Sparse Weight Activation Training", arXiv:2001.01969, Algorithm 1.
 
-    forward   Y  = X What,  What = TopK(W)           X is dense
+    forward   Y  = X W_hat,  W_hat = TopK(W)           X is dense
     saved     What and Xhat = TopK(X), compressed    (kernels/activation/linear.py, activation/conv2d.py)
     backward  dX = dY What
               dW = dY^T Xhat                         applied to every weight: alpha = 1
@@ -40,13 +40,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import apportion, divide
 from ..kernels.activation.cutoff import SCOPES
 from ..layers import SparseLayer
-from ..mask import check_sparsity, kept_count, topk_mask
+from ..layers.sparse_input import SparseInput
+from ..masks.distribution import apportion, divide
+from ..masks.topk import check_sparsity, kept_count, topk_mask
+from ..masks.units import choose_masks, unit_count
 from ..optimizer_state import momentum
 from ..pattern import Pattern, Unstructured
-from ..units import choose_masks, unit_count
 from .base import Densities, Layers, MethodState
 from .masked import MaskMethod
 
@@ -106,21 +107,22 @@ class SWAT(MaskMethod):
 
     @torch.no_grad()
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
         if self.structure is not None and not isinstance(pattern, Unstructured):
             raise ValueError(
                 f'swat: expected pattern "unstructured" beside structure "{self.structure}", got "{pattern}"; '
                 f"both name the units"
             )
-        if self.sparsity == 0.0:
-            return
+        super().setup(layers, clock, pattern, seed)
+
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
         # Before the first step there is no momentum: layers share as with "uniform".
         distribution = "uniform" if self.distribution == "momentum" else self.distribution
         sparsity = divide(distribution, self.dims(layers), self.sparsity)
         for layer in layers.values():
             layer.alpha = torch.ones((), device=layer.weight.device)
-            layer.activation_scope, layer.activation_slack = self.activation_scope, self.slack
-            layer.remembers_cutoff = self.refresh_every > 1
+            layer.sparse_input = SparseInput(
+                scope=self.activation_scope, slack=self.slack, remembers=self.refresh_every > 1
+            )
         self._refresh(layers, sparsity)
 
     def _refresh(self, layers: Layers, sparsity: Mapping[str, float]) -> None:
@@ -167,8 +169,7 @@ class SWAT(MaskMethod):
                 density = 1.0 - self.activation_sparsity
             elif self.distribution == "uniform":
                 density = 1.0 - self.sparsity
-            # A layer that keeps everything saves its input as it is.
-            layer.activation_density = None if density == 1.0 else density
+            _sparse_input(layer).density = density
 
     def _structured(self, layer: SparseLayer, score: Tensor, sparsity: float) -> Tensor:
         """Mask [N, K] by whole 2-D kernels or filters of a convolution."""
@@ -181,13 +182,8 @@ class SWAT(MaskMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity == 0.0:
-            return
         for name, layer in layers.items():
-            if layer.last_overflow is not None:
-                layer.overflows += int(layer.last_overflow)  # on the CPU: no sync
-                layer.last_overflow = None
-            if layer.overflows and name not in self._warned:
+            if _sparse_input(layer).take_overflow() and name not in self._warned:
                 self._warned.add(name)
                 logger.warning(
                     "swat: a batch kept more of the input of %s than slack %g leaves room for; it was saved whole",
@@ -196,8 +192,9 @@ class SWAT(MaskMethod):
                 )
         if clock.step % self.refresh_every:
             for name, layer in layers.items():
-                if layer.activation_cutoff is None and layer.last_cutoff is not None:
-                    layer.activation_cutoff = self._cutoffs[name] = layer.last_cutoff
+                sparse = _sparse_input(layer)
+                if sparse.cutoff is None and sparse.last_cutoff is not None:
+                    sparse.cutoff = self._cutoffs[name] = sparse.last_cutoff
             self._reuse(layers)
             return
         sparsity = divide(
@@ -208,7 +205,8 @@ class SWAT(MaskMethod):
         self._refresh(layers, sparsity)
         self._cutoffs.clear()
         for layer in layers.values():
-            layer.activation_cutoff = layer.last_cutoff = None
+            sparse = _sparse_input(layer)
+            sparse.cutoff = sparse.last_cutoff = None
 
     def _by_momentum(self, layers: Layers, optimizer: Optimizer) -> dict[str, float]:
         """Sparsity of each layer from the mean |momentum| of its kept weights; what does not fit goes to the others."""
@@ -229,7 +227,7 @@ class SWAT(MaskMethod):
         return {name: 1.0 - kept[name] / room[name] for name in layers}
 
     def densities(self, layer: SparseLayer, kept: float) -> Densities:
-        activations = 1.0 if layer.activation_density is None else layer.activation_density
+        activations = 1.0 if layer.sparse_input is None else layer.sparse_input.density
         return Densities(kept, kept, activations, activations)
 
     def state_dict(self) -> MethodState:
@@ -250,6 +248,10 @@ class SWAT(MaskMethod):
     def resume(self, layers: Layers) -> None:
         for name, layer in layers.items():
             cutoff = self._cutoffs.get(name)
-            layer.activation_cutoff = None if cutoff is None else cutoff.to(layer.weight.device)
-        if self.sparsity:
-            self._size_activations(layers)
+            _sparse_input(layer).cutoff = None if cutoff is None else cutoff.to(layer.weight.device)
+        self._size_activations(layers)
+
+
+def _sparse_input(layer: SparseLayer) -> SparseInput:
+    assert layer.sparse_input is not None  # given in setup
+    return layer.sparse_input

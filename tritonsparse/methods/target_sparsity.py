@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..clock import Clock
 from ..layers import SparseLayer
-from ..mask import check_sparsity, kept_count
+from ..masks.topk import check_sparsity, kept_count
 from ..schedules import cubic
 from .base import Layers, Method, MethodState
 

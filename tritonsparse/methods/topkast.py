@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..distribution import divide
 from ..layers import SparseLayer
-from ..mask import check_sparsity
-from ..pattern import NM, Pattern
-from ..units import choose_masks
+from ..masks.distribution import divide
+from ..masks.topk import check_sparsity
+from ..masks.units import choose_masks
+from ..pattern import NM
 from .base import Densities, Layers
 from .masked import MaskMethod
 
@@ -72,10 +72,8 @@ class TopKAST(MaskMethod):
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
 
     @torch.no_grad()
-    def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
-        super().setup(layers, clock, pattern, seed)
-        if self.sparsity == 0.0:
-            return
+    def first_masks(self, layers: Layers, clock: Clock) -> None:
+        pattern = self._pattern
         if isinstance(pattern, NM) and self.backward_sparsity:
             raise ValueError(
                 f"{self.name}: expected backward_sparsity 0 with pattern '{pattern}', got {self.backward_sparsity}; a "
@@ -95,7 +93,7 @@ class TopKAST(MaskMethod):
 
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
-        if self.sparsity == 0.0 or self.penalty == 0.0:
+        if self.penalty == 0.0:
             return False
         for layer in layers.values():
             weight, mask = layer.weight, layer.mask
@@ -112,7 +110,7 @@ class TopKAST(MaskMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self.sparsity and clock.step % self.refresh_every == 0:
+        if clock.step % self.refresh_every == 0:
             self._refresh(layers)
 
     def densities(self, layer: SparseLayer, kept: float) -> Densities:

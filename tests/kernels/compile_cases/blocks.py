@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tritonsparse.kernels.block import _gemm_kernel as _block_gemm_kernel
-from tritonsparse.kernels.block import _gemm_tiles as _block_tiles
-from tritonsparse.kernels.block import _grad_kernel as _block_grad_kernel
-from tritonsparse.kernels.block import _grad_tiles as _block_grad_tiles
-from tritonsparse.kernels.block import _index_kernels as _block_index_kernels
-from tritonsparse.kernels.block import packed as block_packed
-from tritonsparse.kernels.fused import gemm as masked_gemm
+from tritonsparse.kernels.block import _gemm_kernel, _grad_kernel, _index_kernels
+from tritonsparse.kernels.block._gemm_tiles import block_tiles
+from tritonsparse.kernels.block._grad_tiles import block_grad_tiles, takes_rows
+from tritonsparse.kernels.block.packed import FEW, few_rows_tiles
 
 from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 
@@ -20,17 +17,17 @@ def block_index_cases() -> Iterator[Case]:
     """The index of all layers' kept blocks, from their flags."""
     values: dict[str, Any] = {
         **{"sums": "*i32", "before": "*i32", "table": "*i64", "layer_of": "*i32", "first": "*i64"},
-        **{"WIDTH": _block_index_kernels.WIDTH, "TILE": _block_index_kernels.TILE},
-        **{"SCAN_TILE": _block_index_kernels.SCAN_TILE},
+        **{"WIDTH": _index_kernels.WIDTH, "TILE": _index_kernels.TILE},
+        **{"SCAN_TILE": _index_kernels.SCAN_TILE},
     }
     for kernel in (
-        _block_index_kernels.count_kernel,
-        _block_index_kernels.scan_kernel,
-        _block_index_kernels.write_kernel,
+        _index_kernels.count_kernel,
+        _index_kernels.scan_kernel,
+        _index_kernels.write_kernel,
     ):
         arguments = {name: values[name] for name in kernel.arg_names}
         # Three programs of 128 threads on one multiprocessor.
-        yield Case(f"_block_index_kernels.{kernel.__name__}", kernel, arguments, _block_index_kernels.NUM_WARPS, 168)
+        yield Case(f"_block_index_kernels.{kernel.__name__}", kernel, arguments, _index_kernels.NUM_WARPS, 168)
 
 
 def block_gemm_cases() -> Iterator[Case]:
@@ -54,13 +51,13 @@ def block_gemm_cases() -> Iterator[Case]:
         for target in targets:
             along_columns, packed = layout.endswith("columns"), layout.startswith("packed")
             sides = block[::-1] if along_columns else block
-            tiles = _block_tiles.block_tiles(
-                rows, 4096, 4096, block=sides, weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], precision=precision,
+            tiles = block_tiles(
+                (rows, 4096, 4096), block=sides, weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], precision=precision,
                 aligned=contiguous, limits=LIMITS[target],
             )  # fmt: skip
-            if packed and rows <= block_packed.FEW:
-                tiles = block_packed.few_rows_tiles((4096, 4096), block, LIMITS[target])
-            kernel = _block_gemm_kernel._block_gemm_kernel
+            if packed and rows <= FEW:
+                tiles = few_rows_tiles((4096, 4096), block, LIMITS[target])
+            kernel = _gemm_kernel._block_gemm_kernel
             size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
             read = {"x": (x, (tiles.m, tiles.k)), "weight": (weight, (tiles.n, tiles.k))}
             if along_columns:
@@ -77,7 +74,7 @@ def block_gemm_cases() -> Iterator[Case]:
                 **dict(zip(("stride_wn", "stride_wk"), strides, strict=True)),
                 **{"ALONG_COLUMNS": along_columns, "PACKED": packed, "DESCRIPTORS": tiles.descriptors},
                 **{"N_FIRST": not along_columns, "EVEN_N": contiguous, "EVEN_K": contiguous},
-                **{"ACTIVATION": Constant("gelu"), "INPUT_PRECISION": Constant(precision), "UPCAST": False},
+                **{"INPUT_PRECISION": Constant(precision), "UPCAST": False},
                 **{"SIDE_N": sides[0], "SIDE_K": sides[1], "SPLITS": tiles.splits, "SUBTILES": tiles.subtiles},
                 **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": tiles.group},
             }
@@ -99,41 +96,38 @@ def block_gemm_cases() -> Iterator[Case]:
             )
     sums: dict[str, Any] = {
         **{"y": "*bf16", "y_parts": "*fp32", "bias": "*bf16", "p_start": "*i32?", "total": "i32", "N": "i32"},
-        **{"lines": "i32?", "tiles": "i32?", "programs": "i32?", "ACTIVATION": Constant("gelu"), "SIDE_N": 64},
-        **{"TILES_K": 2, "SPLITS": 4, "SUM_TILE": masked_gemm.SUM_TILE},
+        **{"lines": "i32?", "tiles": "i32?", "programs": "i32?", "SIDE_N": 64},
+        **{"TILES_K": 2, "SPLITS": 4, "SUM_TILE": _gemm_kernel.SUM_TILE},
     }
-    kernel = _block_gemm_kernel._sum_line_parts_kernel
+    kernel = _gemm_kernel._sum_line_parts_kernel
     yield Case(kernel.__name__, kernel, sums, 4, 64, targets=HOPPER)
 
 
 def block_grad_cases() -> Iterator[Case]:
     """The gradient of kept blocks by 8192 rows: either axis of W gathered, dense and packed, split, any strides."""
-    kernel, sums = _block_grad_kernel._block_grad_kernel, _block_grad_kernel._sum_parts_kernel
+    kernel, sums = _grad_kernel._block_grad_kernel, _grad_kernel._sum_parts_kernel
     square, odd = (64, 64), (48, 48)
-    for (n, k), block, x, packed, weight, precision, targets in (
-        ((4096, 14336), square, "bf16", False, None, "ieee", EVERYWHERE),
-        ((14336, 4096), square, "bf16", False, None, "ieee", HOPPER),
-        ((4096, 14336), (128, 128), "bf16", False, None, "ieee", ("sm_90", "sm_100")),
-        ((4096, 4096), (128, 128), "bf16", False, None, "ieee", HOPPER),
-        ((4096, 4096), square, "bf16", False, None, "ieee", HOPPER),
-        ((4096, 4096), (32, 32), "bf16", False, None, "ieee", HOPPER),
-        ((2048, 5632), (32, 32), "bf16", True, None, "ieee", HOPPER),
-        ((4096, 14336), (16, 16), "bf16", False, None, "ieee", HOPPER),
-        ((14336, 4096), (128, 128), "bf16", False, "fp32", "ieee", EVERYWHERE),
-        ((4096, 14336), (32, 32), "bf16", True, "bf16", "ieee", HOPPER),
-        ((4096, 4096), (16, 16), "bf16", False, "fp32", "ieee", ("sm_90", "gfx942")),
-        ((1024, 4096), (128, 64), "bf16", False, "fp32", "ieee", HOPPER),
-        ((4100, 14340), odd, "bf16", False, None, "ieee", HOPPER),
-        ((4096, 14336), square, "fp32", False, None, "tf32", HOPPER),
-        ((4096, 14336), square, "fp32", False, None, "ieee", HOPPER),
+    for (n, k), block, x, packed, precision, targets in (
+        ((4096, 14336), square, "bf16", False, "ieee", EVERYWHERE),
+        ((14336, 4096), square, "bf16", False, "ieee", HOPPER),
+        ((4096, 14336), (128, 128), "bf16", False, "ieee", ("sm_90", "sm_100")),
+        ((4096, 4096), (128, 128), "bf16", False, "ieee", HOPPER),
+        ((4096, 4096), square, "bf16", False, "ieee", HOPPER),
+        ((4096, 4096), (32, 32), "bf16", False, "ieee", HOPPER),
+        ((2048, 5632), (32, 32), "bf16", True, "ieee", HOPPER),
+        ((4096, 14336), (16, 16), "bf16", False, "ieee", HOPPER),
+        ((1024, 4096), (128, 64), "bf16", False, "ieee", HOPPER),
+        ((4100, 14340), odd, "bf16", False, "ieee", HOPPER),
+        ((4096, 14336), square, "fp32", False, "tf32", HOPPER),
+        ((4096, 14336), square, "fp32", False, "ieee", HOPPER),
     ):
         aligned = n % 16 == k % 16 == 0
-        by_rows = _block_grad_tiles.takes_rows((n, k), block, False)
+        by_rows = takes_rows((n, k), block, False)
         (own, other), (side_n, side_k) = ((n, k), block) if by_rows else ((k, n), block[::-1])
         for target in targets:
-            tiles = _block_grad_tiles.block_grad_tiles(
-                8192, -(-own // side_n), side_n, -(-other // side_k) * side_k, operand_bytes=WIDTH[x],
-                summed=weight is not None, precision=precision, aligned=aligned, limits=LIMITS[target],
+            tiles = block_grad_tiles(
+                8192, (-(-own // side_n), side_n), -(-other // side_k) * side_k, operand_bytes=WIDTH[x],
+                precision=precision, aligned=aligned, limits=LIMITS[target],
             )  # fmt: skip
             matrix = x == "bf16" or precision == "tf32"
             split, size, one = tiles.splits > 1, *(("i32", 1) if aligned else ("i32?", "i32?"))
@@ -141,21 +135,20 @@ def block_grad_cases() -> Iterator[Case]:
             if not by_rows:
                 stored, flags = stored[::-1], flags[::-1]
             values: dict[str, Any] = {
-                **{"grad_weight": "*fp32", "parts": "*fp32" if split else None, "inner": weight and "*fp32"},
+                **{"grad_weight": "*fp32", "parts": "*fp32" if split else None},
                 **{"left": f"*{x}", "right": f"*{x}", "start": "*i32?", "blocks": "*i32?"},
                 **{"positions": "*i32?" if packed and not by_rows else None, "kept": "*i1", "alpha": "*fp32"},
-                **{"weight": weight and f"*{weight}", "M": "i32?", "N": size, "K": size, "BLOCKS": "i32?"},
+                **{"M": "i32?", "N": size, "K": size, "BLOCKS": "i32?"},
                 **{"total": size, "stride_lm": size, "stride_ln": one, "stride_rm": size, "stride_rk": one},
                 **{"stride_gn": stored[0], "stride_gk": stored[1], "stride_fn": flags[0], "stride_fk": flags[1]},
-                **{"stride_wn": stored[0], "stride_wk": stored[1], "PACKED": packed, "ALIGNED": aligned},
+                **{"PACKED": packed, "ALIGNED": aligned},
                 **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SPLITS": tiles.splits},
                 **{"SUBTILES": tiles.subtiles, "SIDE_N": side_n, "SIDE_K": side_k},
-                **{"UNIT": min(side_k & -side_k, tiles.k), "LIST_TILE": _block_grad_kernel.LIST_TILE},
-                **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
+                **{"LIST_TILE": _grad_kernel.LIST_TILE, "TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
             }
             name = (
                 f"_block_grad_kernel ({n} x {k} in blocks of {block[0]} x {block[1]}, x {x} {precision}"
-                f"{f', weight {weight}' if weight else ''}{', packed' if packed else ''})"
+                f"{', packed' if packed else ''})"
             )
             yield Case(
                 name,
@@ -164,7 +157,7 @@ def block_grad_cases() -> Iterator[Case]:
                 tiles.num_warps,
                 # Two programs share 65,536.
                 min(255, 65_536 // (2 * 32 * tiles.num_warps))
-                if target == "sm_90" and x == "bf16" and not weight and aligned
+                if target == "sm_90" and x == "bf16" and aligned
                 else 255,
                 num_stages=tiles.num_stages,
                 matrix=matrix,
@@ -173,6 +166,6 @@ def block_grad_cases() -> Iterator[Case]:
                 targets=(target,),
             )
             if split:
-                values["TILE_N"] = _block_grad_kernel.SUM_ROWS
+                values["TILE_N"] = _grad_kernel.SUM_ROWS
                 arguments = {argument: values[argument] for argument in sums.arg_names}
                 yield Case("_sum_parts_kernel", sums, arguments, 4, 128, targets=(target,))

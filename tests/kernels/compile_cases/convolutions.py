@@ -1,4 +1,4 @@
-"""Implicit-GEMM convolutions."""
+"""Implicit-GEMM convolutions of ResNet-50, in the configurations that their launchers compute."""
 
 from __future__ import annotations
 
@@ -7,86 +7,74 @@ from typing import Any
 
 import triton.language as tl
 
-from tritonsparse.kernels import _tiles
-from tritonsparse.kernels.conv import _grad_kernel as _conv_grad_kernel
-from tritonsparse.kernels.conv import _product as _conv_product
-from tritonsparse.kernels.conv import _tiles as _conv_tiles
+from tritonsparse.kernels._tiles import GROUP
+from tritonsparse.kernels.conv._gemm_kernel import UNSPECIALIZED, _conv_gemm_kernel
+from tritonsparse.kernels.conv._grad_kernel import _conv_grad_kernel, _finish_splits_kernel
+from tritonsparse.kernels.conv._tiles import ConvGradTiles, ConvShape, ConvTiles, conv_grad_tiles, conv_tiles
+from tritonsparse.kernels.conv.grad import SUM_COLUMNS, SUM_ROWS
 
 from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 
+Block = tuple[int, int] | None
+Tiles = ConvTiles | ConvGradTiles
+AMD = ("sm_90", "gfx942")
+# m, n, k, kernel positions; kind ("whole": blocks that an index lists), dtype of the weight, exchanged, block, divisor.
+PRODUCTS: list[tuple[tuple[int, int, int, int], str, str, bool, Block, int, tuple[str, ...]]] = [
+    ((100_352, 64, 64, 9), "soft", "fp32", False, None, 1, HOPPER),
+    ((25_088, 128, 128, 9), "soft", "fp32", False, None, 1, EVERYWHERE),
+    ((25_088, 128, 128, 9), "soft per row", "fp32", True, None, 1, HOPPER),
+    ((1_568, 512, 512, 9), "mask", "fp32", False, None, 1, HOPPER),
+    ((25_088, 128, 128, 9), "whole", "fp32", False, (64, 64), 1, AMD),
+    ((25_088, 128, 128, 9), "whole", "bf16", True, (128, 128), 2, HOPPER),
+    ((401_408, 64, 3, 49), "soft", "fp32", False, None, 1, HOPPER),
+]
+GRADIENTS: list[tuple[tuple[int, int, int, int], str, Block, tuple[str, ...]]] = [
+    ((100_352, 64, 64, 9), "soft", None, HOPPER),
+    ((25_088, 128, 128, 9), "soft", None, EVERYWHERE),
+    ((1_568, 1_024, 1_024, 9), "mask", None, HOPPER),
+    ((25_088, 128, 128, 9), "whole", (64, 64), HOPPER),
+    ((401_408, 64, 3, 49), "soft", None, HOPPER),
+]
+
 
 def conv_cases() -> Iterator[Case]:
-    """Convolutions of ResNet-50 in the configurations that their launchers compute; `whole` is an index alone."""
-    amd = ("sm_90", "gfx942")
-    for m, n, k, taps, kind, weight, exchanged, block, divisor, targets in (
-        (100_352, 64, 64, 9, "soft", "fp32", False, None, 1, HOPPER),
-        (25_088, 128, 128, 9, "soft", "fp32", False, None, 1, EVERYWHERE),
-        (25_088, 128, 128, 9, "soft per row", "fp32", True, None, 1, HOPPER),
-        (1_568, 512, 512, 9, "mask", "fp32", False, None, 1, HOPPER),
-        (25_088, 128, 128, 9, "whole", "fp32", False, (64, 64), 1, amd),
-        (25_088, 128, 128, 9, "whole", "bf16", True, (128, 128), 2, HOPPER),
-        (401_408, 64, 3, 49, "soft", "fp32", False, None, 1, HOPPER),
-    ):
+    for (m, n, k, taps), kind, weight, exchanged, block, divisor, targets in PRODUCTS:
+        what = f"{m} positions, {n} from {k} at {taps}, {kind}, blocks {block}, weight {weight}"
+        what += f"{', exchanged' if exchanged else ''}{', strided' if divisor > 1 else ''}"
         for target in targets:
-            tiles = _conv_tiles.conv_tiles(
-                m, n, k, taps, groups=1, weight_bytes=WIDTH[weight], x_bytes=2, mask_bytes=int(kind == "mask"),
+            tiles = conv_tiles(
+                ConvShape(m, n, k, taps), weight_bytes=WIDTH[weight], x_bytes=2, masked=kind == "mask",
                 precision="ieee", limits=LIMITS[target], block=block,
             )  # fmt: skip
-            kernel = _conv_product._conv_gemm_kernel
-            yield Case(
-                f"{kernel.__name__} ({m} positions, {n} from {k} at {taps}, {kind}, blocks {block}, weight {weight}"
-                f"{', exchanged' if exchanged else ''}{', strided' if divisor > 1 else ''})",
-                kernel,
-                conv_arguments(kernel, tiles, kind, weight, exchanged, block, divisor),
-                tiles.num_warps,
-                # A thread of AMD's has 512.
-                512 if target == "gfx942" else 255,
-                num_stages=tiles.num_stages,
-                matrix=True,
-                left_in_registers=weight == "fp32" and target == "sm_90",
-                # As many as stages, but for the one that is in registers.
-                buffers=tiles.num_stages - (weight == "fp32") if target == "sm_90" and k % 16 == 0 else 0,
-                targets=(target,),
-            )
-    for m, n, k, taps, kind, weight, block, targets in (
-        (100_352, 64, 64, 9, "soft", "fp32", None, HOPPER),
-        (25_088, 128, 128, 9, "soft", "fp32", None, EVERYWHERE),
-        (1_568, 1_024, 1_024, 9, "mask", "fp32", None, HOPPER),
-        (25_088, 128, 128, 9, "whole", "fp32", (64, 64), HOPPER),
-        (401_408, 64, 3, 49, "soft", "fp32", None, HOPPER),
-    ):
+            arguments = conv_arguments(_conv_gemm_kernel, tiles, kind, weight, exchanged, block, divisor)
+            yield product_case(_conv_gemm_kernel, what, tiles, arguments, target, weight == "fp32")
+    for (m, n, k, taps), kind, block, targets in GRADIENTS:
         for target in targets:
-            sums = _conv_tiles.conv_grad_tiles(
-                m, n, k, taps, groups=1, operand_bytes=2, precision="ieee", limits=LIMITS[target], block=block
+            sums = conv_grad_tiles(
+                ConvShape(m, n, k, taps), operand_bytes=2, precision="ieee", limits=LIMITS[target], block=block
             )
-            kernel = _conv_grad_kernel._conv_grad_kernel
-            yield Case(
-                f"{kernel.__name__} ({n} x {taps} * {k} over {m}, {kind}, blocks {block})",
-                kernel,
-                conv_arguments(kernel, sums, kind, weight, False, block, 1),
-                sums.num_warps,
-                255,
-                num_stages=sums.num_stages,
-                matrix=True,
-                buffers=sums.num_stages if target == "sm_90" and k % 16 == 0 else 0,
-                targets=(target,),
-            )
-    finish = _conv_grad_kernel._finish_splits_kernel
-    rows, columns = _conv_grad_kernel.SUM_ROWS, _conv_grad_kernel.SUM_COLUMNS
-    last = _conv_tiles.ConvGradTiles(64, rows, columns, splits=14)
-    for block in (None, (64, 64)):
-        arguments = conv_arguments(finish, last, "soft", "fp32", False, block, 1)
-        yield Case(f"{finish.__name__} (blocks {block})", finish, arguments, 4, 64, targets=HOPPER)
+            what = f"{n} x {taps} * {k} over {m}, {kind}, blocks {block}"
+            arguments = conv_arguments(_conv_grad_kernel, sums, kind, "fp32", False, block, 1)
+            yield product_case(_conv_grad_kernel, what, sums, arguments, target, False)
+    last = ConvGradTiles(64, SUM_ROWS, SUM_COLUMNS, splits=14)
+    for kind, block in (("soft", None), ("whole", (64, 64))):
+        arguments = conv_arguments(_finish_splits_kernel, last, kind, "fp32", False, block, 1)
+        name = f"_finish_splits_kernel (blocks {block})"
+        yield Case(name, _finish_splits_kernel, arguments, 4, 64, targets=HOPPER)
+
+
+def product_case(kernel: Any, what: str, tiles: Tiles, arguments: dict[str, Any], target: str, converts: bool) -> Case:
+    """`converts`: the effective weight goes through registers, and needs one buffer less. A thread of AMD's has 512."""
+    hopper, registers = target == "sm_90", 512 if target == "gfx942" and converts else 255
+    return Case(
+        f"{kernel.__name__} ({what})", kernel, arguments, tiles.num_warps, registers,
+        num_stages=tiles.num_stages, matrix=True, left_in_registers=converts and hopper,
+        buffers=tiles.num_stages - converts if hopper and not tiles.flat else 0, targets=(target,),
+    )  # fmt: skip
 
 
 def conv_arguments(
-    kernel: Any,
-    tiles: _conv_tiles.ConvTiles | _conv_tiles.ConvGradTiles,
-    kind: str,
-    weight: str,
-    exchanged: bool,
-    block: tuple[int, int] | None,
-    divisor: int,
+    kernel: Any, tiles: Tiles, kind: str, weight: str, exchanged: bool, block: Block, divisor: int
 ) -> dict[str, Any]:
     """Of either kernel, on contiguous bf16 images whose channels are a multiple of 16.
 
@@ -98,24 +86,21 @@ def conv_arguments(
     # A flat tile is of few channels, whose rows begin anywhere.
     size = "i32?" if tiles.flat else "i32"
     values: dict[str, Any] = {
+        **dict.fromkeys(kernel.arg_names, "i32"),
+        **dict.fromkeys((*UNSPECIALIZED, "splits"), "i32?"),
         **dict.fromkeys(("x", "grad_y", "bias"), "*bf16"),
         **{"y": "*fp32" if split else "*bf16", "parts": "*fp32" if split else None},
         **{"weight": f"*{weight}", "grad_weight": f"*{weight}", "alpha": "*fp32"},
-        **{"threshold": "*fp32" if soft else None, "row_sums": "*fp32" if soft else None},
-        **{"mask": "*i1" if masked else None, "grad_mask": "*i1" if masked else None},
+        **dict.fromkeys(("threshold", "row_sums"), "*fp32" if soft else None),
+        **dict.fromkeys(("mask", "grad_mask"), "*i1" if masked else None),
         **dict.fromkeys(("row_start", "row_block", "row_order"), "*i32?" if block else None),
-        **dict.fromkeys(("y_height", "y_width", "x_height", "x_width", "taps", "taps_w", "M"), "i32?"),
-        **dict.fromkeys(("offset_h", "step_h", "offset_w", "step_w", "tap_step_h"), "i32?"),
-        **dict.fromkeys(("groups", "mul_h", "mul_w"), 1),
-        **dict.fromkeys(("tap", "tap_step_w", "splits"), "i32?"),
-        **{"N": "i32", "K": size, "part_size": "i32"},
-        **{f"stride_{name}": size for name in ("xb", "xh", "xw", "wt", "mt")},
-        **{f"stride_{name}": "i32" for name in ("yb", "yh", "yw", "wg", "mg", "bn", "t")},
-        **{"stride_bk": 1, "SOFT": soft, "THRESHOLD_ALONG_K": exchanged and huge},
+        **dict.fromkeys(("groups", "mul_h", "mul_w", "stride_bk"), 1),
+        **dict.fromkeys(("K", "stride_xb", "stride_xh", "stride_xw", "stride_wt", "stride_mt"), size),
         **dict(zip(("stride_wn", "stride_wk", "stride_mn", "stride_mk"), strides * 2, strict=True)),
-        **{"DIVISOR_H": divisor, "DIVISOR_W": divisor, "INPUT_PRECISION": Constant("ieee"), "UPCAST": False},
+        **{"SOFT": soft, "THRESHOLD_ALONG_K": exchanged and huge, "DIVISOR_H": divisor, "DIVISOR_W": divisor},
         **{"BLOCK_N": block and block[0], "BLOCK_K": block and block[1], "FLAT": tiles.flat, "SPLITS": tiles.splits},
-        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": _tiles.GROUP},
+        **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": GROUP, "UPCAST": False},
         **{"SUBTILES": getattr(tiles, "subtiles", 1), "OFFSET": tl.int64 if huge else tl.int32, "SMALL": not huge},
+        "INPUT_PRECISION": Constant("ieee"),
     }
     return {name: values[name] for name in kernel.arg_names}

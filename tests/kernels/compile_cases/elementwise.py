@@ -1,21 +1,13 @@
-"""Views, thresholds and selections: kernels that read each weight once."""
+"""Effective weights, their gradients, and selections: kernels that read each weight once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from tritonsparse.kernels.select import _keys as _order_keys
-from tritonsparse.kernels.select import _select as topk_select
-from tritonsparse.kernels.select import masks as topk_masks
-from tritonsparse.kernels.select import n_of_m as n_of_m
-from tritonsparse.kernels.weight import backward as threshold_backward
-from tritonsparse.kernels.weight import backward_many as threshold_backward_many
-from tritonsparse.kernels.weight import forward as threshold
-from tritonsparse.kernels.weight import forward_many as threshold_many
-from tritonsparse.kernels.weight import table as view_table
+from tritonsparse.kernels.weight import backward, backward_many, forward, forward_many, table
 
-from .case import DTYPES, HOPPER, WIDTH, Case
+from .case import DTYPES, WIDTH, Case
 
 
 def threshold_cases() -> Iterator[Case]:
@@ -32,46 +24,34 @@ def threshold_cases() -> Iterator[Case]:
     ):
         soft, step, per_block = kind.startswith("soft"), kind == "step", kind.endswith("per block")
         masked = kind == "mask"
-        size = "i32" if contiguous else "i32?"
+        size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
         values: dict[str, Any] = {
-            **{"w_hat": f"*{out}", "occupancy": "*i32", "weight": f"*{weight}"},
-            **{"grad_weight": f"*{weight}", "sums": "*fp32" if soft or step else None, "grad": f"*{out}"},
-            **{"threshold": None if masked else "*fp32", "mask": "*i1" if masked else None},
-            **{"grad_mask": None if step else "*i1", "alpha": None if step else "*fp32"},
-            **{"N": size, "K": size, "TILE": threshold.TILE},
+            **{"w_hat": f"*{out}", "weight": f"*{weight}", "grad_weight": f"*{weight}", "grad": f"*{out}"},
+            **{"sums": "*fp32" if soft or step else None, "threshold": None if masked else "*fp32"},
+            **{"mask": "*i1" if masked else None, "grad_mask": None if step else "*i1"},
+            **{"alpha": None if step else "*fp32", "N": size, "K": size, "TILE": forward.TILE},
             **{f"stride_{matrix}n": size for matrix in "wgmb"},
-            **{f"stride_{matrix}k": 1 if contiguous else "i32?" for matrix in "wgmb"},
+            **{f"stride_{matrix}k": one for matrix in "wgmb"},
             **{"stride_tn": "i32?" if per_block or not contiguous else 1, "stride_tk": 1 if per_block else "i32"},
             **{"block_n": "i32" if per_block else 1, "block_k": "i32" if per_block else 1},
-            **{"SOFT": soft, "STEP": step, "PER_BLOCK": per_block, "SUM_COLUMNS": threshold_backward.SUM_COLUMNS},
+            **{"SOFT": soft, "STEP": step, "PER_BLOCK": per_block, "SUM_COLUMNS": backward.SUM_COLUMNS},
         }
-        dtypes = f"weight {weight}, view {out}{'' if contiguous else ', any strides'}"
-        width = {"fp32": 4, "bf16": 2}
-        mask_width = 1
-        read = mask_width if masked else width[weight]
-        grad_mask_read = 0 if step else mask_width
-        warps = threshold_backward.HARD_WARPS if kind == "hard" else threshold.NUM_WARPS
-        cast = threshold._threshold_cast_kernel
-        for kernel, num_warps, max_registers, bytes_per_element in (
+        read = 1 if masked else WIDTH[weight]
+        warps = backward.HARD_WARPS if kind == "hard" else forward.NUM_WARPS
+        for kernel, num_warps, max_registers, bytes_read in (
             # Four and three programs of 128 threads on one multiprocessor; three of the cast with a threshold a block.
-            (cast, threshold.NUM_WARPS, 168 if per_block else 128, width[weight] + (mask_width if masked else 0)),
-            (threshold_backward._threshold_backward_kernel, warps, 168, width[out] + grad_mask_read + read),
+            (forward._threshold_cast_kernel, forward.NUM_WARPS, 168 if per_block else 128, WIDTH[weight] + masked),
+            (backward._threshold_backward_kernel, warps, 168, WIDTH[out] + (not step) + read),
         ):
             yield Case(
-                f"{kernel.__name__} ({kind}, {dtypes})",
+                f"{kernel.__name__} ({kind}, weight {weight}, product {out}{'' if contiguous else ', any strides'})",
                 kernel,
                 {name: values[name] for name in kernel.arg_names},
                 num_warps,
                 max_registers if contiguous else 255,
                 # With 8 warps a thread reads 8 bytes of a mask: wide or not, as the target's compiler has it.
-                bytes_per_element * threshold.TILE**2 if contiguous and num_warps == threshold.NUM_WARPS else None,
+                bytes_read * forward.TILE**2 if contiguous and num_warps == forward.NUM_WARPS else None,
             )
-        if kind in ("soft", "mask") and (weight, out, contiguous) == ("fp32", "bf16", True):
-            # As layers launch it.
-            arguments = {name: None if name == "occupancy" else values[name] for name in cast.arg_names}
-            bytes_read = (width[weight] + (mask_width if masked else 0)) * threshold.TILE**2
-            name = f"{cast.__name__} ({kind}, {dtypes}, nothing counted)"
-            yield Case(name, cast, arguments, threshold.NUM_WARPS, 128, bytes_read, targets=HOPPER)
 
 
 def many_cases() -> Iterator[Case]:
@@ -79,82 +59,23 @@ def many_cases() -> Iterator[Case]:
     for kind, weight, out in (("soft", "fp32", "bf16"), ("soft", "bf16", "bf16"), ("mask", "fp32", "bf16")):
         soft = kind == "soft"
         values: dict[str, Any] = {
-            **{"counts": "*i32", "table": "*i64", "layer_of": "*i32", "first": "*i64", "bracket": "*fp32"},
-            **{"tiles": "i32", "sums": "*fp32", "grad_thresholds": "*fp32"},
+            **{"table": "*i64", "layer_of": "*i32", "first": "*i64", "sums": "*fp32", "grad_thresholds": "*fp32"},
             **{"threshold_of": "*i32", "first_threshold": "*i64", "WEIGHT": DTYPES[weight], "OUT": DTYPES[out]},
             **{"ALPHA": True, "GRAD_MASK": True, "SOFT": soft, "STEP": False, "MASKED": not soft, "PER_BLOCK": False},
-            **{"ALIGNED": True, "WIDTH": view_table.WIDTH, "TILE": threshold.TILE},
-            **{"SUM_COLUMNS": threshold_backward.SUM_COLUMNS, "SUM_TILE": threshold_backward_many.SUM_TILE},
+            **{"ALIGNED": True, "WIDTH": table.WIDTH, "TILE": forward.TILE},
+            **{"SUM_COLUMNS": backward.SUM_COLUMNS, "SUM_TILE": backward_many.SUM_TILE},
         }
-        width = {"fp32": 4, "bf16": 2}[weight]
-        for kernel, max_registers, bytes_per_element in (
-            (threshold_many._cast_many_kernel, 128, width + (not soft)),
+        for kernel, max_registers, bytes_read in (
+            (forward_many._cast_many_kernel, 128, WIDTH[weight] + (not soft)),
             # Two programs of the backward under triton 3.6, three under 3.9.
-            (threshold_backward_many._backward_many_kernel, 180, width + 1 + (width if soft else 1)),
-            (threshold_backward_many._sum_thresholds_kernel, 128, None),
-        ):
-            if soft or kernel is not threshold_backward_many._sum_thresholds_kernel:
-                yield Case(
-                    f"{kernel.__name__} ({kind}, weight {weight}, view {out})",
-                    kernel,
-                    {name: values[name] for name in kernel.arg_names},
-                    threshold.NUM_WARPS,
-                    max_registers,
-                    None if bytes_per_element is None else bytes_per_element * threshold.TILE**2,
-                )
-
-
-def topk_cases() -> Iterator[Case]:
-    """Magnitudes in the dtypes of weights; then any scores, at addresses that are multiples of nothing."""
-    for dtype, magnitude, aligned in (("fp32", True, True), ("bf16", True, True), ("fp32", False, False)):
-        values: dict[str, Any] = {
-            **dict.fromkeys(("counts", "cursor", "state", "histogram", "predicted", "cutoff"), "*i64"),
-            **dict.fromkeys(("addresses", "masks", "ties", "ties_before", "ties_kept"), "*i64"),
-            **{"held": "*i32", "sizes": "*i32", "tiles": "i32?", "capacity": "i32?", "margin": "i32?"},
-            **{"kept": "i64?", "shift": "i32?", "step": "i32?", "DTYPE": DTYPES[dtype]},
-            **{"MAGNITUDE": magnitude, "ALIGNED": aligned, "TILE": _order_keys.TILE},
-        }
-        for kernel, max_registers in (
-            # Three and six programs of 128 threads on one multiprocessor.
-            (topk_select._bracket_kernel, 168),
-            (topk_select._histogram_kernel, 80),
-            (topk_masks._mask_kernel, 80),
-            (topk_masks._take_back_kernel, 80),
+            (backward_many._backward_many_kernel, 180, WIDTH[weight] + 1 + (WIDTH[weight] if soft else 1)),
+            *([(backward_many._sum_thresholds_kernel, 128, None)] if soft else []),
         ):
             yield Case(
-                f"{kernel.__name__} ({'magnitudes' if magnitude else 'unaligned scores'}, {dtype})",
+                f"{kernel.__name__} ({kind}, weight {weight}, product {out})",
                 kernel,
                 {name: values[name] for name in kernel.arg_names},
-                _order_keys.NUM_WARPS,
+                forward.NUM_WARPS,
                 max_registers,
-                {"fp32": 4, "bf16": 2}[dtype] * _order_keys.TILE if aligned else None,
+                None if bytes_read is None else bytes_read * forward.TILE**2,
             )
-    narrow = {**dict.fromkeys(("state", "histogram", "counts", "predicted"), "*i64"), "kept": "i64?", "shift": "i32?"}
-    yield Case("_narrow_kernel", topk_select._narrow_kernel, narrow, 1, 255)
-
-
-def n_of_m_cases() -> Iterator[Case]:
-    """The common pattern in the dtypes of scores; the longest group, and one that is no power of two."""
-    kernel = n_of_m._n_of_m_kernel
-    for kept, length, dtype, contiguous in (
-        (2, 4, "fp32", True),
-        (2, 4, "bf16", True),
-        (8, 64, "fp32", True),
-        (2, 3, "fp32", False),
-    ):
-        width = 1 << (length - 1).bit_length()
-        values: dict[str, Any] = {
-            **{"mask": "*i1", "nan_found": "*i32", "scores": f"*{dtype}", "G": "i32", "groups_per_row": "i32"},
-            **{"stride_sn": "i32" if contiguous else "i32?", "stride_sk": 1 if contiguous else "i32?"},
-            **{"KEPT": kept, "LENGTH": length, "MAGNITUDE": True, "GROUPS": n_of_m.TILE // width, "WIDTH": width},
-        }
-        yield Case(
-            f"{kernel.__name__} ({kept}:{length}, {dtype}{'' if contiguous else ', any strides'})",
-            kernel,
-            {name: values[name] for name in kernel.arg_names},
-            n_of_m.NUM_WARPS,
-            # Four programs of 128 threads on one multiprocessor; three where every score has an address of its own.
-            128 if contiguous else 168,
-            # Groups of four bfloat16 are 8 bytes: a thread's load is no wider.
-            WIDTH[dtype] * n_of_m.TILE if contiguous and dtype == "fp32" else None,
-        )

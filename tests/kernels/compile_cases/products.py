@@ -1,4 +1,4 @@
-"""Products that threshold or mask the weight on its way, and those with packed activations."""
+"""Products that threshold or mask the weight on its way."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tritonsparse.kernels import _tiles
-from tritonsparse.kernels.activation.compress import compress as activation
-from tritonsparse.kernels.activation.compress import grad_weight as packed_grad_weight
-from tritonsparse.kernels.fused import bits as mask_bits
-from tritonsparse.kernels.fused import gemm as masked_gemm
-from tritonsparse.kernels.fused import grad as masked_grad
+from tritonsparse.kernels.fused import gemm, grad
 
 from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 
@@ -18,36 +14,36 @@ from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 def product_cases() -> Iterator[Case]:
     """The fused products in the configurations that their launchers compute for n results of 4096 columns.
 
-    `plain` ones have neither bias nor activation, as dX and parts of a split product: what follows the loop then
-    decides nothing of its registers.
+    Those without a bias are compiled as dX and parts of a split product: what follows the loop then decides nothing of
+    its registers.
     """
-    for rows, n, kind, weight, x, bits, exchanged, contiguous, plain, precision, targets in (
-        (512, 4096, "soft", "fp32", "bf16", 0, False, True, False, "ieee", EVERYWHERE),
-        (16, 4096, "mask", "bf16", "bf16", 1, False, True, False, "ieee", ("sm_90", "gfx942")),
-        (512, 4096, "soft per row", "fp32", "bf16", 0, True, True, False, "ieee", HOPPER),
-        (512, 4096, "soft", "fp32", "fp32", 0, False, True, False, "tf32", HOPPER),
-        (512, 4096, "soft", "fp32", "fp32", 0, False, True, False, "ieee", HOPPER),
-        (512, 4096, "soft", "fp32", "bf16", 0, False, False, False, "ieee", HOPPER),
-        (512, 1024, "soft", "fp32", "bf16", 0, True, True, True, "ieee", HOPPER),
-        (512, 4096, "mask", "fp32", "bf16", 8, False, True, True, "ieee", HOPPER),
-        (64, 1024, "soft", "bf16", "bf16", 0, False, True, True, "ieee", HOPPER),
-        (16, 512, "mask", "fp32", "bf16", 8, False, True, True, "ieee", HOPPER),
-        (16, 16384, "soft", "bf16", "bf16", 0, False, True, True, "ieee", HOPPER),
-        (512, 4096, "soft per row", "fp32", "fp32", 0, False, True, True, "tf32", HOPPER),
+    for rows, n, kind, weight, x, exchanged, contiguous, bias, precision, targets in (
+        (512, 4096, "soft", "fp32", "bf16", False, True, True, "ieee", EVERYWHERE),
+        (16, 4096, "mask", "bf16", "bf16", False, True, True, "ieee", ("sm_90", "gfx942")),
+        (512, 4096, "soft per row", "fp32", "bf16", True, True, True, "ieee", HOPPER),
+        (512, 4096, "soft", "fp32", "fp32", False, True, True, "tf32", HOPPER),
+        (512, 4096, "soft", "fp32", "fp32", False, True, True, "ieee", HOPPER),
+        (512, 4096, "soft", "fp32", "bf16", False, False, True, "ieee", HOPPER),
+        (512, 1024, "soft", "fp32", "bf16", True, True, False, "ieee", HOPPER),
+        (512, 4096, "mask", "fp32", "bf16", False, True, False, "ieee", HOPPER),
+        (64, 1024, "soft", "bf16", "bf16", False, True, False, "ieee", HOPPER),
+        (16, 512, "mask", "fp32", "bf16", False, True, False, "ieee", HOPPER),
+        (16, 16384, "soft", "bf16", "bf16", False, True, False, "ieee", HOPPER),
+        (512, 4096, "soft per row", "fp32", "fp32", False, True, False, "tf32", HOPPER),
     ):
         for target in targets:
             tiles = _tiles.gemm_tiles(
-                rows, n, 4096, weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], mask_bits=bits, precision=precision,
-                aligned=contiguous, limits=LIMITS[target],
+                (rows, n, 4096), weight_bytes=WIDTH[weight], x_bytes=WIDTH[x], masked=kind == "mask",
+                precision=precision, aligned=contiguous, limits=LIMITS[target],
             )  # fmt: skip
             matrix = x == "bf16" or precision == "tf32"
             yield Case(
-                f"_masked_gemm_kernel ({rows} rows, {f'{n} results, ' if n != 4096 else ''}{kind}, "
-                f"mask of {bits} bits, weight {weight}, x {x} {precision}{', weight transposed' if exchanged else ''}"
-                f"{'' if contiguous else ', any strides'}{', plain' if plain else ''})",
-                masked_gemm._masked_gemm_kernel,
-                gemm_arguments(tiles, kind, weight, x, bits, exchanged, contiguous, precision)
-                | ({"bias": None, "ACTIVATION": None} if plain else {}),
+                f"_masked_gemm_kernel ({rows} rows, {f'{n} results, ' if n != 4096 else ''}{kind}, weight {weight}, "
+                f"x {x} {precision}{', weight transposed' if exchanged else ''}"
+                f"{'' if contiguous else ', any strides'}{'' if bias else ', no bias'})",
+                gemm._masked_gemm_kernel,
+                gemm_arguments(tiles, kind, weight, x, exchanged, contiguous, precision)
+                | ({} if bias else {"bias": None}),
                 tiles.num_warps,
                 255,
                 num_stages=tiles.num_stages,
@@ -58,26 +54,26 @@ def product_cases() -> Iterator[Case]:
                 buffers=tiles.num_stages - 1 if target == "sm_90" and contiguous else 0,
                 targets=(target,),
             )
-    for n, kind, weight, x, bits, contiguous, precision, targets in (
-        (4096, "soft", "fp32", "bf16", 8, True, "ieee", EVERYWHERE),
-        (4096, "soft", "fp32", "bf16", 0, True, "ieee", HOPPER),
-        (4096, "soft", "bf16", "bf16", 8, True, "ieee", HOPPER),
-        (4096, "mask", "fp32", "bf16", 8, True, "ieee", HOPPER),
-        (4096, "soft", "fp32", "fp32", 8, True, "tf32", HOPPER),
-        (1024, "soft", "fp32", "bf16", 8, True, "ieee", HOPPER),
-        (512, "soft", "fp32", "bf16", 0, True, "ieee", HOPPER),
-        (512, "mask", "bf16", "bf16", 1, True, "ieee", HOPPER),
-        (1024, "soft", "fp32", "bf16", 8, False, "ieee", HOPPER),
+    for n, kind, weight, x, restricted, contiguous, precision, targets in (
+        (4096, "soft", "fp32", "bf16", True, True, "ieee", EVERYWHERE),
+        (4096, "soft", "fp32", "bf16", False, True, "ieee", HOPPER),
+        (4096, "soft", "bf16", "bf16", True, True, "ieee", HOPPER),
+        (4096, "mask", "fp32", "bf16", True, True, "ieee", HOPPER),
+        (4096, "soft", "fp32", "fp32", True, True, "tf32", HOPPER),
+        (1024, "soft", "fp32", "bf16", True, True, "ieee", HOPPER),
+        (512, "soft", "fp32", "bf16", False, True, "ieee", HOPPER),
+        (512, "mask", "bf16", "bf16", True, True, "ieee", HOPPER),
+        (1024, "soft", "fp32", "bf16", True, False, "ieee", HOPPER),
     ):
         for target in targets:
             grad_tiles = _tiles.grad_tiles(
                 n, 4096, operand_bytes=WIDTH[x], precision=precision, aligned=contiguous, limits=LIMITS[target]
             )
             yield Case(
-                f"_masked_grad_kernel ({n} x 4096, {kind}, masks of {bits} bits, weight {weight}, x {x} {precision}"
-                f"{'' if contiguous else ', any strides'})",
-                masked_grad._masked_grad_kernel,
-                grad_arguments(grad_tiles, kind, weight, x, bits, contiguous, precision),
+                f"_masked_grad_kernel ({n} x 4096, {kind}{', grad_mask' if restricted else ''}, weight {weight}, "
+                f"x {x} {precision}{'' if contiguous else ', any strides'})",
+                grad._masked_grad_kernel,
+                grad_arguments(grad_tiles, kind, weight, x, restricted, contiguous, precision),
                 grad_tiles.num_warps,
                 255,
                 num_stages=grad_tiles.num_stages,
@@ -87,104 +83,42 @@ def product_cases() -> Iterator[Case]:
             )
     sums: dict[str, Any] = {
         **{"y": "*bf16", "parts": "*fp32", "bias": "*bf16", "total": "i32", "N": "i32"},
-        **{"ACTIVATION": Constant("gelu"), "SPLITS": 4, "SUM_TILE": masked_gemm.SUM_TILE},
+        **{"SPLITS": 4, "SUM_TILE": gemm.SUM_TILE},
     }
-    yield Case("_sum_splits_kernel", masked_gemm._sum_splits_kernel, sums, 4, 64, targets=HOPPER)
-    pack: dict[str, Any] = {
-        **{"bits": "*i32", "mask": "*i1", "words": "i32", "total": "i32", "K": "i32", "stride_mn": "i32"},
-        **{"stride_mk": 1, "WORDS": mask_bits.WORDS},
-    }
-    packed = mask_bits.WORDS * 32
-    yield Case("_pack_bits_kernel", mask_bits._pack_bits_kernel, pack, 4, 64, packed, targets=HOPPER)
+    yield Case("_sum_splits_kernel", gemm._sum_splits_kernel, sums, 4, 64, targets=HOPPER)
 
 
 def gemm_arguments(
-    tiles: _tiles.GemmTiles,
-    kind: str,
-    weight: str,
-    x: str,
-    bits: int,
-    exchanged: bool,
-    contiguous: bool,
-    precision: str,
+    tiles: _tiles.GemmTiles, kind: str, weight: str, x: str, exchanged: bool, contiguous: bool, precision: str
 ) -> dict[str, Any]:
     masked = kind == "mask"
     size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
     strides = (one, size) if exchanged else (size, one)
     values: dict[str, Any] = {
         **{"y": "*fp32" if tiles.splits > 1 else f"*{x}", "x": f"*{x}", "weight": f"*{weight}", "bias": f"*{x}"},
-        **{"threshold": None if masked else "*fp32", "mask": ("*i32" if bits == 1 else "*i1") if masked else None},
+        **{"threshold": None if masked else "*fp32", "mask": "*i1" if masked else None},
         **{"M": "i32?", "N": size, "K": size, "stride_xm": size, "stride_xk": one, "stride_t": one},
         **dict(zip(("stride_wn", "stride_wk", "stride_mn", "stride_mk"), strides * 2, strict=True)),
         **{"SOFT": kind.startswith("soft"), "THRESHOLD_ALONG_K": exchanged and not masked},
-        **{"BITS": Constant("n" if exchanged else "k") if bits == 1 else None, "ACTIVATION": Constant("silu")},
         **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SPLITS": tiles.splits, "GROUP": _tiles.GROUP},
         **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
     }
-    return {name: values[name] for name in masked_gemm._masked_gemm_kernel.arg_names}
+    return {name: values[name] for name in gemm._masked_gemm_kernel.arg_names}
 
 
 def grad_arguments(
-    tiles: _tiles.GradTiles, kind: str, weight: str, x: str, bits: int, contiguous: bool, precision: str
+    tiles: _tiles.GradTiles, kind: str, weight: str, x: str, restricted: bool, contiguous: bool, precision: str
 ) -> dict[str, Any]:
     masked, soft = kind == "mask", kind == "soft"
     size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
-    mask = "*i32" if bits == 1 else "*i1"
-    layout = Constant("k") if bits == 1 else None
     values: dict[str, Any] = {
         **{"grad_weight": f"*{weight}", "row_sums": "*fp32" if soft else None, "left": f"*{x}", "right": f"*{x}"},
-        **{"weight": f"*{weight}", "threshold": None if masked else "*fp32", "mask": mask if masked else None},
-        **{"grad_mask": mask if bits else None, "alpha": "*fp32", "M": "i32?", "N": size, "K": size, "stride_t": one},
+        **{"weight": f"*{weight}", "threshold": None if masked else "*fp32", "mask": "*i1" if masked else None},
+        **{"grad_mask": "*i1" if restricted else None, "alpha": "*fp32", "M": "i32?", "N": size, "K": size},
         **{f"stride_{name}": size for name in ("lm", "rm", "wn", "mn", "bn")},
-        **{f"stride_{name}": one for name in ("ln", "rk", "wk", "mk", "bk")},
-        **{"SOFT": soft, "MASK_BITS": layout if masked else None, "GRAD_MASK_BITS": layout},
-        **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SUBTILES": tiles.subtiles, "GROUP": _tiles.GROUP},
-        "LEAST_STEPS": tiles.least_steps,
+        **{f"stride_{name}": one for name in ("ln", "rk", "wk", "mk", "bk", "t")},
+        **{"SOFT": soft, "INPUT_PRECISION": Constant(precision), "UPCAST": False, "SUBTILES": tiles.subtiles},
+        **{"GROUP": _tiles.GROUP, "LEAST_STEPS": tiles.least_steps},
         **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
     }
-    return {name: values[name] for name in masked_grad._masked_grad_kernel.arg_names}
-
-
-def packed_activation_cases() -> Iterator[Case]:
-    """Packing, of bf16 and of fp32 behind any strides; the product in each of its precisions."""
-    packed = {"bits": "*i32", "row_offsets": "*i64", "word_offsets": "*i32", "counts": "*i32", "capacity": "i32?"}
-    packed |= {"M": "i32", "N": "i32", "K": "i32", "words": "i32"}
-    bits, pack, unpack = (
-        activation._activation_bits_kernel,
-        activation._pack_activation_kernel,
-        activation._unpack_activation_kernel,
-    )
-    for kernel, dtype, contiguous in ((bits, "bf16", True), (pack, "fp32", False), (unpack, "bf16", True)):
-        values: dict[str, Any] = {
-            **packed,
-            **{"x": f"*{dtype}", "values": f"*{dtype}", "cutoff": "*fp32", "row_mask": "*i1", "TILE": activation.TILE},
-            **{"stride_xm": "i32", "stride_xk": 1 if contiguous else "i32?", "stride_c": "i32", "stride_r": 1},
-        }
-        arguments = {name: values[name] for name in kernel.arg_names}
-        name = f"{kernel.__name__} ({dtype}{'' if contiguous else ', any strides'})"
-        # Eight programs of 128 threads on one multiprocessor.
-        yield Case(name, kernel, arguments, activation.NUM_WARPS, 64)
-
-    offsets, product = packed_grad_weight._word_offsets_kernel, packed_grad_weight._packed_grad_weight_kernel
-    values = packed | {"TILE": packed_grad_weight.WORDS_TILE}
-    yield Case(offsets.__name__, offsets, {name: values[name] for name in offsets.arg_names}, 1, 64)
-    for dtype, precision in (("bf16", "half"), ("fp32", "tf32"), ("fp32", "ieee")):
-        tile_m, tile_n, tile_k, num_warps = packed_grad_weight.TILES[precision]
-        values = {
-            **packed,
-            **{"grad_weight": f"*{dtype}", "grad_y": f"*{dtype}", "values": f"*{dtype}"},
-            **{"stride_ym": "i32", "stride_yn": 1, "stride_wn": "i32", "stride_wk": 1},
-            **{"TILE_M": tile_m, "TILE_N": tile_n, "TILE_K": tile_k},
-            "PRECISION": Constant("tf32" if precision == "tf32" else "ieee"),
-        }
-        arguments = {name: values[name] for name in product.arg_names}
-        # Two programs of 256 threads on one multiprocessor; full float32 has no matrix instruction on NVIDIA.
-        yield Case(
-            f"{product.__name__} ({dtype}, {precision})",
-            product,
-            arguments,
-            num_warps,
-            128 if precision == "half" else 255,
-            num_stages=packed_grad_weight.NUM_STAGES,
-            matrix=precision != "ieee",
-        )
+    return {name: values[name] for name in grad._masked_grad_kernel.arg_names}

@@ -14,75 +14,40 @@ from tritonsparse.train.embedded.figures import clock, date, digits
 @pytest.mark.parametrize(
     ("n", "english", "german"),
     [
-        (0, "zero", "null"),
-        (1, "one", "eins"),
-        (12, "twelve", "zwölf"),
-        (16, "sixteen", "sechzehn"),
-        (17, "seventeen", "siebzehn"),
-        (20, "twenty", "zwanzig"),
-        (21, "twenty-one", "einundzwanzig"),
-        (30, "thirty", "dreißig"),
-        (66, "sixty-six", "sechsundsechzig"),
-        (77, "seventy-seven", "siebenundsiebzig"),
-        (101, "one hundred and one", "einhunderteins"),
-        (700, "seven hundred", "siebenhundert"),
-        (1001, "one thousand and one", "eintausendeins"),
-        (21_000, "twenty-one thousand", "einundzwanzigtausend"),
+        (0, "zero", "null"), (1, "one", "eins"), (12, "twelve", "zwölf"), (16, "sixteen", "sechzehn"),
+        (17, "seventeen", "siebzehn"), (20, "twenty", "zwanzig"), (21, "twenty-one", "einundzwanzig"),
+        (30, "thirty", "dreißig"), (66, "sixty-six", "sechsundsechzig"), (77, "seventy-seven", "siebenundsiebzig"),
+        (101, "one hundred and one", "einhunderteins"), (700, "seven hundred", "siebenhundert"),
+        (1001, "one thousand and one", "eintausendeins"), (21_000, "twenty-one thousand", "einundzwanzigtausend"),
         (101_101, "one hundred and one thousand one hundred and one", "einhunderteintausendeinhunderteins"),
-        (
-            345_678,
-            "three hundred and forty-five thousand six hundred and seventy-eight",
-            "dreihundertfünfundvierzigtausendsechshundertachtundsiebzig",
-        ),
+        (345_678, "three hundred and forty-five thousand six hundred and seventy-eight",
+         "dreihundertfünfundvierzigtausendsechshundertachtundsiebzig"),
     ],
-)
+)  # fmt: skip
 def test_number_words(n: int, english: str, german: str) -> None:
     assert (cardinal(n), de.cardinal(n)) == (english, german)
 
 
+ONES = "eins zwei drei vier fünf sechs sieben acht neun"
+TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig"
+UNITS = {word: n for n, word in enumerate(ONES.split(), 1)} | {"ein": 1}
+OTHERS = {"null": 0, "zehn": 10, "elf": 11, "zwölf": 12, "sechzehn": 16, "siebzehn": 17}
+
+
 def _read_german(word: str) -> int:
     """The number a German word says, by splitting and adding; shares nothing with what wrote it."""
-    if "tausend" in word:
-        head, tail = word.split("tausend")
-        return 1000 * _read_german(head) + (_read_german(tail) if tail else 0)
-    if "hundert" in word:
-        head, tail = word.split("hundert")
-        return 100 * _read_german(head) + (_read_german(tail) if tail else 0)
-    units = {
-        "ein": 1,
-        "eins": 1,
-        "zwei": 2,
-        "drei": 3,
-        "vier": 4,
-        "fünf": 5,
-        "sechs": 6,
-        "sieben": 7,
-        "acht": 8,
-        "neun": 9,
-    }
-    other = {
-        "null": 0,
-        "zehn": 10,
-        "elf": 11,
-        "zwölf": 12,
-        "sechzehn": 16,
-        "siebzehn": 17,
-        "zwanzig": 20,
-        "dreißig": 30,
-        "vierzig": 40,
-        "fünfzig": 50,
-        "sechzig": 60,
-        "siebzig": 70,
-        "achtzig": 80,
-        "neunzig": 90,
-    }
-    if word in units or word in other:
-        return {**units, **other}[word]
+    for power, name in ((1000, "tausend"), (100, "hundert")):
+        if name in word:
+            head, tail = word.split(name)
+            return power * _read_german(head) + (_read_german(tail) if tail else 0)
+    known = UNITS | OTHERS | {word: 10 * n for n, word in enumerate(TENS.split(), 2)}
+    if word in known:
+        return known[word]
     if "und" in word:
         head, tail = word.split("und")
         assert head != "eins"
-        return units[head] + other[tail]
-    return units[word.removesuffix("zehn")] + 10
+        return UNITS[head] + known[tail]
+    return UNITS[word.removesuffix("zehn")] + 10
 
 
 def test_german_number_words_say_their_number() -> None:
@@ -97,49 +62,33 @@ def test_german_number_words_say_their_number() -> None:
 @pytest.mark.parametrize(
     ("n", "english", "german"),
     [
-        (1, "first", "erst"),
-        (3, "third", "dritt"),
-        (7, "seventh", "siebt"),
-        (8, "eighth", "acht"),
-        (19, "nineteenth", "neunzehnt"),
-        (20, "twentieth", "zwanzigst"),
-        (21, "twenty-first", "einundzwanzigst"),
-        (100, "one hundredth", "einhundertst"),
-        (101, "one hundred and first", "einhunderterst"),
+        (1, "first", "erst"), (3, "third", "dritt"), (7, "seventh", "siebt"), (8, "eighth", "acht"),
+        (19, "nineteenth", "neunzehnt"), (20, "twentieth", "zwanzigst"), (21, "twenty-first", "einundzwanzigst"),
+        (100, "one hundredth", "einhundertst"), (101, "one hundred and first", "einhunderterst"),
         (112, "one hundred and twelfth", "einhundertzwölft"),
     ],
-)
+)  # fmt: skip
 def test_ordinals(n: int, english: str, german: str) -> None:
     assert (ordinal(n), de.ordinal(n)) == (english, german)
 
 
-def test_years_are_spoken_in_hundreds() -> None:
+def test_years_figures_and_dates_are_written_as_each_language_does() -> None:
     assert de.year(1987) == "neunzehnhundertsiebenundachtzig" and de.year(1905) == "neunzehnhundertfünf"
     assert de.year(2024) == "zweitausendvierundzwanzig"
-
-
-def test_figures_swap_point_and_comma() -> None:
     assert digits(1_234_567, 2) == ("12,345.67", "12.345,67")
     assert digits(5, 1) == ("0.5", "0,5") and digits(1234) == ("1,234", "1.234")
+    assert date(datetime.date(1987, 3, 14)) == ("14 March 1987", "14. März 1987")
 
 
 @pytest.mark.parametrize(
     ("hour", "minute", "english", "german"),
     [
-        (3, 30, "half past three", "halb vier"),
-        (12, 30, "half past twelve", "halb eins"),
-        (1, 0, "one o'clock", "ein Uhr"),
-        (4, 45, "a quarter to five", "Viertel vor fünf"),
-        (1, 15, "a quarter past one", "Viertel nach eins"),
-        (3, 25, "twenty-five past three", "fünf vor halb vier"),
+        (3, 30, "half past three", "halb vier"), (12, 30, "half past twelve", "halb eins"),
+        (1, 0, "one o'clock", "ein Uhr"), (4, 45, "a quarter to five", "Viertel vor fünf"),
+        (1, 15, "a quarter past one", "Viertel nach eins"), (12, 50, "ten to one", "zehn vor eins"),
+        (3, 25, "twenty-five past three", "fünf vor halb vier"), (6, 10, "ten past six", "zehn nach sechs"),
         (3, 35, "twenty-five to four", "fünf nach halb vier"),
-        (12, 50, "ten to one", "zehn vor eins"),
-        (6, 10, "ten past six", "zehn nach sechs"),
     ],
-)
+)  # fmt: skip
 def test_times_of_day(hour: int, minute: int, english: str, german: str) -> None:
     assert clock(hour, minute) == (english, german)
-
-
-def test_dates_have_the_day_first_in_both_languages() -> None:
-    assert date(datetime.date(1987, 3, 14)) == ("14 March 1987", "14. März 1987")

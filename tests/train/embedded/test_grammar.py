@@ -1,14 +1,25 @@
-"""Noun phrases agree, and clauses have the word order of both languages."""
+"""Entries are inflected as dictionaries list them, noun phrases agree, clauses have each language's word order."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from tritonsparse.train.embedded import german as de
 from tritonsparse.train.embedded import verbs
 from tritonsparse.train.embedded.german import ACCUSATIVE, DATIVE, NOMINATIVE
-from tritonsparse.train.embedded.grammar import PRONOUNS, WHO, Clause, NounPhrase, clause, noun_phrase, relation
+from tritonsparse.train.embedded.grammar import (
+    PRONOUNS,
+    WHO,
+    Clause,
+    Complements,
+    NounPhrase,
+    clause,
+    noun_phrase,
+    relation,
+)
 from tritonsparse.train.embedded.nouns import ADJECTIVES, NOUNS
-from tritonsparse.train.embedded.verbs import BE, HAVE
 
 WORDS = {noun.en: noun for nouns in NOUNS.values() for noun in nouns}
 VERBS = {
@@ -20,6 +31,49 @@ VERBS = {
     )
     for verb in found
 }  # fmt: skip
+
+
+def test_the_vocabulary_has_several_hundred_stems() -> None:
+    assert sum(map(len, NOUNS.values())) + len(VERBS) + len(ADJECTIVES) > 350
+
+
+# infinitive: ich, du, er, participle (with its auxiliary in the third person)
+CONJUGATED = """
+    kaufen: kaufe kaufst kauft hat gekauft          arbeiten: arbeite arbeitest arbeitet hat gearbeitet
+    öffnen: öffne öffnest öffnet hat geöffnet       tanzen: tanze tanzt tanzt hat getanzt
+    sehen: sehe siehst sieht hat gesehen            lesen: lese liest liest hat gelesen
+    essen: esse isst isst hat gegessen              schlafen: schlafe schläfst schläft hat geschlafen
+    helfen: helfe hilfst hilft hat geholfen         einladen: lade lädst lädt hat eingeladen
+    behalten: behalte behältst behält hat behalten  wandern: wandere wanderst wandert ist gewandert
+    bügeln: bügle bügelst bügelt hat gebügelt       reparieren: repariere reparierst repariert hat repariert
+    besuchen: besuche besuchst besucht hat besucht  aufstehen: stehe stehst steht ist aufgestanden
+    anbieten: biete bietest bietet hat angeboten    zuhören: höre hörst hört hat zugehört
+    umarmen: umarme umarmst umarmt hat umarmt       folgen: folge folgst folgt ist gefolgt
+    beten: bete betest betet hat gebetet            anprobieren: probiere probierst probiert hat anprobiert
+    gehen: gehe gehst geht ist gegangen             vergessen: vergesse vergisst vergisst hat vergessen
+    sein: bin bist ist ist gewesen                  haben: habe hast hat hat gehabt
+"""
+COMPARED = """
+    good: better besser       old: older älter                   big: bigger größer      tired: more tired müder
+    poor: poorer ärmer        expensive: more expensive teurer   dark: darker dunkler
+"""
+
+
+def entries(table: str) -> list[tuple[str, str]]:
+    pairs = (entry.split(": ") for line in table.splitlines() for entry in line.split("  ") if entry.strip())
+    return [(word.strip(), forms.strip()) for word, forms in pairs]
+
+
+@pytest.mark.parametrize(("infinitive", "forms"), entries(CONJUGATED))
+def test_verbs_are_conjugated(infinitive: str, forms: str) -> None:
+    verb = VERBS[infinitive]
+    assert " ".join((*verb.present[:3], verb.perfect[de.ER], verb.participle)) == forms
+
+
+@pytest.mark.parametrize(("adjective", "forms"), entries(COMPARED))
+def test_comparatives(adjective: str, forms: str) -> None:
+    found = ADJECTIVES[adjective]
+    assert f"{found.en_comparative} {found.de_comparative}" == forms
 
 
 def the(words: str) -> NounPhrase:
@@ -69,17 +123,11 @@ def test_mass_nouns_and_numbers_take_strong_endings() -> None:
 @pytest.mark.parametrize(
     ("english", "written"),
     [
-        ("a apple", "an apple"),
-        ("a old man", "an old man"),
-        ("these knives", "these knives"),
-        ("a mice", "mice"),
-        ("no eggs", "any eggs"),
-        ("no egg", "an egg"),
-        ("my children", "my children"),
-        ("the boxes", "the boxes"),
+        ("a apple", "an apple"), ("a old man", "an old man"), ("these knives", "these knives"), ("a mice", "mice"),
+        ("no eggs", "any eggs"), ("no egg", "an egg"), ("my children", "my children"), ("the boxes", "the boxes"),
         ("our stories", "our stories"),
     ],
-)
+)  # fmt: skip
 def test_english_articles_and_plurals(english: str, written: str) -> None:
     assert the(english).en == written
 
@@ -93,247 +141,103 @@ def test_prepositions_contract_only_with_the_article() -> None:
 
 
 ME, YOU, HE, SHE, WE, THEY = PRONOUNS.values()
-TIME = {"fronted": True}
+MILK = noun_phrase("the", WORDS["milk"], mass=True)
+Words = str | NounPhrase | None
 
 
-# One row a construction: (clause, order of the German clause, English, German); a question asks both.
-@pytest.mark.parametrize(
-    ("said", "order", "english", "german"),
-    [
-        # accusative objects, separable verbs
-        (
-            clause(HE, VERBS["sehen"], accusative=the("the big dog")),
-            "main",
-            "he sees the big dog",
-            "er sieht den großen Hund",
-        ),
-        (
-            clause(YOU, VERBS["abholen"], accusative=the("the child")),
-            "main",
-            "you pick up the child",
-            "du holst das Kind ab",
-        ),
-        (clause(SHE, VERBS["abholen"], accusative=HE), "main", "she picks him up", "sie holt ihn ab"),
-        (clause(WE, VERBS["suchen"], accusative=HE), "main", "we look for him", "wir suchen ihn"),
-        (clause(WE, VERBS["aufstehen"], "want"), "main", "we want to get up", "wir wollen aufstehen"),
-        (clause(SHE, VERBS["aufstehen"]), "verb last", "she gets up", "sie aufsteht"),
-        # verb second with something in front
-        (
-            clause(SHE, VERBS["lesen"], accusative=the("a letter"), time=("today", "heute"), **TIME),
-            "main",
-            "today she reads a letter",
-            "heute liest sie einen Brief",
-        ),
-        (
-            clause(ME, VERBS["kaufen"], "past", accusative=the("a hat"), time=("yesterday", "gestern"), **TIME),
-            "main",
-            "yesterday I bought a hat",
-            "gestern habe ich einen Hut gekauft",
-        ),
-        (
-            clause(WE, VERBS["arbeiten"], negated=True, time=("now", "jetzt"), **TIME),
-            "main",
-            "now we don't work",
-            "jetzt arbeiten wir nicht",
-        ),
-        # perfect with haben and sein
-        (
-            clause(THEY, VERBS["gehen"], "past", rest=relation("to", "zu", DATIVE, the("the station"))),
-            "main",
-            "they went to the station",
-            "sie sind zum Bahnhof gegangen",
-        ),
-        (
-            clause(
-                SHE,
-                VERBS["trinken"],
-                "perfect",
-                accusative=noun_phrase("the", WORDS["milk"], mass=True),
-                adverb="already",
-            ),
-            "main",
-            "she has already drunk the milk",
-            "sie hat die Milch schon getrunken",
-        ),
-        (
-            clause(SHE, VERBS["schreiben"], "perfect", accusative=the("a poem"), adverb="already"),
-            "main",
-            "she has already written a poem",
-            "sie hat schon ein Gedicht geschrieben",
-        ),
-        (
-            clause(SHE, VERBS["schreiben"], "perfect", accusative=the("the poem"), negated=True),
-            "main",
-            "she hasn't written the poem yet",
-            "sie hat das Gedicht noch nicht geschrieben",
-        ),
-        (
-            clause(SHE, VERBS["schreiben"], "perfect", accusative=the("no poem"), negated=True),
-            "main",
-            "she hasn't written a poem yet",
-            "sie hat noch kein Gedicht geschrieben",
-        ),
-        # subordinate clauses
-        (
-            clause(
-                the("my friend"),
-                VERBS["kommen"],
-                "past",
-                rest=relation("into", "in", ACCUSATIVE, the("the house")),
-            ),
-            "verb last",
-            "my friend came into the house",
-            "mein Freund ins Haus gekommen ist",
-        ),
-        (
-            clause(HE, VERBS["öffnen"], "must", accusative=the("the suitcase")),
-            "verb last",
-            "he has to open the suitcase",
-            "er den Koffer öffnen muss",
-        ),
-        (clause(ME, BE, rest=("tired", "müde")), "verb last", "I am tired", "ich müde bin"),
-        # modal verbs
-        (
-            clause(ME, VERBS["helfen"], "can", dative=the("the old woman")),
-            "main",
-            "I can help the old woman",
-            "ich kann der alten Frau helfen",
-        ),
-        (
-            clause(HE, VERBS["einladen"], "would like", accusative=the("every guest")),
-            "main",
-            "he would like to invite every guest",
-            "er möchte jeden Gast einladen",
-        ),
-        (
-            clause(HE, VERBS["warten"], "had to", negated=True),
-            "main",
-            "he didn't have to wait",
-            "er musste nicht warten",
-        ),
-        # kein and nicht
-        (
-            clause(SHE, HAVE, accusative=the("no brother"), negated=True),
-            "main",
-            "she doesn't have a brother",
-            "sie hat keinen Bruder",
-        ),
-        (
-            clause(SHE, HAVE, accusative=the("no brothers"), negated=True),
-            "main",
-            "she doesn't have any brothers",
-            "sie hat keine Brüder",
-        ),
-        (
-            clause(SHE, VERBS["kennen"], accusative=the("your boss"), negated=True),
-            "main",
-            "she doesn't know your boss",
-            "sie kennt deinen Chef nicht",
-        ),
-        (
-            clause(HE, BE, "past", rest=("hungry", "hungrig"), negated=True),
-            "main",
-            "he wasn't hungry",
-            "er war nicht hungrig",
-        ),
-        (
-            clause(ME, BE, rest=("rich", "reich"), negated=True),
-            "main",
-            "I am not rich",
-            "ich bin nicht reich",
-        ),
-        (
-            clause(ME, VERBS["warten"], rest=relation("for", "auf", ACCUSATIVE, the("the girl")), negated=True),
-            "main",
-            "I don't wait for the girl",
-            "ich warte nicht auf das Mädchen",
-        ),
-        # two objects, pronouns before time
-        (
-            clause(
-                HE,
-                VERBS["geben"],
-                "past",
-                dative=the("the child"),
-                accusative=the("a apple"),
-                time=("yesterday", "gestern"),
-            ),
-            "main",
-            "he gave the child an apple yesterday",
-            "er hat gestern dem Kind einen Apfel gegeben",
-        ),
-        (
-            clause(HE, VERBS["zeigen"], "will", dative=ME, accusative=the("his dog"), time=("tomorrow", "morgen")),
-            "main",
-            "he will show me his dog tomorrow",
-            "er wird mir morgen seinen Hund zeigen",
-        ),
-        # two-way prepositions
-        (
-            clause(
-                HE,
-                VERBS["legen"],
-                accusative=the("the book"),
-                rest=relation("on", "auf", ACCUSATIVE, the("the table")),
-            ),
-            "main",
-            "he lays the book on the table",
-            "er legt das Buch auf den Tisch",
-        ),
-        (
-            clause(the("the book"), VERBS["liegen"], rest=relation("under", "unter", DATIVE, the("the chairs"))),
-            "main",
-            "the book lies under the chairs",
-            "das Buch liegt unter den Stühlen",
-        ),
-        (
-            clause(the("a cat"), VERBS["schlafen"], rest=relation("in", "in", DATIVE, the("the old kitchen"))),
-            "main",
-            "a cat sleeps in the old kitchen",
-            "eine Katze schläft in der alten Küche",
-        ),
-        # questions
-        (
-            clause(the("your sister"), VERBS["lesen"], accusative=the("the newspaper")),
-            "verb first",
-            "does your sister read the newspaper",
-            "liest deine Schwester die Zeitung",
-        ),
-        (clause(YOU, VERBS["schwimmen"], "past"), "verb first", "did you swim", "bist du geschwommen"),
-        (
-            clause(THEY, BE, "past", rest=("happy", "glücklich")),
-            "verb first",
-            "were they happy",
-            "waren sie glücklich",
-        ),
-        (
-            clause(WHO, VERBS["stehlen"], "past", accusative=the("my bag")),
-            "main",
-            "who stole my bag",
-            "wer hat meine Tasche gestohlen",
-        ),
-        # comparison, passive, adverbs of frequency
-        (
-            clause(HE, BE, rest=("older than the queen", "älter als die Königin")),
-            "main",
-            "he is older than the queen",
-            "er ist älter als die Königin",
-        ),
-        (
-            clause(the("the houses"), VERBS["bauen"], "passive", time=("in 1990", "im Jahr 1990")),
-            "main",
-            "the houses were built in 1990",
-            "die Häuser wurden im Jahr 1990 gebaut",
-        ),
-        (clause(THEY, VERBS["singen"], adverb="often"), "main", "they often sing", "sie singen oft"),
-        (
-            clause(SHE, BE, rest=("lazy", "faul"), adverb="never"),
-            "main",
-            "she is never lazy",
-            "sie ist nie faul",
-        ),
-    ],
-)
-def test_sentences_have_the_word_order_of_both_languages(said: Clause, order: str, english: str, german: str) -> None:
-    assert said.english(question=order == "verb first") == english
-    assert said.german(order) == german
+def say(subject: Words, verb: str, tense: str, what: Words = None, to: Words = None, **options: Any) -> Clause:
+    """A clause of words; `rest` is (English, German), or what `relation` takes."""
+
+    def phrase(words: Words) -> NounPhrase | None:
+        return the(words) if isinstance(words, str) else words
+
+    rest = options.pop("rest", ("", ""))
+    if len(rest) > 2:
+        rest = relation(*rest[:3], the(rest[3]))
+    return clause(phrase(subject), VERBS[verb], tense, Complements(phrase(what), phrase(to), rest), **options)
+
+
+TODAY, NOW, YESTERDAY = ("today", "heute"), ("now", "jetzt"), ("yesterday", "gestern")
+NEGATED, ALREADY, FIRST = {"negated": True}, {"adverb": "already"}, {"fronted": True}
+INTO, ON = ("into", "in", ACCUSATIVE, "the house"), ("on", "auf", ACCUSATIVE, "the table")
+FOR, TO = ("for", "auf", ACCUSATIVE, "the girl"), ("to", "zu", DATIVE, "the station")
+UNDER, IN = ("under", "unter", DATIVE, "the chairs"), ("in", "in", DATIVE, "the old kitchen")
+MAIN, LAST, QUESTION = "main", "verb last", "verb first"
+# One row a construction: (clause, order of the German clause, English = German); a question asks both.
+SAID = [
+    # accusative objects, separable verbs
+    (say(HE, "sehen", "present", "the big dog"), MAIN, "he sees the big dog = er sieht den großen Hund"),
+    (say(YOU, "abholen", "present", "the child"), MAIN, "you pick up the child = du holst das Kind ab"),
+    (say(SHE, "abholen", "present", HE), MAIN, "she picks him up = sie holt ihn ab"),
+    (say(WE, "suchen", "present", HE), MAIN, "we look for him = wir suchen ihn"),
+    (say(WE, "aufstehen", "want"), MAIN, "we want to get up = wir wollen aufstehen"),
+    (say(SHE, "aufstehen", "present"), LAST, "she gets up = sie aufsteht"),
+    # verb second with something in front
+    (say(SHE, "lesen", "present", "a letter", time=TODAY, **FIRST), MAIN,
+     "today she reads a letter = heute liest sie einen Brief"),
+    (say(ME, "kaufen", "past", "a hat", time=YESTERDAY, **FIRST), MAIN,
+     "yesterday I bought a hat = gestern habe ich einen Hut gekauft"),
+    (say(WE, "arbeiten", "present", time=NOW, **FIRST, **NEGATED), MAIN,
+     "now we don't work = jetzt arbeiten wir nicht"),
+    # perfect with haben and sein
+    (say(THEY, "gehen", "past", rest=TO), MAIN, "they went to the station = sie sind zum Bahnhof gegangen"),
+    (say(SHE, "trinken", "perfect", MILK, **ALREADY), MAIN,
+     "she has already drunk the milk = sie hat die Milch schon getrunken"),
+    (say(SHE, "schreiben", "perfect", "a poem", **ALREADY), MAIN,
+     "she has already written a poem = sie hat schon ein Gedicht geschrieben"),
+    (say(SHE, "schreiben", "perfect", "the poem", **NEGATED), MAIN,
+     "she hasn't written the poem yet = sie hat das Gedicht noch nicht geschrieben"),
+    (say(SHE, "schreiben", "perfect", "no poem", **NEGATED), MAIN,
+     "she hasn't written a poem yet = sie hat noch kein Gedicht geschrieben"),
+    # subordinate clauses
+    (say("my friend", "kommen", "past", rest=INTO), LAST,
+     "my friend came into the house = mein Freund ins Haus gekommen ist"),
+    (say(HE, "öffnen", "must", "the suitcase"), LAST, "he has to open the suitcase = er den Koffer öffnen muss"),
+    (say(ME, "sein", "present", rest=("tired", "müde")), LAST, "I am tired = ich müde bin"),
+    # modal verbs
+    (say(ME, "helfen", "can", to="the old woman"), MAIN,
+     "I can help the old woman = ich kann der alten Frau helfen"),
+    (say(HE, "einladen", "would like", "every guest"), MAIN,
+     "he would like to invite every guest = er möchte jeden Gast einladen"),
+    (say(HE, "warten", "had to", **NEGATED), MAIN, "he didn't have to wait = er musste nicht warten"),
+    # kein and nicht
+    (say(SHE, "haben", "present", "no brother", **NEGATED), MAIN, "she doesn't have a brother = sie hat keinen Bruder"),
+    (say(SHE, "haben", "present", "no brothers", **NEGATED), MAIN,
+     "she doesn't have any brothers = sie hat keine Brüder"),
+    (say(SHE, "kennen", "present", "your boss", **NEGATED), MAIN,
+     "she doesn't know your boss = sie kennt deinen Chef nicht"),
+    (say(HE, "sein", "past", rest=("hungry", "hungrig"), **NEGATED), MAIN, "he wasn't hungry = er war nicht hungrig"),
+    (say(ME, "sein", "present", rest=("rich", "reich"), **NEGATED), MAIN, "I am not rich = ich bin nicht reich"),
+    (say(ME, "warten", "present", rest=FOR, **NEGATED), MAIN,
+     "I don't wait for the girl = ich warte nicht auf das Mädchen"),
+    # two objects, pronouns before time
+    (say(HE, "geben", "past", "a apple", "the child", time=YESTERDAY), MAIN,
+     "he gave the child an apple yesterday = er hat gestern dem Kind einen Apfel gegeben"),
+    (say(HE, "zeigen", "will", "his dog", ME, time=("tomorrow", "morgen")), MAIN,
+     "he will show me his dog tomorrow = er wird mir morgen seinen Hund zeigen"),
+    # two-way prepositions
+    (say(HE, "legen", "present", "the book", rest=ON), MAIN,
+     "he lays the book on the table = er legt das Buch auf den Tisch"),
+    (say("the book", "liegen", "present", rest=UNDER), MAIN,
+     "the book lies under the chairs = das Buch liegt unter den Stühlen"),
+    (say("a cat", "schlafen", "present", rest=IN), MAIN,
+     "a cat sleeps in the old kitchen = eine Katze schläft in der alten Küche"),
+    # questions
+    (say("your sister", "lesen", "present", "the newspaper"), QUESTION,
+     "does your sister read the newspaper = liest deine Schwester die Zeitung"),
+    (say(YOU, "schwimmen", "past"), QUESTION, "did you swim = bist du geschwommen"),
+    (say(THEY, "sein", "past", rest=("happy", "glücklich")), QUESTION, "were they happy = waren sie glücklich"),
+    (say(WHO, "stehlen", "past", "my bag"), MAIN, "who stole my bag = wer hat meine Tasche gestohlen"),
+    # comparison, passive, adverbs of frequency
+    (say(HE, "sein", "present", rest=("older than the queen", "älter als die Königin")), MAIN,
+     "he is older than the queen = er ist älter als die Königin"),
+    (say("the houses", "bauen", "passive", time=("in 1990", "im Jahr 1990")), MAIN,
+     "the houses were built in 1990 = die Häuser wurden im Jahr 1990 gebaut"),
+    (say(THEY, "singen", "present", adverb="often"), MAIN, "they often sing = sie singen oft"),
+    (say(SHE, "sein", "present", rest=("lazy", "faul"), adverb="never"), MAIN, "she is never lazy = sie ist nie faul"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "order", "sentences"), SAID, ids=[sentences for _, _, sentences in SAID])
+def test_sentences_have_the_word_order_of_both_languages(said: Clause, order: str, sentences: str) -> None:
+    assert f"{said.english(question=order == QUESTION)} = {said.german(order)}" == sentences

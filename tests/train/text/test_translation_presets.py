@@ -1,0 +1,145 @@
+"""The presets: sizes of Vaswani et al. (2017), ties, initialisation, and what generation needs to know."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSeq2SeqLM, MarianMTModel
+
+from tritonsparse.train.text.translation_presets import PRESETS, build_model
+
+
+class Vocabulary:
+    """What `build_model` asks of a tokenizer."""
+
+    pad_token_id, eos_token_id = 0, 1
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def build(preset: str, vocabulary: int, **changes: Any) -> MarianMTModel:
+    return build_model(preset, Vocabulary(vocabulary), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> MarianMTModel:
+    torch.manual_seed(0)
+    return build("transformer-tiny", 2000)
+
+
+def linears(model: MarianMTModel) -> dict[str, nn.Linear]:
+    """Linear layers but the output head, which is the embedding."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module is not model.lm_head
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "trainable", "in_linears"),
+    [
+        # d = 512: an encoder layer has 4 d^2 + 2 d 2048 = 3,145,728 weights, a decoder layer 4 d^2 = 1,048,576 more;
+        # 6 of each; the embedding has 32,768 d = 16,777,216; the rest are biases and norms.
+        ("transformer-base", 60.9, 44.04),
+        ("transformer-big", 209.9, 176.2),
+    ],
+)
+def test_base_and_big_have_the_sizes_of_the_paper(preset: str, trainable: float, in_linears: float) -> None:
+    with torch.device("meta"):
+        model = build(preset, 32768)
+    # By identity: the tied embedding counts once. The sinusoids are not trained.
+    parameters = {id(parameter): parameter for parameter in model.parameters() if parameter.requires_grad}
+    assert sum(parameter.numel() for parameter in parameters.values()) / 1e6 == pytest.approx(trainable, abs=0.05)
+    weights = sum(module.weight.numel() for module in linears(model).values())
+    assert weights / 1e6 == pytest.approx(in_linears, abs=0.05)
+    assert len(linears(model)) == 6 * 6 + 6 * 10
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_configuration_is_the_table_row(preset: str) -> None:
+    with torch.device("meta"):
+        config = build(preset, 64).config
+    layers, d_model, heads, ffn, dropout = PRESETS[preset]
+    assert (config.encoder_layers, config.decoder_layers, config.d_model) == (layers, layers, d_model)
+    assert (config.encoder_attention_heads, config.decoder_attention_heads) == (heads, heads)
+    assert (config.encoder_ffn_dim, config.decoder_ffn_dim) == (ffn, ffn)
+    assert (config.dropout, config.attention_dropout, config.activation_dropout) == (dropout, 0.0, 0.0)
+    assert (config.activation_function, config.scale_embedding, config.vocab_size) == ("relu", True, 64)
+
+
+def test_the_paper_s_rows_are_the_paper_s() -> None:
+    assert PRESETS["transformer-base"] == (6, 512, 8, 2048, 0.1)
+    assert PRESETS["transformer-big"] == (6, 1024, 16, 4096, 0.3)
+
+
+def test_dropout_can_be_given() -> None:
+    with torch.device("meta"):
+        assert build("transformer-big", 64, dropout=0.1).config.dropout == 0.1
+
+
+def test_encoder_decoder_and_head_share_one_parameter(tiny: MarianMTModel) -> None:
+    shared = tiny.get_input_embeddings().weight
+    assert tiny.model.encoder.embed_tokens.weight is shared
+    assert tiny.model.decoder.embed_tokens.weight is shared
+    assert tiny.get_output_embeddings().weight is shared
+
+
+def test_linears_are_xavier_uniform_with_zero_biases(tiny: MarianMTModel) -> None:
+    for name, module in linears(tiny).items():
+        bound = math.sqrt(6 / (module.in_features + module.out_features))
+        largest = module.weight.abs().max().item()
+        # 16,384 uniform draws come within a thousandth of the bound; their variance is bound^2 / 3.
+        assert 0.999 * bound < largest <= bound, name
+        assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02), name
+        assert torch.count_nonzero(module.bias) == 0, name
+
+
+def test_embeddings_are_normal_with_variance_one_over_d_and_no_padding(tiny: MarianMTModel) -> None:
+    embedding = tiny.get_input_embeddings().weight
+    assert embedding.std().item() == pytest.approx(1 / math.sqrt(128), rel=0.02)
+    assert embedding.mean().item() == pytest.approx(0.0, abs=1e-3)
+    assert torch.count_nonzero(embedding[0]) == 0
+
+
+def test_positions_are_sinusoids_that_stay(tiny: MarianMTModel) -> None:
+    positions = tiny.model.encoder.embed_positions.weight
+    assert not positions.requires_grad
+    assert positions.shape == (1024, 128)
+    # Marian keeps sines in the first half of the columns and cosines in the second.
+    assert positions[3, 0].item() == pytest.approx(math.sin(3.0))
+    assert positions[3, 64].item() == pytest.approx(math.cos(3.0))
+
+
+def test_the_same_seed_builds_the_same_model() -> None:
+    models = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        models.append(build("transformer-tiny", 64).state_dict())
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+def test_the_generation_config_survives_saving(tiny: MarianMTModel, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path)
+    reloaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    for config in (reloaded.generation_config, reloaded.config):
+        assert (config.pad_token_id, config.eos_token_id, config.decoder_start_token_id) == (0, 1, 1)
+        # Marian's defaults would force a token of another vocabulary.
+        assert config.bos_token_id is None
+    assert reloaded.generation_config.forced_eos_token_id is None
+    saved, loaded = tiny.state_dict(), reloaded.state_dict()
+    assert all(torch.equal(saved[key], loaded[key]) for key in saved)
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"among transformer-tiny.*got 'transformer-huge'; choose one"):
+        build("transformer-huge", 64)

@@ -1,0 +1,1 @@
+"""What the training programs share: command line, frame, loop, checkpoints, twins, results."""

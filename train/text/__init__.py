@@ -1,0 +1,1 @@
+"""Text for the training programs: sources, vocabularies, batches, models from scratch, command lines."""

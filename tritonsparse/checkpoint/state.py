@@ -1,0 +1,217 @@
+"""The Sparsifier's own state: views by module path, the clock, the method's state. No weights, no thresholds.
+
+Tensors are keyed "<layer>.<view tensor>", the method's own ones "method:<key>".
+
+state_dict()  {"format_version", "method", "config", "pattern", "step", "steps_per_epoch", "total_steps",
+               "epoch_losses", "loss_sum", "loss_count", "method_state", "kinds", "tensors"}
+on disk       tritonsparse_state.json and tritonsparse_state.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..clock import Clock
+from ..layers import SparseLayer
+from ..layers.base import VIEW_TENSORS
+from ..losses import EpochLosses
+from ..masks.embeddings import EmbeddingMasks
+from ..methods import METHODS, Method
+from ..pattern import Pattern
+
+__all__ = ["State", "as_dense", "pack", "read_state", "register", "unpack", "write_state"]
+
+FORMAT_VERSION = 1
+_METHOD = "method:"
+_EMBEDDING = "embedding:"
+_JSON, _TENSORS = "tritonsparse_state.json", "tritonsparse_state.safetensors"
+_KEYS = {
+    "method", "config", "pattern", "step", "steps_per_epoch", "total_steps", "epoch_losses", "loss_sum", "loss_count",
+    "method_state", "kinds", "tensors",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    """What a Sparsifier hands over to be saved, and to be restored; shares all of it."""
+
+    method: Method
+    pattern: Pattern
+    seed: int
+    layers: Mapping[str, SparseLayer]
+    clock: Clock
+    losses: EpochLosses
+    embeddings: EmbeddingMasks | None
+
+
+def pack(state: State) -> dict[str, Any]:
+    """Plain tensors (on the CPU) and numbers; loads with `weights_only=True`."""
+    tensors = {}
+    for name, layer in state.layers.items():
+        for key in VIEW_TENSORS:
+            if (tensor := layer.view_tensor(key)) is not None:
+                tensors[f"{name}.{key}"] = _plain(tensor)
+    method_state: dict[str, float | int] = {}
+    for key, value in state.method.state_dict().items():
+        if isinstance(value, Tensor):
+            tensors[f"{_METHOD}{key}"] = _plain(value)
+        else:
+            method_state[key] = value
+    if state.embeddings is not None:
+        for key, mask in state.embeddings.state_dict().items():
+            tensors[f"{_EMBEDDING}{key}"] = mask.cpu().clone()
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": state.method.name,
+        "config": state.method.to_dict(),
+        "pattern": str(state.pattern),
+        "seed": state.seed,
+        "embedding_sparsity": None if state.embeddings is None else state.embeddings.sparsity,
+        "step": state.clock.step,
+        "total_steps": state.clock.total_steps,
+        "steps_per_epoch": state.clock.steps_per_epoch,
+        "epoch_losses": list(state.losses.epochs),
+        "loss_sum": None if state.losses.total is None else float(state.losses.total),
+        "loss_count": state.losses.count,
+        "method_state": method_state,
+        "kinds": {name: layer.kind for name, layer in state.layers.items()},
+        "tensors": tensors,
+    }
+
+
+@torch.no_grad()
+def unpack(state: State, saved: Mapping[str, Any]) -> None:
+    """Restore what `pack` returned; everything is checked before anything changes."""
+    _check(state, saved)
+    tensors: Mapping[str, Tensor] = saved["tensors"]
+    if state.embeddings is not None:
+        masks = {key.removeprefix(_EMBEDDING): mask for key, mask in tensors.items() if key.startswith(_EMBEDDING)}
+        state.embeddings.load_state_dict(masks)
+    for name, layer in state.layers.items():
+        layer.kind = saved["kinds"][name]
+        for key in VIEW_TENSORS:
+            tensor = tensors.get(f"{name}.{key}")
+            setattr(layer, key, None if tensor is None else _beside(layer.weight, tensor))
+    state.clock.step = int(saved["step"])
+    state.losses.restore(saved["epoch_losses"], saved["loss_sum"], int(saved["loss_count"]))
+    own = {key.removeprefix(_METHOD): tensor for key, tensor in tensors.items() if key.startswith(_METHOD)}
+    state.method.load_state_dict({**saved["method_state"], **own})
+    if not state.method.idle:
+        state.method.resume(state.layers)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, contiguous: safetensors takes no channels-last mask."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _beside(weight: Tensor, tensor: Tensor) -> Tensor:
+    """A copy on the weight's device; of the weight's strides too, where it is of its shape."""
+    if tensor.shape != weight.shape:
+        return tensor.to(weight.device, copy=True)
+    return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
+
+
+def _check(state: State, saved: Mapping[str, Any]) -> None:
+    def refuse(what: str, expected: object, got: object) -> None:
+        raise ValueError(
+            f"load_state_dict: expected {what} {expected!r}, got {got!r}; sparsify the model with the arguments of "
+            f"the run that was saved"
+        )
+
+    if saved.get("format_version") != FORMAT_VERSION:
+        refuse("format_version", FORMAT_VERSION, saved.get("format_version"))
+    if absent := sorted(_KEYS - saved.keys()):
+        refuse("the key", absent[0], sorted(saved))
+    if saved["method"] != state.method.name:
+        refuse("a state of method", state.method.name, saved["method"])
+    config = state.method.to_dict()
+    for key in config.keys() | saved["config"].keys():
+        if config.get(key) != saved["config"].get(key):
+            refuse(f"{state.method.name}.{key} =", config.get(key), saved["config"].get(key))
+    for key, value in (
+        ("pattern", str(state.pattern)),
+        ("total_steps", state.clock.total_steps),
+        ("steps_per_epoch", state.clock.steps_per_epoch),
+        ("embedding_sparsity", None if state.embeddings is None else state.embeddings.sparsity),
+    ):
+        if saved.get(key) != value:
+            refuse(f"{key} =", value, saved[key])
+    names, others = set(state.layers), set(saved["kinds"])
+    if names != others:
+        odd = sorted(names ^ others)
+        refuse(f"the same {len(names)} layers", sorted(names)[0], f"{len(others)} layers, differing in {odd[:3]}")
+    for name, layer in state.layers.items():
+        kind = saved["kinds"][name]
+        possible = ["dense"]
+        possible += ["soft", "hard", "step"] if layer.threshold is not None else []
+        possible += ["mask"] if f"{name}.mask" in saved["tensors"] else []
+        if kind not in possible:
+            refuse(f"the view of {name!r} among", possible, kind)
+    for key, tensor in saved["tensors"].items():
+        if key.startswith((_METHOD, _EMBEDDING)):
+            continue
+        name, _, part = key.rpartition(".")
+        if name not in names or part not in VIEW_TENSORS:
+            refuse("tensors of", [f"<layer>.{each}" for each in VIEW_TENSORS], key)
+        shape = torch.Size() if part == "alpha" else state.layers[name].weight.shape
+        if tensor.shape != shape:
+            refuse(f"{key} of shape", list(shape), list(tensor.shape))
+
+
+def as_dense(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that a dense run of the same model would have at this step: what a dense twin goes on from."""
+    return {
+        **saved,
+        "method": "dense",
+        "config": METHODS["dense"]().to_dict(),
+        "pattern": "unstructured",
+        "embedding_sparsity": None,
+        "method_state": {},
+        "kinds": dict.fromkeys(saved["kinds"], "dense"),
+        "tensors": {},
+    }
+
+
+def write_state(saved: Mapping[str, Any], directory: Path) -> None:
+    """Write what `pack`, `Sparsifier.state_dict` or `as_dense` returned into `directory` as JSON and safetensors."""
+    save_file(saved["tensors"], directory / _TENSORS)
+    rest = {key: value for key, value in saved.items() if key != "tensors"}
+    (directory / _JSON).write_text(json.dumps(rest, indent=1), encoding="utf-8")
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """What `write_state` wrote, for `Sparsifier.load_state_dict`.
+
+    Raises:
+        FileNotFoundError: `directory` holds no such state.
+    """
+    if not (directory / _JSON).is_file():
+        raise FileNotFoundError(
+            f"load_state: expected {_JSON} in {directory}, got no such file; resume from a checkpoint of a sparse run"
+        )
+    saved = json.loads((directory / _JSON).read_text(encoding="utf-8"))
+    return {**saved, "tensors": load_file(directory / _TENSORS)}
+
+
+def register(accelerator: Any, owner: Any) -> None:
+    """Hook the `state_dict` of a Sparsifier into `accelerator.save_state` (main process) and `load_state` (all)."""
+
+    def save(models: list[Any], weights: list[Any], output_dir: str) -> None:
+        if accelerator.is_main_process:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            write_state(owner.state_dict(), Path(output_dir))
+
+    def load(models: list[Any], input_dir: str) -> None:
+        owner.load_state_dict(read_state(Path(input_dir)))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
