@@ -4,9 +4,9 @@
     python benchmarks/bench_packed.py --smoke                                     two tiny cases, on any machine
 
     provider   dense      F.linear: what torch saves and multiplies
-               packed     packed_linear, cut-off fresh each call
-               cached     packed_linear, cut-off given, room for everything: no host sync
-               eager      as published code writes it: torch.topk's cut-off, X̂ saved dense
+               packed     sparse_input_linear, cut-off fresh each call
+               cached     sparse_input_linear, cut-off given, room for everything: no host sync
+               eager      as published code writes it: torch.topk's cut-off, X_hat saved dense
 
 Weights are masked to the same sparsity as the inputs. `saved` is the memory that autograd holds for the backward,
 without the weight. The weight's gradient is compared with that of `eager` in float64 (dense: with the dense one).
@@ -27,7 +27,10 @@ from torch import Tensor
 
 from tritonsparse.kernels import _triton
 from tritonsparse.kernels.activation.cutoff import activation_cutoff
-from tritonsparse.kernels.activation.linear import packed_linear
+from tritonsparse.kernels.activation.linear import sparse_input_linear
+from tritonsparse.kernels.activation.packing import Packing
+from tritonsparse.kernels.weight.op import effective_weight
+from tritonsparse.kernels.weight.view import View
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (
@@ -104,11 +107,16 @@ def bench(case: Case, samples: int = SAMPLES) -> Iterator[Row]:
     master = weight.clone().requires_grad_()
     alpha = torch.ones((), device=device)
     cutoff = activation_cutoff(x.detach(), case.density)
-    view = {"kind": "mask", "mask": mask, "alpha": alpha, "backend": backend, "density": case.density}
+    view = View("mask", mask=mask, alpha=alpha)
+
+    def packed(packing: Packing) -> Tensor:
+        w_hat = effective_weight(master, view, backend=backend)
+        return sparse_input_linear(x, w_hat, None, packing, backend=backend)[0]
+
     forwards: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
         "dense": (lambda: F.linear(x, dense_weight), dense_weight),
-        "packed": (lambda: packed_linear(x, master, **view)[0], master),
-        "cached": (lambda: packed_linear(x, master, **view, cutoff=cutoff, slack=math.inf)[0], master),
+        "packed": (lambda: packed(Packing(case.density)), master),
+        "cached": (lambda: packed(Packing(case.density, slack=math.inf, cutoff=cutoff)), master),
         "eager": (lambda: _Eager.apply(x, sparse_weight, case.density), sparse_weight),
     }
     exact_x = x.detach().double()

@@ -4,9 +4,9 @@
     python benchmarks/bench_semi_structured.py --smoke                     two tiny cases, on any machine
 
     provider   dense       F.linear on the dense weight, in the dtype of the product
-               masked      masked_linear: What by a kernel, dense products
-               2:4         semi_structured_linear: What and its compression anew in every forward
-               2:4 kept    the same, What and its packed form given: one compression for many micro-batches
+               masked      F.linear on the effective weight, which a kernel makes in every forward
+               2:4         semi_structured_linear on it, which compresses it in every forward
+               2:4 kept    the same, the effective weight given
                2:4 both    2:4 with a transposable mask, so that dX is a sparse product too
 
     op         forward     the output, nothing to be differentiated (inference)
@@ -24,21 +24,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.fused.linear import masked_linear
 from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.kernels.select.transposable import transposable_mask
-from tritonsparse.kernels.semi_structured import (
-    pack_semi_structured,
-    semi_structured_linear,
-    semi_structured_reason,
-)
+from tritonsparse.kernels.semi_structured import semi_structured_linear, semi_structured_reason
+from tritonsparse.kernels.weight.op import effective_weight
+from tritonsparse.kernels.weight.view import View
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (
@@ -95,24 +91,26 @@ def bench(case: Case, samples: int = SAMPLES) -> Iterator[Row]:
     both = transposable_mask(master, 2, 4, magnitude=True)
     dense = master.detach().to(case.dtype).requires_grad_()
     w_hat, w_both = ((master.detach() * each).to(case.dtype) for each in (mask, both))
-    view: dict[str, Any] = {"mask": mask, "alpha": torch.zeros((), device=device)}
     reason = semi_structured_reason(x, master, mask)
+    product = "torch" if reason else "semi_structured"
+
+    def effective(mask: Tensor, cached: Tensor | None = None) -> Tensor:
+        view = View("mask", mask=mask)
+        return effective_weight(master, view, dtype=case.dtype, backend=elementwise, cached=cached)
+
     forwards: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
         "dense": (lambda: F.linear(x, dense), dense),
-        "masked": (
-            lambda: masked_linear(x, master, kind="mask", **(view | {"backend": elementwise, "out_dtype": case.dtype})),
-            master,
-        ),
+        "masked": (lambda: F.linear(x, effective(mask)), master),
     }
-    packed = pack_semi_structured(w_hat) if reason is None else None
     # A smoke test without a GPU runs the reference in their place; a GPU that cannot is not timed at something else.
     if reason is None or device == "cpu":
-        view["backend"] = "semi_structured" if reason is None else "torch"
-        forwards["2:4"] = (lambda: semi_structured_linear(x, master, **view), master)
+        forwards["2:4"] = (lambda: semi_structured_linear(x, effective(mask), backend=product), master)
         if not semi_structured_reason(x, master, both, sparse_grad_input=True) or device == "cpu":
-            transposable: dict[str, Any] = view | {"mask": both, "sparse_grad_input": True}
-            forwards["2:4 both"] = (lambda: semi_structured_linear(x, master, **transposable), master)
-        forwards["2:4 kept"] = (lambda: semi_structured_linear(x, master, w_hat=w_hat, packed=packed, **view), master)
+            forwards["2:4 both"] = (
+                lambda: semi_structured_linear(x, effective(both), backend=product, sparse_grad_input=True),
+                master,
+            )
+        forwards["2:4 kept"] = (lambda: semi_structured_linear(x, effective(mask, w_hat), backend=product), master)
     exact_x, exact_grad = x.detach().double(), grad.double()
     weights, masks = {"dense": dense.detach(), "2:4 both": w_both}, {"dense": torch.ones_like(mask), "2:4 both": both}
     # What rounding to the dtype of the product makes of a sum of so many terms.
@@ -148,9 +146,9 @@ def bench(case: Case, samples: int = SAMPLES) -> Iterator[Row]:
                 if (op, "dense") in times:
                     row["of_dense"] = times[op, "dense"] / row["median_ms"]
             yield row
-    if packed is not None:
+    if reason is None:
         facts = {**shape, "op": "pack", "provider": "2:4"}
-        yield gated(facts, 0.0, 0.0, partial(measure, [lambda: pack_semi_structured(w_hat)], samples=samples))
+        yield gated(facts, 0.0, 0.0, partial(measure, [lambda: torch._cslt_compress(w_hat)], samples=samples))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

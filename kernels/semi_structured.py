@@ -11,7 +11,7 @@ and is not done here. So training through this op equals training through the de
 
 What to expect: twice the tensor cores' arithmetic is at most 1.2 times a product's speed on an H100 (NVIDIA's figure at
 8192^3, CUDALibrarySamples issue 203), on one or two of three products, less the compression of W_hat for every forward.
-`benchmarks/bench_semi_structured.py` measures it; `auto` takes this op where that found it faster (block/plan.py).
+`benchmarks/bench_semi_structured.py` measures it; `auto` takes this op where that found it faster (measured.py).
 """
 
 # M rows of x (tokens)   N output features   K input features

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ from torch import Tensor
 # At the end of the path: the folder's modules have names of their own.
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 
-from cases.activation import LARGE_PACKS, LARGE_PRODUCTS, PACKS, Packs, Product, assert_packs, product_errors
-from cases.sparse_input import CASES, LARGE, Case, answer, errors, operands, run
+from cases import activation, sparse_input
 
 from tritonsparse.kernels.activation.compress import pack_activation, unpack_activation
 from tritonsparse.kernels.activation.cutoff import activation_cutoff
@@ -46,18 +44,13 @@ def random(*shape: int, dtype: torch.dtype = FP32, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("half", [BF16, FP16], ids=str)
-@pytest.mark.parametrize("case", [*PACKS, *LARGE_PACKS], ids=str)
-def test_what_is_packed_and_unpacked_is_what_the_definition_keeps(case: Packs, half: torch.dtype) -> None:
-    for backend in ("triton", "torch"):
-        assert_packs(case, backend, half, DEVICE, calls=2)
-
-
-@pytest.mark.parametrize("half", [BF16, FP16], ids=str)
-@pytest.mark.parametrize("case", LARGE_PRODUCTS, ids=str)
-def test_the_product_is_as_exact_as_the_dense_library_s(case: Product, half: torch.dtype) -> None:
+@pytest.mark.parametrize("case", [*activation.CASES, *activation.LARGE], ids=str)
+def test_what_is_packed_unpacked_and_multiplied_is_what_the_definition_keeps(
+    case: activation.Case, half: torch.dtype
+) -> None:
     dtype = half if case.half else FP32
-    ours, reference = product_errors(case, "triton", "torch", half=half, device=DEVICE, calls=2)
-    assert ours <= max(1.1 * reference, product_bound(dtype, dtype, case.m))
+    ours, reference = activation.packed_errors(case, "triton", "torch", half=half, device=DEVICE, calls=2)
+    assert ours <= max(1.1 * reference, product_bound(dtype, dtype, case.shape[0]))
 
 
 @pytest.mark.parametrize("scope", ["batch", "sample", "plane"])
@@ -71,32 +64,39 @@ def test_a_cutoff_is_the_same_on_the_gpu_as_on_the_cpu(scope: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
-@pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
-def test_the_ops_are_as_exact_as_their_reference(case: Case, dtype: torch.dtype) -> None:
-    # Equal magnitudes in bfloat16 are all kept: which of them the answer keeps is then nobody's choice.
-    o = operands(case if case.cutoff is not None or dtype == FP32 else replace(case, cutoff=1.3), dtype, DEVICE)
-    ours, reference, exact = run(o, "triton"), run(o, "torch"), answer(o)
-    wrong, allowed = errors(ours, exact), errors(reference, exact)
-    length = max(case.shape[-1], math.prod(case.shape[:-1])) * (6 if case.conv else 1)
-    for name, value in wrong.items():
-        assert ours[name].dtype == dtype
-        assert value <= max(1.1 * allowed[name], product_bound(dtype, dtype, length)), name
+@pytest.mark.parametrize("case", [*sparse_input.CASES, *sparse_input.LARGE], ids=str)
+def test_the_ops_are_as_exact_as_their_reference(case: sparse_input.Case, dtype: torch.dtype) -> None:
+    p = sparse_input.product(case, dtype, DEVICE)
+    reference, length = p.errors(p.run("torch")), max(p.x.numel() // p.x.shape[-1], p.w_hat.numel() // case.out)
+    for name, error in p.errors(p.run("triton")).items():
+        assert error <= max(1.1 * reference[name], product_bound(dtype, dtype, length)), name
 
 
-def test_a_captured_pass_follows_x_and_the_cutoff() -> None:
-    x, weight = random(64, 256), random(128, 256, seed=1).requires_grad_()
-    cutoff, grad_y = torch.tensor([1.0], device=DEVICE), random(64, 128, seed=2)
-    packing = Packing(0.2, slack=math.inf, cutoff=cutoff)
+def step_of(x: Tensor, cutoff: Tensor, slack: float = math.inf, backend: str = "triton") -> Callable[[], Tensor]:
+    """The gradient of a weight."""
+    weight, grad_y = random(128, 256, seed=1).requires_grad_(), random(64, 128, seed=2)
+    packing = Packing(0.2, slack=slack, cutoff=cutoff)
 
     def step() -> Tensor:
-        y = sparse_input_linear(x, weight, None, packing, backend="triton")[0]
+        y = sparse_input_linear(x, weight, None, packing, backend=backend)[0]
         return torch.autograd.grad(y, weight, grad_y)[0]
 
+    return step
+
+
+def test_a_captured_pass_waits_for_nothing_and_follows_x_and_the_cutoff() -> None:
+    x, cutoff = random(64, 256), torch.tensor([1.0], device=DEVICE)
+    step = step_of(x, cutoff)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         grad = step()
@@ -105,45 +105,24 @@ def test_a_captured_pass_follows_x_and_the_cutoff() -> None:
         x.copy_(random(64, 256, seed=int(10 * value)))
         graph.replay()
         assert torch.equal(grad, step())
-
-
-def test_a_capture_without_room_for_all_is_refused_with_the_remedy() -> None:
-    x, weight, cutoff = random(64, 256), random(128, 256, seed=1), torch.ones(1, device=DEVICE)
-    sparse_input_linear(x, weight, None, Packing(0.2, cutoff=cutoff), backend="triton")
-    for backend, slack in (("triton", 1.25), ("torch", math.inf)):
-        graph = torch.cuda.CUDAGraph()
+    for slack, backend in ((1.25, "triton"), (math.inf, "torch")):
+        refused, graph = step_of(x, cutoff, slack, backend), torch.cuda.CUDAGraph()
         with (
-            pytest.raises(RuntimeError, match=r"under CUDA graph capture.*pass slack=math.inf"),
+            pytest.raises(RuntimeError, match=r"under CUDA graph capture.*pass slack=math\.inf"),
             torch.cuda.graph(graph),
         ):
-            sparse_input_linear(x, weight, None, Packing(0.2, slack=slack, cutoff=cutoff), backend=backend)
-
-
-def test_with_room_for_all_nothing_waits_for_the_device() -> None:
-    x, weight = random(64, 256).requires_grad_(), random(128, 256, seed=1).requires_grad_()
-    packing = Packing(0.2, slack=math.inf, cutoff=torch.ones(1, device=DEVICE))
-    sparse_input_linear(x, weight, None, packing, backend="triton")[0].sum().backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        sparse_input_linear(x, weight, None, packing, backend="triton")[0].sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+            refused()
 
 
 def test_inductor_compiles_one_graph_that_survives_an_overflow() -> None:
     torch.compiler.reset()
-    x, weight = random(64, 256), random(128, 256, seed=1).requires_grad_()
-    cutoff, grad_y = torch.tensor([1.3], device=DEVICE), random(64, 128, seed=2)
-
-    def step(x: Tensor) -> Tensor:
-        return sparse_input_linear(x, weight, None, Packing(0.2, cutoff=cutoff), backend="triton")[0]
-
+    cutoff = torch.tensor([1.3], device=DEVICE)
+    step = step_of(random(64, 256), cutoff, slack=1.25)
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         compiled = torch.compile(step, fullgraph=True)
         for value in (1.3, 0.1, 2.0):
             cutoff.fill_(value)
-            grads = [torch.autograd.grad(one(x), weight, grad_y)[0] for one in (compiled, step)]
-            assert torch.equal(*grads)
+            assert torch.equal(compiled(), step())
 
 
 def test_the_memory_between_the_passes_falls_to_a_third() -> None:

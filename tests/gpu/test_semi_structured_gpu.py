@@ -6,7 +6,6 @@ against it in float64.
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from tolerances import product_bound
 # At the end of the path: the folder's modules have names of their own.
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 
-from cases.matrices import error
-from cases.semi_structured import CASES, LARGE, Case, answer, operands, run
+from cases.product import equal
+from cases.semi_structured import CASES, LARGE, Case, product
 
 from tritonsparse.kernels.semi_structured import semi_structured_linear, semi_structured_reason
 
@@ -37,35 +36,30 @@ DEVICE = "cuda"
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
 def test_the_output_and_all_gradients_are_as_exact_as_the_dense_product_s(case: Case, dtype: torch.dtype) -> None:
-    o = operands(case, dtype, DEVICE)
-    how = {"transposed": case.transposed, "sparse_grad_input": case.both}
-    assert semi_structured_reason(o.x, o.w_hat, o.mask, **how) is None
-    exact, reference, actual = answer(o), run(o, "torch"), run(o, "semi_structured")
-    rows = math.prod(case.rows)
-    lengths = {"y": case.k, "x": case.n, "w_hat": rows, "bias": rows}
-    for name, value in exact.items():
-        assert actual[name].dtype == reference[name].dtype
-        bound = max(1.1 * error(reference[name], value), product_bound(dtype, dtype, lengths[name]))
-        assert error(actual[name], value) <= bound, name
+    p = product(case, dtype, DEVICE)
+    assert semi_structured_reason(p.x, p.w_hat, p.w_hat != 0, **p.options) is None
+    reference, rows = p.errors(p.run("torch")), p.x.numel() // case.k
+    lengths = {"y": case.k, "dx": case.n, "dw_hat": rows, "db": rows}
+    for name, error in p.errors(p.run()).items():
+        assert error <= max(1.1 * reference[name], product_bound(dtype, dtype, lengths[name])), name
 
 
 def test_inputs_of_any_strides_are_multiplied() -> None:
-    o = operands(Case((64,), 128, 256), torch.float16, DEVICE)
-    expected = semi_structured_linear(o.x, o.w_hat, o.bias, backend="semi_structured")
-    for x in (o.x.t().contiguous().t(), torch.cat([o.x] * 2, 1)[:, :256]):
-        assert torch.equal(semi_structured_linear(x, o.w_hat, o.bias, backend="semi_structured"), expected)
+    p = product(Case((64,), 128, 256), torch.float16, DEVICE)
+    expected = semi_structured_linear(p.x, p.w_hat, p.bias, backend="semi_structured")
+    for x in (p.x.t().contiguous().t(), torch.cat([p.x] * 2, 1)[:, :256]):
+        assert torch.equal(semi_structured_linear(x, p.w_hat, p.bias, backend="semi_structured"), expected)
 
 
 @pytest.mark.parametrize("both", [False, True])
 def test_the_op_compiles_into_one_graph(both: bool) -> None:
-    o = operands(Case((64,), 128, 256, both=both), torch.float16, DEVICE)
-    compiled = torch.compile(semi_structured_linear, fullgraph=True, backend="aot_eager")
-    actual, expected = run(o, "semi_structured", compiled), run(o, "semi_structured")
-    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    p = product(Case((64,), 128, 256, both=both), torch.float16, DEVICE)
+    assert equal(p.run(function=torch.compile(semi_structured_linear, fullgraph=True, backend="aot_eager")), p.run())
 
 
 def test_a_mask_of_three_in_four_is_told_apart() -> None:
-    o = operands(Case((8,), 64, 64), torch.float16, DEVICE)
-    o.mask[3, :4] = torch.tensor([True, True, True, False], device=DEVICE)
-    reason = semi_structured_reason(o.x, o.w_hat, o.mask)
+    p = product(Case((8,), 64, 64), torch.float16, DEVICE)
+    mask = p.w_hat != 0
+    mask[3, :4] = torch.tensor([True, True, True, False], device=DEVICE)
+    reason = semi_structured_reason(p.x, p.w_hat, mask)
     assert reason is not None and reason.startswith("the mask keeps more than 2")

@@ -7,146 +7,106 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tritonsparse.kernels.activation.compress import pack_activation, unpack_activation
 from tritonsparse.kernels.activation.grad_weight import packed_grad_weight
 
 from .matrices import error, laid_out, pairwise, same
+from .readable import Readable
 
 
 @dataclass(frozen=True)
-class Packs:
-    """An x `[m, k]` with zeros, infinities and NaN among its elements.
+class Case(Readable):
+    """An x of `shape` [M, K], packed, and its product with a dY [M, n].
 
     Attributes:
-        half: x is float16 or bfloat16, by the ring, else float32.
+        half: both are float16 or bfloat16, by the ring, else float32.
+        layout: of x and of dY.
         cutoff: one number, or "a row" = one a row.
         masked: some rows do not count.
-        room: capacity, as a share of x's elements.
+        missing: so many of the last kept values find no room.
     """
 
-    m: int
-    k: int
+    shape: tuple[int, int]
+    n: int = 5
     half: bool = False
     layout: str = "contiguous"
     cutoff: float | str = 0.8
     masked: bool = True
-    room: float = 1.0
-
-    def __str__(self) -> str:
-        half = ", half" if self.half else ""
-        rows = ", row mask" if self.masked else ""
-        return f"{self.m}x{self.k}{half}, {self.layout}, cutoff {self.cutoff}{rows}, room {self.room}"
+    missing: int = 0
+    transposed: bool = False
 
 
-# Around a word of 32, a tile of the product (64) and one of the packing (1,024).
-PACKS = [
-    *(
-        Packs(**values)
-        for values in pairwise(
-            m=(1, 7), k=(1, 32, 33, 70, 1030), half=(False, True), layout=("contiguous", "transposed", "strided"),
-            cutoff=(0.8, "a row"), masked=(False, True), room=(1.0, 0.3),
-        )
-    ),
-    # Nothing to pack; everything; what no number reaches; what no number is compared with.
-    Packs(0, 33),
-    *(Packs(5, 40, cutoff=cutoff, masked=False) for cutoff in (0.0, math.inf, math.nan)),
+AXES = {
+    "half": (False, True), "layout": ("contiguous", "transposed", "strided"), "cutoff": (0.8, "a row"),
+    "masked": (False, True), "missing": (0, 3), "transposed": (False, True),
+}  # fmt: skip
+# Around a word of 32, tiles of the product (32 x 64 x 128) and one of the packing (1,024).
+CASES = [
+    *(Case(**each) for each in pairwise(shape=((1, 1), (7, 32), (33, 33), (9, 70), (2, 1030)), n=(5, 130), **AXES)),
+    # Everything; what no number reaches; what no number is compared with; nothing to pack; room for nothing.
+    *(Case((5, 40), cutoff=cutoff, masked=False) for cutoff in (0.0, math.inf, math.nan)),
+    Case((0, 33)), Case((3, 40), missing=999),
 ]  # fmt: skip
 LARGE_SHAPES = ((1, 1), (1, 2049), (257, 1), (64, 64), (63, 1025), (2000, 511), (8192, 1024))
-LARGE_PACKS = [
-    Packs(**values, m=shape[0], k=shape[1])
-    for values in pairwise(shape=LARGE_SHAPES, half=(False, True), cutoff=(1.3, "a row"), room=(1.0, 0.1))
-    for shape in [values.pop("shape")]
-]
+LARGE = [Case(**each) for each in pairwise(shape=LARGE_SHAPES, n=(300,), **AXES)]
 
 
-def assert_packs(
-    case: Packs, backend: str, half: torch.dtype = torch.float16, device: str = "cpu", calls: int = 1
-) -> None:
-    """What is packed and unpacked is, bit for bit and in every call, what the definition keeps."""
-    random = torch.Generator(device).manual_seed(0)
-    m, k = case.m, case.k
-    x = torch.randn(m, k, generator=random, device=device)
-    for value, share in ((0.0, 0.2), (math.nan, 0.01), (math.inf, 0.01), (-math.inf, 0.01)):
-        x = torch.where(torch.rand(m, k, generator=random, device=device) < share, value, x)
-    x = laid_out(x.to(half if case.half else torch.float32), case.layout)
-    cutoff = torch.full((1,), 0.0 if case.cutoff == "a row" else float(case.cutoff), device=device)
-    if case.cutoff == "a row":
-        cutoff = torch.rand(m, generator=random, device=device)
-    # Every second of twice as many: a mask with strides.
-    row_mask = torch.rand(2 * m, generator=random, device=device)[::2] < 0.7 if case.masked else None
-    capacity = int(case.room * x.numel())
-
-    kept = ~(x.double().abs() < cutoff.double()[:, None]) & (x != 0)
-    kept = kept if row_mask is None else kept & row_mask[:, None]
-    words = np.packbits(kept.cpu().numpy(), axis=1, bitorder="little")
-    words = np.ascontiguousarray(np.pad(words, ((0, 0), (0, -words.shape[1] % 4)))).view(np.int32)
-    chosen, place = x[kept], kept.flatten().cumsum(0).view(m, k)
-    results = [pack_activation(x, cutoff, row_mask, capacity, backend) for _ in range(calls)]
-    for bits, values, row_offsets, overflow in results:
-        assert bits.dtype == torch.int32 and bits.tolist() == words.tolist()
-        assert row_offsets.dtype == torch.int64 and row_offsets.tolist() == [0, *kept.sum(1).cumsum(0).tolist()]
-        assert same(values[: chosen.numel()], chosen[:capacity]) and not values[chosen.numel() :].any()
-        assert values.shape == (capacity,) and bool(overflow) == (chosen.numel() > capacity)
-    x_hat = torch.where(kept, torch.where(place > capacity, math.nan, x), 0.0)
-    unpacked = unpack_activation(*results[0][:3], k, backend)
-    assert same(unpacked, x_hat) and unpacked.is_contiguous()
-
-
-@dataclass(frozen=True)
-class Product:
-    """dY `[m, n]` by a packed X_hat `[m, k]`."""
-
-    m: int
-    n: int
-    k: int
-    half: bool = False
-    transposed: bool = False
-    layout: str = "contiguous"
-
-    def __str__(self) -> str:
-        turned = ", Conv1D" if self.transposed else ""
-        return f"{self.m}x{self.n} by {self.m}x{self.k}{', half' if self.half else ''}{turned}, {self.layout}"
-
-
-PRODUCTS = [
-    Product(0, 5, 70),
-    *(Product(**values) for values in pairwise(
-        m=(1, 33), n=(5, 130), k=(1, 31, 70), half=(False, True), transposed=(False, True),
-        layout=("contiguous", "transposed"),
-    )),
-]  # fmt: skip
-LARGE_PRODUCTS = [
-    Product(m, 300, k, half, transposed)
-    for m, k in LARGE_SHAPES
-    for half in (False, True)
-    for transposed in (False, True)
-]
-
-
-def product_errors(
-    case: Product,
+def packed_errors(
+    case: Case,
     *backends: str,
-    full: torch.dtype = torch.float32,
     half: torch.dtype = torch.float16,
+    full: torch.dtype = torch.float32,
     device: str = "cpu",
     calls: int = 1,
 ) -> list[float]:
-    """The error of each back end against float64, relative RMS; its calls agree bit for bit."""
-    random = torch.Generator(device).manual_seed(0)
-    dtype, cutoff = half if case.half else full, torch.full((1,), 0.8, device=device)
-    x = torch.randn(case.m, case.k, generator=random, device=device).to(dtype)
-    grad_y = laid_out(torch.randn(case.m, case.n, generator=random, device=device).to(dtype), case.layout)
-    row_mask = torch.rand(case.m, generator=random, device=device) < 0.8
-    packed = pack_activation(x, cutoff, row_mask, x.numel())[:3]
-    x_hat = x.double().where((x.double().abs() >= cutoff.double()) & row_mask[:, None], 0.0)
-    exact = grad_y.double().t() @ x_hat
+    """What is packed and unpacked is, bit for bit and in every call, what the definition keeps.
+
+    Returns:
+        The relative RMS error of each back end's product, against float64, over the columns of which every value fits.
+    """
+    random, (m, k) = torch.Generator(device).manual_seed(0), case.shape
+    x, grad_y = (torch.randn(m, size, generator=random, device=device) for size in (k, case.n))
+    # What is not finite in every eighth column, so that it is known which columns of the product it reaches.
+    some = torch.arange(k, device=device) % 8 == 5
+    for value, share in ((0.0, 0.2), (-0.0, 0.1), (1e-45, 0.05)):
+        x = torch.where(torch.rand(m, k, generator=random, device=device) < share, value, x)
+    for value in (math.nan, math.inf, -math.inf):
+        x = torch.where(some & (torch.rand(m, k, generator=random, device=device) < 0.1), value, x)
+    x, grad_y = (laid_out(each.to(half if case.half else full), case.layout) for each in (x, grad_y))
+    cutoff = torch.rand(m, generator=random, device=device)
+    cutoff = cutoff if case.cutoff == "a row" else torch.full((1,), float(case.cutoff), device=device)
+    # Every second of twice as many: a mask with strides.
+    row_mask = torch.rand(2 * m, generator=random, device=device)[::2] < 0.7 if case.masked else None
+    kept = ~(x.double().abs() < cutoff.double()[:, None]) & (x != 0)
+    kept = kept if row_mask is None else kept & row_mask[:, None]
+    count = int(kept.sum())
+    capacity = max(0, count - case.missing) if case.missing else x.numel()
+    stored = kept & (kept.flatten().cumsum(0).view(m, k) <= capacity)
+    x_hat = torch.where(kept, torch.where(stored, x, math.nan), 0.0)
+    words = np.packbits(kept.cpu().numpy(), axis=1, bitorder="little")
+    words = np.ascontiguousarray(np.pad(words, ((0, 0), (0, -words.shape[1] % 4)))).view(np.int32)
     errors = []
     for backend in backends:
-        found = [
-            packed_grad_weight(grad_y, *packed, case.k, transposed=case.transposed, backend=backend)
-            for _ in range(calls)
-        ]
-        assert all(each.is_contiguous() and each.dtype == dtype and torch.equal(each, found[0]) for each in found)
-        errors.append(error(found[0], exact.t() if case.transposed else exact))
+        products: list[Tensor] = []
+        for _ in range(calls):
+            *packed, overflow = pack_activation(x, cutoff, row_mask, capacity, backend)
+            bits, values, row_offsets = packed
+            assert bits.dtype == torch.int32 and bits.tolist() == words.tolist()
+            assert row_offsets.dtype == torch.int64 and row_offsets.tolist() == [0, *kept.sum(1).cumsum(0).tolist()]
+            assert same(values[:count], x[stored]) and not values[count:].any() and values.shape == (capacity,)
+            assert bool(overflow) == (count > capacity)
+            unpacked = unpack_activation(*packed, k, backend)
+            assert same(unpacked, x_hat) and unpacked.is_contiguous()
+            products.append(packed_grad_weight(grad_y, *packed, k, transposed=case.transposed, backend=backend))
+            assert products[-1].is_contiguous() and products[-1].dtype == x.dtype and same(products[-1], products[0])
+        errors.append(_error(products[0].t() if case.transposed else products[0], grad_y, x_hat))
     return errors
+
+
+def _error(product: Tensor, grad_y: Tensor, x_hat: Tensor) -> float:
+    """NaN and infinity reach their own columns of the product, and no others."""
+    finite = x_hat.isfinite().all(0)
+    assert not product[:, ~finite].isfinite().any()
+    return error(product[:, finite], (grad_y.double().t() @ x_hat.double())[:, finite])

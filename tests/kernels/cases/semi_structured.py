@@ -1,10 +1,8 @@
-"""Cases of `semi_structured_linear` and their answer in float64, which every ring runs."""
+"""Cases of `semi_structured_linear`, which every ring runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +12,13 @@ from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import semi_structured_linear
 
+from .product import Product
+from .readable import Readable
+
 
 @dataclass(frozen=True)
-class Case:
-    """A product of x `[*rows, k]` and an effective weight `[n, k]` that is 2:4 along rows.
-
-    Attributes:
-        both: along columns as well, and dX is a sparse product.
-        strided: x has gaps between its rows.
-    """
+class Case(Readable):
+    """x `[*rows, k]` by an effective weight `[n, k]` that is 2:4 along rows; `both`: along columns too, for dX."""
 
     rows: tuple[int, ...]
     n: int = 64
@@ -31,10 +27,6 @@ class Case:
     both: bool = False
     bias: bool = True
     strided: bool = False
-
-    def __str__(self) -> str:
-        flags = [name for name in ("transposed", "both", "bias", "strided") if getattr(self, name)]
-        return ", ".join((f"{list(self.rows)} by {self.n}x{self.k}", *flags))
 
 
 CASES = [
@@ -52,56 +44,46 @@ LARGE = [
 ]
 
 
-class Operands(NamedTuple):
-    """Of one case; x, w_hat and the bias are leaves."""
-
-    case: Case
-    x: Tensor
-    w_hat: Tensor
-    bias: Tensor | None
-    grad_y: Tensor
-    mask: Tensor
-
-    @property
-    def leaves(self) -> dict[str, Tensor]:
-        named = {"x": self.x, "w_hat": self.w_hat, "bias": self.bias}
-        return {name: leaf for name, leaf in named.items() if leaf is not None}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"transposed": self.case.transposed, "sparse_grad_input": self.case.both}
-
-
-def operands(case: Case, dtype: torch.dtype, device: str = "cpu") -> Operands:
+def product(case: Case, dtype: torch.dtype, device: str = "cpu", backend: str = "semi_structured") -> Product:
     random = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, device=device)
 
-    weight = normal(case.n, case.k)
-    mask = (transposable_mask if case.both else n_of_m_mask)(weight, 2, 4, magnitude=True)
-    weight = weight * mask
-    if case.transposed:
-        weight, mask = weight.t().contiguous(), mask.t().contiguous()
-    x, bias = normal(*case.rows, case.k), normal(case.n).to(dtype).requires_grad_() if case.bias else None
-    x = (normal(*case.rows, 2 * case.k)[..., ::2] if case.strided else x).to(dtype)
-    grad_y = normal(*case.rows, case.n).to(dtype)
-    return Operands(case, x.requires_grad_(), weight.to(dtype).requires_grad_(), bias, grad_y, mask)
+    w_hat = normal(case.n, case.k)
+    w_hat = w_hat * (transposable_mask if case.both else n_of_m_mask)(w_hat, 2, 4, magnitude=True)
+    w_hat = w_hat.t().contiguous() if case.transposed else w_hat
+    x = normal(*case.rows, 2 * case.k)[..., ::2] if case.strided else normal(*case.rows, case.k)
+    bias = normal(case.n).to(dtype) if case.bias else None
+    return Product(
+        semi_structured_linear, x.to(dtype), w_hat.to(dtype), bias,
+        lambda x, w_hat, bias: F.linear(x, w_hat.t() if case.transposed else w_hat, bias),
+        normal(*case.rows, case.n).to(dtype),
+        options={"transposed": case.transposed, "sparse_grad_input": case.both}, backend=backend,
+    )  # fmt: skip
 
 
-def run(o: Operands, backend: str, function: Callable[..., Tensor] = semi_structured_linear) -> dict[str, Tensor]:
-    """The output and the gradients of all leaves."""
-    y = function(o.x, o.w_hat, o.bias, backend=backend, **o.options)
-    return {"y": y.detach()} | dict(
-        zip(o.leaves, torch.autograd.grad(y, list(o.leaves.values()), o.grad_y), strict=True)
-    )
+class Emulated:
+    """cuSPARSELt's two calls in plain torch, strict about what they are given; counts them."""
 
+    def __init__(self) -> None:
+        self.compressed = self.multiplied = 0
 
-def answer(o: Operands) -> dict[str, Tensor]:
-    """The same in float64, by autograd of the dense product."""
-    leaves = {name: leaf.detach().double().requires_grad_() for name, leaf in o.leaves.items()}
-    w_hat = leaves["w_hat"].t() if o.case.transposed else leaves["w_hat"]
-    y = F.linear(leaves["x"], w_hat, leaves.get("bias"))
-    return {"y": y.detach()} | dict(
-        zip(leaves, torch.autograd.grad(y, list(leaves.values()), o.grad_y.double()), strict=True)
-    )
+    def compress(self, dense: Tensor) -> Tensor:
+        self.compressed += 1
+        assert dense.is_contiguous()
+        groups = dense.view(-1, 4)
+        assert int((groups != 0).sum(1).max()) <= 2, "no 2:4 matrix"
+        # Two values and two places of each four, as the GPU's form has them.
+        order = (groups != 0).to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :2]
+        return torch.stack([groups.gather(1, order), order.to(dense.dtype)])
+
+    def multiply(self, packed: Tensor, dense: Tensor, bias: Tensor | None, transpose_result: bool) -> Tensor:
+        self.multiplied += 1
+        k, count = dense.shape
+        # What the library assumes of an operand that is not contiguous.
+        assert dense.t().is_contiguous() and count % 8 == 0 and transpose_result
+        values, places = packed
+        matrix = torch.zeros(values.shape[0], 4, dtype=dense.dtype).scatter_(1, places.long(), values).view(-1, k)
+        y = matrix @ dense
+        return (y if bias is None else y + bias[:, None]).t().contiguous()

@@ -1,4 +1,4 @@
-"""The exact top-k on a GPU: identical to the CPU's, in a graph, and beyond 2^31 elements."""
+"""Top-k and N:M masks on a GPU: every dtype, in a graph, and beyond 2^31 elements."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import torch
 # At the end of the path: the folder's modules have names of their own.
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 
-from cases.topk import CASES, LARGE, Case, assert_cuts, hinted, tensors
+from cases import selection
 
 from tritonsparse.kernels.select._keys import TILE, tile_table
 from tritonsparse.kernels.select.masks import cutoff_masks
+from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.kernels.select.topk import topk_cutoff
+from tritonsparse.masks.units import choose_masks
+from tritonsparse.pattern import NM
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,24 +27,25 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
+HALVES = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 
 
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
-def test_the_masks_are_the_head_of_a_stable_sort(case: Case, half: torch.dtype) -> None:
-    weights, n = tensors(case, half, DEVICE), sum(case.sizes)
-    found = assert_cuts(weights, case.kept, case.magnitude, "triton", hinted(case.predicted, DEVICE))
-    # A good prediction, and a bad one; and every call agrees, bit for bit.
-    for kept in (case.kept, max(case.kept - 7, 0), n - case.kept):
-        again = assert_cuts(weights, kept, case.magnitude, "triton", found)
-        assert kept != case.kept or list(map(int, again)) == list(map(int, found))
+@HALVES
+@pytest.mark.parametrize("case", [*selection.TOPK, *selection.LARGE_TOPK], ids=str)
+def test_the_masks_of_a_top_k_are_the_head_of_a_stable_sort(case: selection.TopK, half: torch.dtype) -> None:
+    selection.assert_topk(case, "triton", half, DEVICE)
 
 
-@pytest.mark.parametrize("kept", [1, 300, 10_000])
-def test_strided_and_unaligned_tensors_are_ranked_by_their_flat_index(kept: int) -> None:
-    weights = [torch.randn(70, 90, device=DEVICE).mul(4).round().T, torch.randn(5000, device=DEVICE).round()[1:]]
-    assert weights[1].data_ptr() % 16
-    assert_cuts(weights, kept, True, "triton")
+@HALVES
+@pytest.mark.parametrize("case", [*selection.N_OF_M, *selection.LARGE_N_OF_M], ids=str)
+def test_a_score_is_kept_where_fewer_than_n_of_its_group_come_before_it(
+    case: selection.NOfM, half: torch.dtype
+) -> None:
+    selection.assert_n_of_m(case, "triton", half, DEVICE)
+
+
+def test_nan_is_refused_or_counted() -> None:
+    selection.assert_nan_is_refused_or_counted("triton", DEVICE)
 
 
 def test_a_graph_selects_anew_at_each_replay_and_reads_nothing_back() -> None:
@@ -97,3 +101,28 @@ def test_beyond_two_to_the_31_elements(kind: str) -> None:
         assert torch.equal((kept_here & tie).nonzero().flatten(), places[: max(room, 0)])
         room -= places.numel()
     assert above == cutoff.above and above + int(cutoff.ties_kept) == kept and room <= 0
+
+
+def test_methods_choose_by_the_kernel_what_they_choose_without() -> None:
+    scores = torch.randn(256, 512, device=DEVICE).abs()
+    on_gpu = choose_masks({"w": scores}, 0.5, NM(2, 4))["w"]
+    assert torch.equal(on_gpu.cpu(), choose_masks({"w": scores.cpu()}, 0.5, NM(2, 4))["w"])
+    # Rounded: many masks of a tile have equal sums.
+    rounded, both = (4 * scores).round(), NM(2, 4, transposable=True)
+    assert torch.equal(
+        choose_masks({"w": rounded}, 0.5, both)["w"].cpu(), choose_masks({"w": rounded.cpu()}, 0.5, both)["w"]
+    )
+    scores[-1, -1] = float("nan")
+    with pytest.raises(ValueError, match="choose_masks: expected scores without NaN"):
+        choose_masks({"w": scores}, 0.5, NM(2, 4))
+
+
+def test_offsets_beyond_two_to_the_31_reach_their_n_of_m() -> None:
+    rows, columns = 70_000, 32_768
+    assert rows * columns > 2**31
+    scores = torch.zeros(rows, columns, device=DEVICE, dtype=torch.bfloat16)
+    scores[-1, -1] = scores[-1, -2] = 1.0
+    mask = n_of_m_mask(scores, 2, 4, backend="triton")
+    # Elsewhere the first two of four zeros.
+    assert mask[-1, -4:].tolist() == [False, False, True, True] and mask[-1, :4].tolist() == [True, True, False, False]
+    assert int(mask[:, 0].sum()) == rows
