@@ -70,7 +70,7 @@ def compile_everything(cache: Path, triton_folder: str | None, *options: str) ->
     scope="module", params=["newest", "oldest", pytest.param("oldest, other targets", marks=pytest.mark.long)]
 )
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], set[str]]:
-    """A row a case and target, compiled once; and the targets. A missing oldest version is a failure: who sees a skip?"""
+    """A row a case and target, compiled once; and the targets. The oldest version missing is a failure, not a skip."""
     oldest, targets = RUNS[request.param]
     folder = os.environ.get(OLDEST_FOLDER) if oldest else None
     expected = f"compile tests: expected {OLDEST_FOLDER} to name a folder with triton {OLDEST}x, got"
