@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    MobileNetV1Config,
+    MobileNetV1ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from tritonsparse.flops import CONVENTIONS, LayerCost, Passes, layer_costs
 from tritonsparse.flops.conventions import DENSE, convention_named
 from tritonsparse.masks.distribution import erk
 from tritonsparse.methods import Densities
 
+RESNET50 = (ResNetForImageClassification, ResNetConfig)
+
 
 @functools.cache
-def resnet50() -> tuple[dict[str, LayerCost], dict[str, tuple[int, ...]]]:
+def counted(model: Any, config: Any) -> tuple[dict[str, LayerCost], dict[str, torch.Size]]:
+    """A network's costs, and the shapes of its weights."""
     with torch.device("meta"):
-        model = ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval()
-    costs = layer_costs(model, torch.empty(1, 3, 224, 224, device="meta"))
-    shapes = {name: tuple(model.get_submodule(name).weight.shape) for name, cost in costs.items() if cost.macs}
-    return costs, shapes
+        network = model(config(num_labels=1000)).eval()
+    costs = layer_costs(network, torch.empty(1, 3, 224, 224, device="meta"))
+    return costs, {name: network.get_submodule(name).weight.shape for name, cost in costs.items() if cost.macs}
+
+
+def resnet50() -> tuple[dict[str, LayerCost], dict[str, torch.Size]]:
+    return counted(*RESNET50)
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors", "weights", "macs"),
+    [
+        (RESNET50, 54, 25_502_912, 4_089_184_256),
+        ((MobileNetV1ForImageClassification, MobileNetV1Config), 28, 4_209_088, 568_740_352),
+    ],
+    ids=["resnet50", "mobilenet_v1"],
+)
+def test_the_published_dense_counts(model: Any, tensors: int, weights: int, macs: int) -> None:
+    costs, shapes = counted(*model)
+    assert (len(shapes), sum(shape.numel() for shape in shapes.values())) == (tensors, weights)
+    assert sum(cost.macs for cost in costs.values()) == macs
 
 
 def uniform(density: float, *dense: str, **changes: float) -> dict[str, Densities]:
@@ -35,7 +61,7 @@ LAST = "classifier"
 
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_a_dense_model_costs_all_of_itself_by_every_convention(name: str) -> None:
-    costs, _ = resnet50()
+    costs = resnet50()[0]
     assert CONVENTIONS[name].forward_fraction(costs, {}) == CONVENTIONS[name].training_fraction(costs, {}) == 1.0
 
 
