@@ -1,12 +1,17 @@
-"""How units are shared out over layers: proportions, remainders, room, and sizes."""
+"""How one sparsity is divided over layers, and units shared out: proportions, remainders, room, and sizes."""
 
 from __future__ import annotations
+
+import math
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonsparse.masks.distribution import apportion
+from tritonsparse.masks.distribution import apportion, divide, erk, uniform
+
+quick = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 def units(total: int, shares: list[float], room: list[int], size: list[int] | None = None) -> list[int]:
@@ -36,7 +41,7 @@ def test_units_of_several_sizes_fit_into_the_total() -> None:
     assert units(20, [1.0, 1.0], [9, 9], [8, 3]) == [1, 4]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@quick
 @given(
     layers=st.lists(st.tuples(st.floats(0, 10), st.integers(0, 50)), min_size=1, max_size=6),
     share=st.floats(0, 1),
@@ -52,3 +57,38 @@ def test_nothing_is_lost_and_no_room_overrun(layers: list[tuple[float, int]], sh
 def test_more_than_there_is_room_for_is_refused() -> None:
     with pytest.raises(ValueError, match=r"apportion: expected a total of at most 4, the room there is, got 5"):
         units(5, [1.0, 1.0], [2, 2])
+
+
+def test_erk_divides_by_the_sum_over_the_product_of_dimensions() -> None:
+    # raw: 8/16, 10/16. Budget 8 + 8 kept; eps = 16/(8 + 10) = 8/9; densities 4/9 and 5/9.
+    assert erk({"a": (4, 4), "b": (2, 8)}, 0.5) == pytest.approx({"a": 5 / 9, "b": 4 / 9})
+
+
+def test_erk_makes_small_layers_dense_and_takes_their_weights_from_the_others() -> None:
+    # raw: .2, 1.5; zeros asked 50 + 1. First eps = 51/(20 + 3) = 2.2 makes b denser than 1: b is dense.
+    # Then eps = (50 - 1)/20 = 2.45: a keeps 49, b 2, together the 51 of the budget.
+    assert erk({"a": (10, 10), "b": (2, 1)}, 0.5) == pytest.approx({"a": 0.51, "b": 0.0})
+
+
+def test_erk_of_no_sparsity_is_dense() -> None:
+    assert erk({"a": (10, 10), "b": (2, 8), "c": (3, 3, 3)}, 0.0) == pytest.approx({"a": 0.0, "b": 0.0, "c": 0.0})
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.integers(1, 64)), min_size=1, max_size=6),
+    st.sampled_from([0.1, 0.5, 0.8, 0.9, 0.99]),
+)
+@quick
+def test_erk_spends_the_budget_of_uniform(sizes: list[tuple[int, int]], sparsity: float) -> None:
+    shapes = {str(i): size for i, size in enumerate(sizes)}
+    divided = erk(shapes, sparsity)
+    assert all(-1e-12 <= p <= 1 for p in divided.values())
+    zeros = sum(divided[name] * math.prod(shape) for name, shape in shapes.items())
+    asked = sum(int(Decimal(str(sparsity)) * math.prod(shape)) for shape in shapes.values())
+    assert zeros == pytest.approx(asked, abs=1e-6)
+
+
+def test_uniform_is_uniform_and_an_unknown_distribution_is_named() -> None:
+    assert uniform({"a": (2, 2), "b": (3,)}, 0.5) == {"a": 0.5, "b": 0.5}
+    with pytest.raises(ValueError, match="expected one of uniform, erk, got 'er'; choose one of them"):
+        divide("er", {}, 0.5)
