@@ -279,50 +279,28 @@ def test_loading_into_compact_weights_is_refused() -> None:
     run.load(saved)
 
 
-def with_row_state(run: Run) -> None:
-    run.optimizer.state[run.model[2].weight]["row"] = torch.ones(96)
+# What is wrong from the start, or what is done to a run of one step.
+REFUSED: list[tuple[str, Any]] = [
+    ("ValueError: compact: expected a pattern of blocks, got 'unstructured'", {"pattern": "unstructured"}),
+    ("ValueError: compact: expected a method whose topology stays for a while, got 'dense'", {"method": "dense"}),
+    ("topology stays for a while, got 'rigl'", {"method": RigL(sparsity=0.0)}),
+    ("ValueError: compact: expected an optimizer whose update is elementwise", {"optimizer": "factored"}),
+    ("got 'row' of [96] in SGD", lambda run: run.optimizer.state[run.model[2].weight].update(row=torch.ones(96))),
+    ("RuntimeError: compact: expected zeros outside the mask of 4", lambda run: run.model[4].weight.data.add_(1.0)),
+    ("got gradients of pruned weights (grad_mask, alpha > 0) on 2",
+     lambda run: setattr(run.sparsifier.layers["2"], "alpha", torch.ones(()))),
+    ("RuntimeError: compact: expected an attached optimizer, got none; call attach",
+     lambda run: run.sparsifier.detach()),
+    ("ValueError: compact: expected an optimizer attached without cache_dtype and defer",
+     lambda run: (run.sparsifier.detach(), run.sparsifier.attach(run.optimizer, defer=True))),
+]  # fmt: skip
 
 
-def with_pruned_weights(run: Run) -> None:
-    run.model[4].weight.data += 1.0
-
-
-def with_gradients_of_pruned_weights(run: Run) -> None:
-    run.sparsifier.layers["2"].alpha = torch.ones(())
-
-
-def detached(run: Run) -> None:
-    run.sparsifier.detach()
-
-
-def deferred(run: Run) -> None:
-    run.sparsifier.detach()
-    run.sparsifier.attach(run.optimizer, defer=True)
-
-
-NOTHING: dict[str, Any] = {}
-
-
-@pytest.mark.parametrize(
-    ("words", "options", "spoil"),
-    [
-        ("ValueError: compact: expected a pattern of blocks, got 'unstructured'", {"pattern": "unstructured"}, None),
-        ("ValueError: compact: expected a method whose topology stays for a while, got", {"method": "dense"}, None),
-        ("topology stays for a while, got 'rigl'", {"method": RigL(sparsity=0.0)}, None),
-        ("ValueError: compact: expected an optimizer whose update is elementwise", {"optimizer": "factored"}, None),
-        ("got 'row' of [96] in SGD", NOTHING, with_row_state),
-        ("RuntimeError: compact: expected zeros outside the mask of 4", NOTHING, with_pruned_weights),
-        ("got gradients of pruned weights (grad_mask, alpha > 0) on 2", NOTHING, with_gradients_of_pruned_weights),
-        ("RuntimeError: compact: expected an attached optimizer, got none; call attach", NOTHING, detached),
-        ("ValueError: compact: expected an optimizer attached without cache_dtype and defer", NOTHING, deferred),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_packed_is_refused_by_name_and_nothing_has_changed(
-    words: str, options: dict[str, Any], spoil: Any
-) -> None:
-    run = start(**options).train(1)
-    if spoil is not None:
-        spoil(run)
+@pytest.mark.parametrize(("words", "wrong"), REFUSED)
+def test_what_cannot_be_packed_is_refused_by_name_and_nothing_has_changed(words: str, wrong: Any) -> None:
+    run = start(**(wrong if isinstance(wrong, dict) else {})).train(1)
+    if callable(wrong):
+        wrong(run)
     before = copy.deepcopy(run.model.state_dict())
     with pytest.raises((ValueError, RuntimeError)) as caught:
         run.sparsifier.compact()

@@ -9,7 +9,6 @@ from torch import nn
 
 from tritonsparse.optimizer_state import learning_rate, momentum, reset_state
 
-
 # An accumulator that starts at another value is not what `reset_state` starts anew.
 RESET = OPTIMIZERS | {"adagrad": lambda groups: torch.optim.Adagrad(groups, lr=0.05)}
 
