@@ -109,7 +109,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_the_master_in_float32(model: st
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = gradients(net, x)
     assert rounded.pop("y").dtype == torch.bfloat16 and net[0].weight.dtype == torch.float32
-    # bfloat16 has 8 bits: 2^-8 per rounding, a handful of roundings on the way; of images, a few pass or leave the ReLU.
+    # bfloat16 has 8 bits: 2^-8 per rounding, a handful of roundings on the way. Some pixels pass or leave the ReLU.
     bound = 0.03 if model == "linear" else 0.05
     for name, grad in rounded.items():
         assert grad.dtype == torch.float32 and 0.0 < relative_error(grad, exact[name]) < bound, name
