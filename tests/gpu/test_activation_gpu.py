@@ -7,20 +7,14 @@ against the product in float64.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import activation, sparse_input
 from tolerances import product_bound
 from torch import Tensor
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
-from cases import activation, sparse_input
 
 from tritonsparse.kernels.activation.compress import pack_activation, unpack_activation
 from tritonsparse.kernels.activation.cutoff import activation_cutoff

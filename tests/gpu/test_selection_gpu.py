@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
 from cases import selection
 
 from tritonsparse.kernels.select._keys import TILE, tile_table

@@ -6,18 +6,11 @@ against it in float64.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from tolerances import product_bound
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
 from cases.product import equal
 from cases.semi_structured import CASES, LARGE, Case, product
+from tolerances import product_bound
 
 from tritonsparse.kernels.semi_structured import semi_structured_linear, semi_structured_reason
 

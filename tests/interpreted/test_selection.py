@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
 from cases import selection
 
 from tritonsparse.kernels.select import _select

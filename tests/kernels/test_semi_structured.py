@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from cases.semi_structured import CASES, Case, Emulated, product
 from tritonsparse.kernels import semi_structured
 from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import semi_structured_linear, semi_structured_reason
+from tritonsparse.layers import backend
 
 FP16 = torch.float16
 N, K = 64, 96
@@ -57,11 +57,11 @@ def test_the_sparse_op_has_the_reference_s_output_and_gradients(case: Case, emul
 def test_layers_multiply_sparsely_what_their_pattern_allows(
     pattern: str, products: int, emulated: Emulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("tritonsparse.sparsify"), "hardware_reason", lambda device: None)
+    monkeypatch.setattr(backend, "hardware_reason", lambda device: None)
     layer = torch.nn.Linear(K, N).half()
     dense, x, grads = copy.deepcopy(layer), torch.randn(5, K).half(), []
-    for each, backend in ((layer, "semi_structured"), (dense, "torch")):
-        ts.sparsify(each, "static", sparsity=0.5, pattern=pattern, total_steps=4, backend=backend)
+    for each, name in ((layer, "semi_structured"), (dense, "torch")):
+        ts.sparsify(each, "static", sparsity=0.5, pattern=pattern, total_steps=4, backend=name)
         leaf = x.clone().requires_grad_()
         each(leaf).float().square().sum().backward()
         grads.append((leaf.grad, each.weight.grad, each.bias.grad))
