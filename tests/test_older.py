@@ -50,10 +50,9 @@ def test_an_old_attribute_is_found_in_todays(changed: dict[str, Any], attribute:
 
 def test_a_packed_input_keeps_what_the_method_wrote_and_counted() -> None:
     cutoff, rows = torch.ones(1), torch.ones(2, dtype=torch.bool)
-    old: dict[str, Any] = {"activation_density": 0.25, "activation_scope": "sample", "activation_slack": 1.5}
-    sparse = from_older({**OLD, **old, "activation_cutoff": cutoff, "row_masks": [rows], "overflows": 3})[
-        "sparse_input"
-    ]
+    old = {"activation_density": 0.25, "activation_scope": "sample", "activation_slack": 1.5, "remembers_cutoff": True}
+    old |= {"activation_cutoff": cutoff, "row_masks": [rows], "overflows": 3}
+    sparse = from_older({**OLD, **old})["sparse_input"]
     assert (sparse.density, sparse.scope, sparse.slack, sparse.remembers) == (0.25, "sample", 1.5, True)
     assert sparse.cutoff is cutoff and sparse.row_masks == [rows] and sparse.overflows == 3
     assert sparse.last_cutoff is None and sparse.last_overflow is None
