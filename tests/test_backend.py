@@ -209,9 +209,9 @@ def test_a_convolution_is_fused_only_where_every_product_was_measured_faster(tab
         rows.append(products(f"{op} 3x3/2x2", 98, 128, 1152, "soft", 2.0, 1.0))
         assert fused(False) and fused(True) == (number == 2)
     for number in range(3):
-        rows[number] |= {"inside_ms": 3.0}
+        rows[number] |= {"fused_ms": 3.0}
         assert not fused(True) and fused(False) == (number > 0)
-        rows[number] |= {"inside_ms": 1.0}
+        rows[number] |= {"fused_ms": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def casts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kinds: list[str] = []
     cast = op.cast
 
-    def counted(weight: Tensor, view: View, *rest: Any) -> Tensor:
+    def counted(function: str, weight: Tensor, view: View, *rest: Any) -> Tensor:
         kinds.append(view.kind)
-        return cast(weight, view, *rest)
+        return cast(function, weight, view, *rest)
 
     monkeypatch.setattr(op, "cast", counted)
     return kinds

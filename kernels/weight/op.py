@@ -133,7 +133,7 @@ class _EffectiveWeight(torch.autograd.Function):
         ctx: Any, weight: Tensor, threshold: Tensor | None, rest: tuple[Any, ...], cached: Tensor | None
     ) -> Tensor:
         inputs = (weight, threshold, *rest)
-        w_hat = _forward(*inputs) if cached is None else cached.view_as(cached)
+        w_hat = _forward(*inputs) if cached is None else cached.detach()
         _setup_context(ctx, inputs, w_hat)
         return w_hat
 
@@ -148,7 +148,7 @@ class _Deferred(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, threshold: Tensor | None, w_hat: Tensor) -> Tensor:
         _setup_deferred(ctx, (weight, threshold), w_hat)
-        return w_hat.view_as(w_hat)
+        return w_hat.detach()
 
     backward = staticmethod(_backward_deferred)
 
@@ -168,7 +168,7 @@ class _TracedCached(torch.autograd.Function):
         backend: str,
         cached: Tensor,
     ) -> Tensor:
-        return cached.view_as(cached)
+        return cached.detach()
 
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
@@ -179,7 +179,7 @@ class _TracedDeferred(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, threshold: Tensor | None, w_hat: Tensor) -> Tensor:
-        return w_hat.view_as(w_hat)
+        return w_hat.detach()
 
     setup_context = staticmethod(_setup_deferred)
     backward = staticmethod(_backward_deferred)
