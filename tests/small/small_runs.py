@@ -116,7 +116,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
     ours, theirs = flat(ours), flat(theirs)
     assert ours.keys() == theirs.keys()
     same = {key: torch.equal if isinstance(value, Tensor) else lambda a, b: a == b for key, value in theirs.items()}
-    assert [key for key in theirs if not same[key](ours[key], theirs[key])] == []
+    different = [key for key in theirs if not same[key](ours[key], theirs[key])]
+    assert not different, different
 
 
 def gradients(model: nn.Module, *args: Any, call: Any = None, **kwargs: Any) -> dict[str, Tensor]:
