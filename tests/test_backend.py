@@ -73,7 +73,7 @@ def test_auto_follows_the_device_and_a_name_is_taken_as_it_is(monkeypatch: pytes
     for asked in ("torch", "triton", "fused", "block", "semi_structured"):
         for pattern in (Unstructured(), TWO_OF_FOUR, BOTH_WAYS):
             assert choose_backend(asked, here, (64, 64), pattern) == Backend(
-                asked, asked, "asked for", sparse_grad_input=pattern == BOTH_WAYS
+                asked, asked, "asked for", pattern == BOTH_WAYS, asked == "semi_structured"
             )
     monkeypatch.setattr(_triton, "AVAILABLE", False)
     assert choose_backend("auto", there, None, Unstructured()).reason == "auto: Triton is not installed"

@@ -25,8 +25,7 @@ def from_older(state: dict[str, Any]) -> dict[str, Any]:
     block, n_of_m = state.pop("block"), state.pop("n_of_m")
     state["pattern"] = n_of_m if isinstance(n_of_m, NM) else Unstructured() if block is None else Block(*block)
     asked, reason = state.pop("backend_choice"), state.pop("backend_reason")
-    name, sparse_grad_input = state["backend"], state.pop("sparse_grad_input", False)
-    state["backend"] = Backend(asked, name, reason, sparse_grad_input, "torch" if name == "torch" else "triton")
+    state["backend"] = Backend(asked, state["backend"], reason, state.pop("sparse_grad_input", False))
     density, scope, slack = (state.pop(f"activation_{name}") for name in ("density", "scope", "slack"))
     sparse = SparseInput(
         1.0 if density is None else density, scope, slack, state.pop("remembers_cutoff"),
