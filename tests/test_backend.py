@@ -67,14 +67,17 @@ def products(op: str, m: int, n: int, k: int, kind: str, beside: float, inside: 
 
 def test_auto_follows_the_device_and_a_name_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = torch.zeros(64, 64), on_gpu(64, 64)
-    assert choose_backend("auto", here, (64, 64), Unstructured()) == Backend("auto", "torch", "auto: no GPU")
+    found = choose_backend("auto", here, (64, 64), Unstructured())
+    assert found == Backend("auto", "torch", "auto: no GPU") and found.elementwise == "torch"
     found = choose_backend("auto", there, (64, 64), Unstructured())
     assert (found.name, found.elementwise) == ("triton", "triton") and "analytic" in found.reason
     for asked in ("torch", "triton", "fused", "block", "semi_structured"):
-        for pattern in (Unstructured(), TWO_OF_FOUR, BOTH_WAYS):
-            assert choose_backend(asked, here, (64, 64), pattern) == Backend(
-                asked, asked, "asked for", pattern == BOTH_WAYS, asked == "semi_structured"
-            )
+        for weight, pattern in ((here, Unstructured()), (here, BOTH_WAYS), (there, TWO_OF_FOUR), (there, BOTH_WAYS)):
+            # The 2:4 product is torch's own, and needs no Triton where there is none.
+            without = asked == "semi_structured" and weight is here
+            found = choose_backend(asked, weight, (64, 64), pattern)
+            assert found == Backend(asked, asked, "asked for", pattern == BOTH_WAYS, without)
+            assert found.elementwise == ("torch" if without or asked == "torch" else "triton")
     monkeypatch.setattr(_triton, "AVAILABLE", False)
     assert choose_backend("auto", there, None, Unstructured()).reason == "auto: Triton is not installed"
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_runs import OPTIMIZERS, Run, assert_same, squares
+from small_optimizers import OPTIMIZERS
+from small_runs import Run, assert_same, squares
 from torch import Tensor, nn
 
 from tritonsparse import held_zeros

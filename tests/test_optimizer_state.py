@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_runs import OPTIMIZERS
+from small_optimizers import OPTIMIZERS
 from torch import nn
 
 from tritonsparse.optimizer_state import learning_rate, momentum, reset_state

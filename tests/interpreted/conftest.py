@@ -20,8 +20,8 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-# For `cases`.
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+# For `cases` and `small_runs`.
+sys.path += [str(Path(__file__).parents[1] / each) for each in ("kernels", "small")]
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 
