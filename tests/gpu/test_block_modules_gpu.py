@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse.layers.bsr import BlockLayer, product_backend
+from tritonsparse.layers.backend import packed_block_backend
+from tritonsparse.layers.bsr import BlockLayer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +54,7 @@ def test_a_packed_model_takes_the_kernels_and_gives_what_the_dense_one_gives(dty
     sparsifier = ts.sparsify(network().to(dtype), "static", sparsity=0.8, pattern="block:32")
     dense, packed = copy.deepcopy(sparsifier).finalize(), sparsifier.finalize(format="bsr")
     layers = [layer for layer in packed.modules() if isinstance(layer, BlockLayer)]
-    assert [product_backend(layer.backend, layer.values) for layer in layers] == ["triton"] * 3
+    assert [packed_block_backend(layer.backend, layer.values) for layer in layers] == ["triton"] * 3
     x = torch.randn(m, 256, device=DEVICE, dtype=dtype)
     with torch.no_grad():
         # Three layers, the longest sum of 512.
@@ -137,5 +138,5 @@ def test_compact_training_allocates_less() -> None:
 def test_blocks_that_are_no_multiples_of_16_take_the_reference() -> None:
     packed = ts.sparsify(network(8), "static", sparsity=0.5, pattern="block:8").finalize(format="bsr", max_density=0.6)
     layer = next(layer for layer in packed.modules() if isinstance(layer, BlockLayer))
-    assert product_backend(layer.backend, layer.values) == "torch"
+    assert packed_block_backend(layer.backend, layer.values) == "torch"
     assert packed(torch.randn(2, 64, device=DEVICE)).shape == (2, 32)
