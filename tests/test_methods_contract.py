@@ -82,7 +82,7 @@ TABLE: dict[str, Method] = {
 }
 # The ways to ask a method for no sparsity at all.
 IDENTITIES: dict[str, Method] = {
-    **{name: METHODS[name](sparsity=0.0) for name in METHODS.keys() - {"dense", "str", "autosparse"}},
+    **{name: METHODS[name](sparsity=0.0) for name in METHODS if name not in ("dense", "str", "autosparse")},
     **{"dense": Dense(), "str": STR(threshold_init=-math.inf), "autosparse": AutoSparse(threshold_init=-math.inf)},
 }
 # Methods whose weights outside the mask are gone; Top-KAST and OptG keep them, AC/DC has dense phases.
