@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +46,20 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("task", "file", "count", "parser"),
     [
-        ("translation", "multi30k", 63, translation_arguments.parser()),
-        ("language_modeling", "wikitext2", 6, language_arguments.parser()),
-        ("image_classification", "fashion_mnist", 15, image_arguments.parser("image_classification", None)),
+        ("translation", "multi30k", 63, translation_arguments.parser),
+        ("language_modeling", "wikitext2", 6, language_arguments.parser),
+        ("image_classification", "fashion_mnist", 15, lambda: image_arguments.parser("image_classification", None)),
     ],
 )
-def test_training_commands_are_ones_the_program_takes(task: str, file: str, count: int, parser: Any) -> None:
+def test_training_commands_are_ones_the_program_takes(
+    task: str, file: str, count: int, parser: Callable[[], Any]
+) -> None:
     runs = [
         entry for entry in queue_entries.entries(Path("/data"), Path("/text"), Path("/images")) if entry.file == file
     ]
     assert len(runs) == count and {entry.missing for entry in runs} == {""}
     for entry in runs:
-        args = arguments.parse(parser, entry.command[3:])
+        args = arguments.parse(parser(), entry.command[3:])
         named, seed = str(entry.key).split("/")
         method = make_method(task, args)
         assert method.name == args.method == named.split()[0] and str(args.seed) == seed
