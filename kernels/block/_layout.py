@@ -30,11 +30,11 @@ class BlockLayout:
             and room behind them. None: the whole matrix is stored.
     """
 
-    index: Tensor  # type: ignore[assignment]  # a tuple's own methods are not used
+    index: Tensor
     block: tuple[int, int]
     shape: tuple[int, int]
     transposed: bool = False
-    count: int | None = None  # type: ignore[assignment]  # likewise
+    count: int | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
