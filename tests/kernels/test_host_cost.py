@@ -71,9 +71,9 @@ def test_an_eager_step_makes_few_calls_and_operations_beyond_the_dense_one(case:
         launches.clear()
         step()
         launched = list(launches)
-        found = count_calls(step) - count_calls(dense), count_ops(step) - count_ops(dense)
-        # The same in every run.
-        assert found == (count_calls(step) - count_calls(dense), count_ops(step) - count_ops(dense))
+        # The least of three: a collection of garbage, or a weak reference that dies, calls something in between.
+        called = [min(count_calls(each) for _ in range(3)) for each in (step, dense)]
+        found = called[0] - called[1], count_ops(step) - count_ops(dense)
     assert found[0] <= calls and found[1] <= ops and launched == kernels, (found, launched)
 
 
