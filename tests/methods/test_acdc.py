@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from runs import Run, linear
+from method_runs import Run, linear
 from torch import nn
 
 from tritonsparse.methods import ACDC, PHASES, Phases

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Run
+from method_runs import Run
 from torch import nn
 
 from tritonsparse.methods import AutoSparse, AutoTune, Dense

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Regression, Run, linear
+from method_runs import Regression, Run, linear
 from torch import Tensor
 
 from tritonsparse.masks.units import from_units, to_units

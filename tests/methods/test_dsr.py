@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Run, two
+from method_runs import Run, two
 from torch import nn
 
 from tritonsparse.clock import Clock

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from runs import Run, linear
+from method_runs import Run, linear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import Run, linear
+from method_runs import Run, linear
 from torch import nn
 
 from tritonsparse.masks.distribution import erk

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Run, linear
+from method_runs import Run, linear
 
 from tritonsparse.methods import MEST
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Run, linear, two
+from method_runs import Run, linear, two
 from torch import nn
 
 from tritonsparse.clock import Clock

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Run, linear
+from method_runs import Run, linear
 from torch import nn
 from transformers import AutoModelForCausalLM
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Run, linear
+from method_runs import Run, linear
 
 from tritonsparse.clock import Clock
 from tritonsparse.methods import STR, AutoSparse

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import Run, linear
+from method_runs import Run, linear
 from torch import nn
 
 from tritonsparse.methods import SWAT

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import Regression, Run
+from method_runs import Regression, Run
 from transformers import AutoModelForCausalLM
 
 import tritonsparse as ts

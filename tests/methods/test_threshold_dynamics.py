@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from runs import Run, linear
+from method_runs import Run, linear
 
 from tritonsparse.methods import STR
 
