@@ -150,7 +150,7 @@ class _Deferred(torch.autograd.Function):
         _setup_deferred(ctx, (weight, threshold), w_hat)
         return w_hat.detach()
 
-    backward = staticmethod(_backward_deferred)
+    backward = staticmethod(_backward_deferred)  # type: ignore[assignment]  # its decorator narrows it
 
 
 # The same for what reads programs: in the form that its transforms understand, which takes two hundred calls more.
@@ -182,7 +182,7 @@ class _TracedDeferred(torch.autograd.Function):
         return w_hat.detach()
 
     setup_context = staticmethod(_setup_deferred)
-    backward = staticmethod(_backward_deferred)
+    backward = staticmethod(_backward_deferred)  # type: ignore[assignment]  # its decorator narrows it
 
 
 def effective_weight(

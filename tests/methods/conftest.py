@@ -1,4 +1,4 @@
-"""`runs`, the models and loops that tests of methods share, can be imported."""
+"""`method_runs`, the models and loops that tests of methods share, can be imported."""
 
 import sys
 from pathlib import Path
