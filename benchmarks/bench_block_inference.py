@@ -1,4 +1,4 @@
-"""A linear layer of packed blocks at inference, one token and many, beside the dense layer.
+"""A linear layer of packed blocks at inference, one token and many, and the dense layer.
 
     python benchmarks/bench_block_inference.py [--quick] [--only 'llama*'] [--out DIR]      on a GPU
     python benchmarks/bench_block_inference.py --smoke                     two tiny cases, on any machine

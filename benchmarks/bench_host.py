@@ -1,10 +1,11 @@
-"""What a sparse layer's eager forward and backward cost the host, beside a dense layer's.
+"""What an eager forward and backward of a sparse layer, or of the ops that it is composed of, cost the host.
 
     python benchmarks/bench_host.py [--instructions] [--only '*soft*'] [--out DIR] [--note TEXT]
     python benchmarks/bench_host.py --smoke                                          two cases, few calls
 
 A training step in eager mode cannot be faster than the Python that launches it. Layers here are so small (16 x 16, four
-rows) that nothing else is left to measure. No GPU is used.
+rows) that nothing else is left to measure. No GPU is used. "ops:" rows have no module around them: `F.linear` of
+`effective_weight`, or `fused_linear`, compared with `F.linear` alone.
 
     backend   what
     torch     the references: elementwise PyTorch around the dense products, as a CPU runs them
@@ -36,16 +37,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import tritonsparse as ts
 from tritonsparse.kernels import _triton
+from tritonsparse.kernels.fused.linear import fused_linear
+from tritonsparse.kernels.weight.op import effective_weight
+from tritonsparse.kernels.weight.view import View
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import table
@@ -77,27 +82,59 @@ CACHES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A layer: its method, how its view is cached, its back end, and whether it is a convolution."""
+    """A layer: its method, its cache, its back end, and whether it is a convolution.
+
+    With `ops` there is no module: the method names a view, and the cache may be ", fused" (all products) or ", fused
+    dW" (the caller's own effective weight in the others).
+    """
 
     method: str
     cache: str = ""
     backend: str = "torch"
     convolution: bool = False
     autocast: bool = False
+    ops: bool = False
 
     @property
     def label(self) -> str:
-        stock = "Conv2d " if self.convolution else ""
+        stock = "Conv2d " if self.convolution else "ops: " if self.ops else ""
         return f"{stock}{self.method}{self.cache}{', bf16 autocast' if self.autocast else ''}"
 
     @property
     def dense(self) -> Case:
         """The stock layer that this one stands beside."""
-        return Case("dense", convolution=self.convolution, autocast=self.autocast)
+        return Case("dense", convolution=self.convolution, autocast=self.autocast, ops=self.ops)
 
     def step(self) -> Callable[[], None]:
-        """A forward and backward of the layer, ready to be called again and again."""
+        """A forward and backward, ready to be called again and again."""
         torch.manual_seed(0)
+        return self._ops_step() if self.ops else self._layer_step()
+
+    def _ops_step(self) -> Callable[[], None]:
+        x, grad_y = torch.randn(ROWS, SIDE, requires_grad=True), torch.ones(ROWS, SIDE)
+        weight, bias = nn.Parameter(torch.randn(SIDE, SIDE)), nn.Parameter(torch.randn(SIDE))
+        if self.method == "dense":
+            return lambda: F.linear(x, weight, bias).backward(grad_y)
+        kind, _, annealed = self.method.partition(", ")
+        threshold = None if kind == "mask" else nn.Parameter(torch.full((1,), 0.1))
+        mask = torch.rand(SIDE, SIDE) < 0.5 if kind == "mask" else None
+        view = View(kind, threshold, mask)
+        if annealed:
+            view = view._replace(grad_mask=torch.rand(SIDE, SIDE) < 0.6, alpha=torch.tensor(0.5))
+        backend, fused = self.backend, "fused" in self.cache
+        w_hat = None
+        if self.cache and self.cache != ", fused":
+            w_hat = torch.randn(SIDE, SIDE)
+
+        def forward() -> Tensor:
+            if fused:
+                return fused_linear(x, weight, view, bias, w_hat=w_hat, backend=backend)
+            defer = self.cache.endswith("deferred")
+            return F.linear(x, effective_weight(weight, view, backend=backend, cached=w_hat, defer=defer), bias)
+
+        return lambda: forward().backward(grad_y)
+
+    def _layer_step(self) -> Callable[[], None]:
         layer: nn.Module = nn.Conv2d(SIDE, SIDE, 1) if self.convolution else nn.Linear(SIDE, SIDE)
         x = torch.randn(ROWS, SIDE, *((2, 2) if self.convolution else ()), requires_grad=True)
         if self.method != "dense":
@@ -124,8 +161,11 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """By falling frequency in practice."""
+    """By falling frequency in practice; the ops first."""
+    views = ("soft", "mask", "soft, alpha, B", "mask, alpha, B", "step")
     every = [
+        *(Case(method, cache, ops=True) for method in views for cache in CACHES),
+        *(Case(method, cache, ops=True) for method in views[:4] for cache in (", fused", ", fused dW")),
         *(Case(method, cache) for method in ("soft", "mask") for cache in CACHES),
         Case("soft, alpha, B"),
         Case("soft, alpha, B", ", cached, deferred"),
@@ -133,7 +173,7 @@ def cases() -> list[Case]:
         *(Case(method, autocast=True) for method in ("soft", "mask")),
         *(Case(method, convolution=True) for method in ("soft", "mask")),
     ]
-    every += [Case(**vars(case) | {"backend": "triton"}) for case in every if case.method != "packed input"]
+    every += [replace(case, backend="triton") for case in every if case.method != "packed input"]
     return [*every, Case("blocks", backend="triton"), Case("blocks", ", cached", backend="triton")]
 
 
@@ -234,7 +274,7 @@ def counted(argument: str) -> int:
 
 
 def bench(chosen: Sequence[Case], rounds: int, calls: int, instructions: bool) -> Iterator[dict[str, Any]]:
-    """A row a case; each dense layer comes before those that are compared with it."""
+    """A row a case; each dense one comes before those that are compared with it."""
     order = list(dict.fromkeys(each for case in chosen for each in (case.dense, case)))
     counts = instruction_counts(order) if instructions else [None] * len(order)
     dense: dict[Case, dict[str, Any]] = {}

@@ -1,20 +1,20 @@
-"""The products of a sparse linear layer, forward, dX and dW, with the view inside and beside them.
+"""The products of a sparse linear layer, forward, dX and dW, fused with the effective weight and unfused.
 
     python benchmarks/bench_masked_gemm.py [--quick] [--only '*soft*'] [--out DIR]      on a GPU
     python benchmarks/bench_masked_gemm.py --smoke                                      two tiny cases, on any machine
 
     provider       forward [M, K] -> [M, N]              grad_input                grad_weight
-    inside         fused_linear                          fused_grad_input          fused_grad_weight
-    beside         threshold_cast, then the vendor       the same                  the vendor, then threshold_backward
-    dense random   the vendor on a random weight         the same                  dY^T X
-    dense masked   the vendor on Ŵ as it is              the same                  (the same: no row)
+    fused          fused_forward                         fused_grad_input          fused_grad_weight
+    unfused        threshold_cast, then cuBLAS           the same                  cuBLAS, then threshold_backward
+    dense random   cuBLAS on a random weight             the same                  dY^T X
+    dense masked   cuBLAS on Ŵ as it is                  the same                  (the same: no row)
     eager          as published code writes it, with autograd's passes over the weight     (forward and dW)
     compile        torch.compile of that
 
-"beside" counts the view's own pass: a layer whose view is cached pays it once a step. Zeros in an operand make a dense
+"unfused" counts the pass that makes Ŵ: a layer that caches it pays for it once a step. Zeros in an operand make a dense
 product faster (less power), so both dense lines are printed; `of_dense` is a provider's rate over the random one's.
 Times are of CUDA graph replays over inputs larger than the L2. Errors: relative RMS against float64, bounded by 1.1
-times what "beside" makes. `make_plan_table.py` turns the rows into what `auto` reads.
+times what "unfused" makes. `make_plan_table.py` turns the rows into what `auto` reads.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.fused.gemm import fused_grad_input, fused_linear
+from tritonsparse.kernels.fused.gemm import fused_forward, fused_grad_input
 from tritonsparse.kernels.fused.grad import fused_grad_weight
 from tritonsparse.kernels.weight.backward import threshold_backward
 from tritonsparse.kernels.weight.forward import threshold_cast
+from tritonsparse.kernels.weight.view import View
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (
@@ -88,15 +89,13 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Operands:
-    """One set of inputs, and the view of the weight that "dense masked" is given."""
+    """One set of inputs, and the effective weight that "dense masked" is given."""
 
     x: Tensor
     grad_y: Tensor
     weight: Tensor
     dense: Tensor
-    threshold: Tensor | None
-    mask: Tensor | None
-    alpha: Tensor
+    view: View
     w_hat: Tensor
 
     @classmethod
@@ -111,86 +110,73 @@ class Operands:
         threshold = torch.full((1,), LOGIT, device=device)
         cutoff = threshold.sigmoid()
         weight = torch.where((weight.abs() / cutoff - 1).abs() < 1e-6, 1.01 * weight, weight)
-        view = (threshold, None) if kind == "soft" else (None, weight.abs() > cutoff)
+        view = View("soft", threshold) if kind == "soft" else View("mask", mask=weight.abs() > cutoff)
+        view = view._replace(alpha=torch.full((), ALPHA, device=device))
         return cls(
             normal(m, case.k).to(case.dtype),
             normal(m, case.n).to(case.dtype),
             weight,
             weight.to(case.dtype),
-            *view,
-            torch.full((), ALPHA, device=device),
-            threshold_cast(weight, *view, kind=kind, out_dtype=case.dtype)[0],
+            view,
+            threshold_cast(weight, view, out_dtype=case.dtype),
         )
 
 
 Provider = Callable[[Operands], Tensor]
 
 
-def _providers(op: str, kind: str, dtype: torch.dtype) -> dict[str, Provider]:
+def _providers(op: str, dtype: torch.dtype) -> dict[str, Provider]:
     triton = "triton" if torch.cuda.is_available() or _triton.INTERPRETED else "torch"
 
-    def view(o: Operands) -> dict[str, object]:
-        return {"kind": kind, "threshold": o.threshold, "mask": o.mask}
-
     def cast(o: Operands) -> Tensor:
-        return threshold_cast(o.weight, o.threshold, o.mask, kind=kind, out_dtype=dtype, backend=triton)[0]
-
-    def published(weight: Tensor, threshold: Tensor | None, mask: Tensor | None) -> Tensor:
-        if mask is not None:
-            return (weight * mask).to(dtype)
-        assert threshold is not None
-        return (weight.sign() * (weight.abs() - threshold.sigmoid()).relu()).to(dtype)
-
-    def published_grad(o: Operands) -> Tensor:
-        grad = (o.grad_y.t() @ o.x).float()
-        kept = o.mask if o.mask is not None else (o.weight.abs() - o.threshold.sigmoid()) > 0
-        return torch.where(kept, grad, o.alpha * grad)
+        return threshold_cast(o.weight, o.view, out_dtype=dtype, backend=triton)
 
     if op == "forward":
 
         def eager(x: Tensor, weight: Tensor, threshold: Tensor | None, mask: Tensor | None) -> Tensor:
-            return F.linear(x, published(weight, threshold, mask))
+            if threshold is None:
+                return F.linear(x, (weight * mask).to(dtype))
+            return F.linear(x, (weight.sign() * (weight.abs() - threshold.sigmoid()).relu()).to(dtype))
 
         compiled = torch.compile(eager, dynamic=False, fullgraph=True)
         return {
             "dense random": lambda o: F.linear(o.x, o.dense),
             "dense masked": lambda o: F.linear(o.x, o.w_hat),
-            "beside": lambda o: F.linear(o.x, cast(o)),
-            "inside": lambda o: fused_linear(o.x, o.weight, **view(o), out_dtype=dtype, backend=triton),
-            "eager": lambda o: eager(o.x, o.weight, o.threshold, o.mask),
-            "compile": lambda o: compiled(o.x, o.weight, o.threshold, o.mask),
+            "unfused": lambda o: F.linear(o.x, cast(o)),
+            "fused": lambda o: fused_forward(o.x, o.weight, o.view, out_dtype=dtype, backend=triton),
+            "eager": lambda o: eager(o.x, o.weight, o.view.threshold, o.view.mask),
+            "compile": lambda o: compiled(o.x, o.weight, o.view.threshold, o.view.mask),
         }
     if op == "grad_input":
         return {
             "dense random": lambda o: o.grad_y @ o.dense,
             "dense masked": lambda o: o.grad_y @ o.w_hat,
-            "beside": lambda o: o.grad_y @ cast(o),
-            "inside": lambda o: fused_grad_input(o.grad_y, o.weight, **view(o), out_dtype=dtype, backend=triton),
+            "unfused": lambda o: o.grad_y @ cast(o),
+            "fused": lambda o: fused_grad_input(o.grad_y, o.weight, o.view, out_dtype=dtype, backend=triton),
         }
 
-    def beside(o: Operands) -> Tensor:
-        dense = o.grad_y.t() @ o.x
-        return threshold_backward(dense, o.weight, o.threshold, o.mask, alpha=o.alpha, kind=kind, backend=triton)[0]
-
-    def inside(o: Operands) -> Tensor:
-        return fused_grad_weight(o.grad_y, o.x, o.weight, **view(o), alpha=o.alpha, backend=triton)[0]
+    def published_grad(o: Operands) -> Tensor:
+        grad, threshold, alpha = (o.grad_y.t() @ o.x).float(), o.view.threshold, o.view.alpha
+        assert alpha is not None  # draw
+        kept = o.view.mask if threshold is None else (o.weight.abs() - threshold.sigmoid()) > 0
+        return torch.where(kept, grad, alpha * grad)
 
     return {
         "dense random": lambda o: o.grad_y.t() @ o.x,
-        "beside": beside,
-        "inside": inside,
+        "unfused": lambda o: threshold_backward(o.grad_y.t() @ o.x, o.weight, o.view, backend=triton)[0],
+        "fused": lambda o: fused_grad_weight(o.grad_y, o.x, o.weight, o.view, backend=triton)[0],
         "eager": published_grad,
     }
 
 
-def _exact(o: Operands, op: str, kind: str, provider: str) -> Tensor:
+def _exact(o: Operands, op: str, provider: str) -> Tensor:
     """In float64: what the provider computes, from the operands as it is given them."""
     if op == "grad_weight":
         grad = o.grad_y.double().t() @ o.x.double()
         if provider == "dense random":
             return grad
-        threshold = None if o.threshold is None else o.threshold.double()
-        return threshold_backward(grad, o.weight.double(), threshold, o.mask, alpha=o.alpha.double(), kind=kind)[0]
+        view = View(*(t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in o.view))
+        return threshold_backward(grad, o.weight.double(), view)[0]
     weight = o.dense.double() if provider == "dense random" else o.w_hat.double()
     return o.x.double() @ weight.t() if op == "forward" else o.grad_y.double() @ weight
 
@@ -203,16 +189,16 @@ def bench(case: Case, m: int, kind: str, op: str, samples: int = SAMPLES) -> Ite
         "layer": case.layer, "op": op, "m": m, "n": case.n, "k": case.k,
         "dtype": str(case.dtype).removeprefix("torch."), "kind": kind,
     }  # fmt: skip
-    providers = _providers(op, kind, case.dtype)
+    providers = _providers(op, case.dtype)
     if not (case.compiled and torch.cuda.is_available()):
         providers.pop("compile", None)
     dense_ms: float | None = None
-    allowed = relative_error(providers["beside"](operands[0]), _exact(operands[0], op, kind, "beside"))
+    allowed = relative_error(providers["unfused"](operands[0]), _exact(operands[0], op, "unfused"))
     bound = max(1.1 * allowed, 1e-6)
     for name, provider in providers.items():
-        error = relative_error(provider(operands[0]), _exact(operands[0], op, kind, name))
+        error = relative_error(provider(operands[0]), _exact(operands[0], op, name))
         calls = [partial(provider, one) for one in operands]
-        # Of the vendor's dW the reference is the product before it is rounded to float32 masters.
+        # Of cuBLAS's dW the reference is the product before it is rounded to float32 masters.
         row = gated({**facts, "provider": name}, error, max(bound, 5e-3 if name == "dense random" else 0.0),
                     partial(measure, calls, graph=True, samples=samples))  # fmt: skip
         if name == "dense random":

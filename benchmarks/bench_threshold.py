@@ -7,8 +7,7 @@
     triton    threshold_cast(backend="triton")            threshold_backward(backend="triton")
     eager     sign(W) · relu(|W| − T), cast, as           the reference
               published code writes it; or W · mask
-    compile   torch.compile of the reference, its         torch.compile of the reference
-              counts dropped
+    compile   torch.compile of the reference              torch.compile of the reference
     copy      device to device, as many bytes read plus written: the ceiling
 
 Bytes a weight, each operand once: forward W + Ŵ (+ 1 for the mask); backward g + dW + W (soft) or the mask.
@@ -30,8 +29,10 @@ import torch
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
-from tritonsparse.kernels.weight.backward import threshold_backward, threshold_backward_reference
-from tritonsparse.kernels.weight.forward import threshold_cast, threshold_cast_reference
+from tritonsparse.kernels.weight.backward import threshold_backward
+from tritonsparse.kernels.weight.forward import threshold_cast
+from tritonsparse.kernels.weight.reference import effective_weight_reference, threshold_backward_reference
+from tritonsparse.kernels.weight.view import View
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from harness import (
@@ -95,10 +96,8 @@ class Operands:
     """One set of inputs."""
 
     weight: Tensor
-    threshold: Tensor | None
-    mask: Tensor | None
+    view: View
     grad: Tensor
-    alpha: Tensor
 
     @classmethod
     def draw(cls, case: Case, kind: str, seed: int) -> Operands:
@@ -109,20 +108,20 @@ class Operands:
         threshold = torch.full((1,), LOGIT, device=device)
         cutoff = threshold.sigmoid()
         weight = torch.where((weight.abs() / cutoff - 1).abs() < 1e-6, 1.01 * weight, weight)
-        return cls(
-            weight,
-            threshold if kind == "soft" else None,
-            weight.abs() > cutoff if kind == "mask" else None,
-            torch.randn(shape, generator=random, device=device).to(case.out),
-            torch.full((), ALPHA, device=device),
-        )
+        view = View("soft", threshold) if kind == "soft" else View("mask", mask=weight.abs() > cutoff)
+        view = view._replace(alpha=torch.full((), ALPHA, device=device))
+        return cls(weight, view, torch.randn(shape, generator=random, device=device).to(case.out))
 
     def double(self) -> Operands:
-        threshold = None if self.threshold is None else self.threshold.double()
-        return Operands(self.weight.double(), threshold, self.mask, self.grad.double(), self.alpha.double())
+        def double(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.double()
+
+        view = self.view._replace(threshold=double(self.view.threshold), alpha=double(self.view.alpha))
+        return Operands(self.weight.double(), view, self.grad.double())
 
 
-Provider = Callable[[Operands], tuple[Tensor, ...]]
+Results = tuple[Tensor | None, ...]
+Provider = Callable[[Operands], Results]
 
 
 def _bytes(case: Case, kind: str, direction: str) -> int:
@@ -131,57 +130,45 @@ def _bytes(case: Case, kind: str, direction: str) -> int:
     return case.rows * case.columns * each
 
 
-def _forward(case: Case, kind: str) -> dict[str, Provider]:
-    def ours(o: Operands) -> tuple[Tensor, ...]:
-        return threshold_cast(o.weight, o.threshold, o.mask, kind=kind, out_dtype=case.out, backend="triton")
+def _forward(case: Case) -> dict[str, Provider]:
+    def published(o: Operands) -> Results:
+        if o.view.threshold is None:
+            assert o.view.mask is not None  # draw
+            return ((o.weight * o.view.mask).to(case.out),)
+        return ((o.weight.sign() * (o.weight.abs() - o.view.threshold.sigmoid()).relu()).to(case.out),)
 
-    def published(o: Operands) -> tuple[Tensor, ...]:
-        if o.mask is not None:
-            return ((o.weight * o.mask).to(case.out),)
-        assert o.threshold is not None
-        return ((o.weight.sign() * (o.weight.abs() - o.threshold.sigmoid()).relu()).to(case.out),)
-
-    def reference(weight: Tensor, threshold: Tensor | None, mask: Tensor | None) -> Tensor:
-        return threshold_cast_reference(weight, threshold, mask, kind, case.out)[0]
-
-    compiled = torch.compile(reference, dynamic=False, fullgraph=True)
+    compiled = torch.compile(effective_weight_reference, dynamic=False, fullgraph=True)
     return {
-        "triton": ours,
+        "triton": lambda o: (threshold_cast(o.weight, o.view, out_dtype=case.out, backend="triton"),),
         "eager": published,
-        "compile": lambda o: (compiled(o.weight, o.threshold, o.mask),),
+        "compile": lambda o: (compiled(o.weight, o.view, case.out),),
     }
 
 
-def _backward(kind: str) -> dict[str, Provider]:
-    def ours(o: Operands) -> tuple[Tensor, ...]:
-        return threshold_backward(o.grad, o.weight, o.threshold, o.mask, alpha=o.alpha, kind=kind, backend="triton")
-
-    def reference(
-        grad: Tensor, weight: Tensor, threshold: Tensor | None, mask: Tensor | None, alpha: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return threshold_backward_reference(grad, weight, threshold, mask, None, alpha, kind)
-
-    compiled = torch.compile(reference, dynamic=False, fullgraph=True)
+def _backward() -> dict[str, Provider]:
+    compiled = torch.compile(threshold_backward_reference, dynamic=False, fullgraph=True)
     return {
-        "triton": ours,
-        "eager": lambda o: reference(o.grad, o.weight, o.threshold, o.mask, o.alpha),
-        "compile": lambda o: compiled(o.grad, o.weight, o.threshold, o.mask, o.alpha),
+        "triton": lambda o: threshold_backward(o.grad, o.weight, o.view, backend="triton"),
+        "eager": lambda o: threshold_backward_reference(o.grad, o.weight, o.view),
+        "compile": lambda o: compiled(o.grad, o.weight, o.view),
     }
 
 
-def _definition(o: Operands, kind: str, direction: str, out: torch.dtype) -> tuple[Tensor, ...]:
+def _definition(o: Operands, direction: str, out: torch.dtype) -> Results:
     if direction == "forward":
-        return threshold_cast_reference(o.weight, o.threshold, o.mask, kind, out)[:1]
-    return threshold_backward_reference(o.grad, o.weight, o.threshold, o.mask, None, o.alpha, kind)
+        return (effective_weight_reference(o.weight, o.view, out),)
+    return threshold_backward_reference(o.grad, o.weight, o.view)
 
 
-def _error(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+def _error(actual: Results, exact: Results) -> float:
     """Of Ŵ or dW; where there is ds, the larger of dW's and ds's, ds over the norm of the terms it sums."""
-    error = relative_error(actual[0], exact[0])
-    if len(exact) > 1 and exact[1].numel():
+    (first, *ds), (expected, *expected_ds) = actual, exact
+    assert first is not None and expected is not None
+    error = relative_error(first, expected)
+    if ds and ds[0] is not None and expected_ds[0] is not None:
         slope = torch.sigmoid(torch.tensor(LOGIT)).item() * torch.sigmoid(torch.tensor(-LOGIT)).item()
-        terms = slope * exact[0].norm().item()
-        error = max(error, (actual[1].double() - exact[1]).abs().max().item() / terms)
+        terms = slope * expected.norm().item()
+        error = max(error, (ds[0].double() - expected_ds[0]).abs().max().item() / terms)
     return error
 
 
@@ -211,9 +198,9 @@ def bench(case: Case, kind: str, direction: str, samples: int = SAMPLES) -> Iter
     yield rated(gated({**facts, "provider": "copy"}, 0.0, 0.0, lambda: copy))
     operands = [Operands.draw(case, kind, seed) for seed in range(sets)]
     # Ŵ's own rounding belongs to the error: the exact result is left in float64.
-    exact = _definition(operands[0].double(), kind, direction, torch.float64)
-    bound = max(1.1 * _error(_definition(operands[0], kind, direction, case.out), exact), 1e-6)
-    providers = _forward(case, kind) if direction == "forward" else _backward(kind)
+    exact = _definition(operands[0].double(), direction, torch.float64)
+    bound = max(1.1 * _error(_definition(operands[0], direction, case.out), exact), 1e-6)
+    providers = _forward(case) if direction == "forward" else _backward()
     if not (torch.cuda.is_available() or _triton.INTERPRETED):
         del providers["triton"]
     if not case.compiled:

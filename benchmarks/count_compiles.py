@@ -15,27 +15,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch._library.custom_ops import OPDEFS
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
+from first_contact_dry import NoArithmetic, launch_tests, pretend
 from harness import ROOT, Timing, write_json
 from queue_entries import COUNTS, entries
 from queue_store import FULL, QUICK
 from reports import chosen
+from row_log import RowLog
 
-# Elements of a tensor on which nothing is computed.
-LARGE = 2**18
 # Programs that are not counted.
 UNCOUNTED = (
     "bench_block_step", "bench_train_step", "bench_transfo_xl", "bench_semi_structured", "bench_block_inference",
@@ -46,48 +39,9 @@ LIMIT = 600
 TESTS_ENTRY = "gpu tests"
 
 
-class Allocated(TorchDispatchMode):
-    """Operations on large tensors allocate their results and compute nothing."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "tritonsparse":
-            # Ours launch: what they call is met here as well.
-            ours = OPDEFS[func._schema.name]._backend_fns[None]
-            with self:
-                return ours(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not tensors:
-            sizes = args[0] if args and isinstance(args[0], (list, tuple)) else ()
-            if math.prod(sizes) <= LARGE or str(kwargs.get("device")) == "meta":
-                return func(*args, **kwargs)
-            return torch.empty(sizes, dtype=kwargs.get("dtype"))
-        if func.is_view or tensors[0].is_meta or max(each.numel() for each in tensors) <= LARGE:
-            return func(*args, **kwargs)
-        schema = func._schema
-        if schema.is_mutable:
-            return args[0] if schema.name.endswith("_") else kwargs.get("out", args[0])
-        meta = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
-        try:
-            made = func(*meta[0], **{k: "meta" if k == "device" and v else v for k, v in meta[1].items()})
-        except (NotImplementedError, RuntimeError):
-            # Its shape depends on what the tensors hold.
-            return func(*args, **kwargs)
-        return tree_map_only(Tensor, _like, made)
-
-
-def _like(meta: Tensor) -> Tensor:
-    """A small one, as a norm or a count, is ones; a large one is not written."""
-    if meta.numel() <= LARGE:
-        return torch.ones(meta.shape, dtype=meta.dtype)
-    return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype)
-
-
 def count_launches() -> set[tuple[str, str]]:
     """From now on a launch is noted in the returned set, once for each kernel that would be compiled."""
     import triton
-    from first_contact_dry import pretend
-    from row_log import RowLog
     from triton.runtime import jit
 
     pretend(RowLog(None), "")
@@ -119,7 +73,7 @@ def count(command: Sequence[str]) -> int:
 
     program.measure = once
     sys.stdout = sys.stderr
-    with Allocated():
+    with NoArithmetic():
         program.main([word for word in command[2:] if "{" not in word])
     sys.stdout = sys.__stdout__
     return len(found)
@@ -127,8 +81,6 @@ def count(command: Sequence[str]) -> int:
 
 def count_tests(path: str) -> int:
     """As `count`, of a file of GPU tests; each test goes as far as it gets, most to their first comparison."""
-    from first_contact_dry import launch_tests
-
     found = count_launches()
     sys.stdout = sys.stderr
     launch_tests(path)

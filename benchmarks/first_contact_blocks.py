@@ -1,4 +1,4 @@
-"""The step of `first_contact.py` on blocks: forward, dX and dW of a 4096 x 4096 weight, 16,384 tokens, dense beside.
+"""The step of `first_contact.py` on blocks: forward, dX and dW of a 4096 x 4096 weight, 16,384 tokens, and dense ones.
 
     dense           cuBLAS's product on a random weight, bf16
     ours            the weight is the bf16 copy that a training layer caches

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import importlib
 import io
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -74,33 +75,45 @@ class Driver:
 
 
 class NoArithmetic(TorchDispatchMode):
-    """PyTorch's own operations on large tensors are left out: their results are allocated, and writes do not happen."""
+    """PyTorch's own operations on large tensors are left out: their results are allocated, and writes do not happen.
+
+    A small result, as a norm or a count, is ones.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
-        large = any(tensor.numel() > SMALL for tensor in tensors)
-        returns = func._schema.returns
-        aliases = [each.alias_info for each in returns if each.alias_info is not None]
         if func.namespace != "aten":
             # Operators of ours launch kernels, and call PyTorch's beside them: their own code, seen by this mode too.
             own = OPDEFS.get(func._schema.name)
             with self if own is not None else contextlib.nullcontext():
                 return (func if own is None else own._init_fn)(*args, **kwargs)
-        if not large or any(not alias.is_write for alias in aliases):
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        if tensors:
+            sizes = [tensor.numel() for tensor in tensors]
+        else:
+            sizes = [math.prod(args[0]) if args and isinstance(args[0], (list, tuple)) else 0]
+        returns = func._schema.returns
+        aliases = [each.alias_info for each in returns if each.alias_info is not None]
+        on_meta = str(kwargs.get("device")) == "meta" or any(tensor.is_meta for tensor in tensors)
+        if on_meta or max(sizes) <= SMALL or any(not alias.is_write for alias in aliases):
             return func(*args, **kwargs)
         if aliases or not returns:
-            # It would write to its first argument, or to a list of them.
-            return args[0] if len(returns) == 1 else None
+            # It would write to `out`, to its first argument, or to a list of them.
+            return kwargs.get("out", args[0]) if len(returns) == 1 else None
+        given, options = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        if "device" in options or not tensors:
+            options = {**options, "device": "meta"}
         try:
-            meta = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
-            made = func(*meta[0], **{**meta[1], **({"device": "meta"} if "device" in meta[1] else {})})
+            made = func(*given, **{key: None if key == "generator" else value for key, value in options.items()})
         except (RuntimeError, NotImplementedError):
             # Its shape depends on the values: do it.
             return func(*args, **kwargs)
-        return tree_map_only(
-            torch.Tensor, lambda each: torch.empty_strided(each.shape, each.stride(), dtype=each.dtype), made
-        )
+        return tree_map_only(torch.Tensor, _allocated, made)
+
+
+def _allocated(meta: torch.Tensor) -> torch.Tensor:
+    made = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype)
+    return made.fill_(1) if meta.numel() <= SMALL else made
 
 
 class Idle(torch.optim.Optimizer):

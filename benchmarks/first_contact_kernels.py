@@ -24,9 +24,11 @@ from tritonsparse.kernels.fused.grad import GradTiles, fused_grad_weight
 from tritonsparse.kernels.select._keys import tile_table
 from tritonsparse.kernels.select.topk import Cutoff, topk_cutoff
 from tritonsparse.kernels.weight.backward import threshold_backward
-from tritonsparse.kernels.weight.forward import threshold_cast, view_reference
+from tritonsparse.kernels.weight.forward import threshold_cast
 from tritonsparse.kernels.weight.forward_many import cast_many
-from tritonsparse.kernels.weight.table import View, ViewTable
+from tritonsparse.kernels.weight.reference import effective_weight_reference
+from tritonsparse.kernels.weight.table import Viewed, ViewTable
+from tritonsparse.kernels.weight.view import View
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps a script's own folder off it
 from first_contact_child import Context
@@ -91,35 +93,29 @@ def threshold(smoke: bool) -> Iterator[Case]:
         random = torch.Generator(device()).manual_seed(0)
         weights = [_weight(random, n, k) for _ in range(sets_of(nbytes))]
         logit = torch.full((1,), LOGIT, device=device())
-        cast = partial(threshold_cast, kind="soft", out_dtype=out, backend=backend())
+        cast = partial(threshold_cast, view=View("soft", logit), out_dtype=out, backend=backend())
 
         def exact() -> tuple[Tensor, ...]:
-            return view_reference(weights[0].double(), logit.double(), None, "soft", torch.float64), _said(True)
+            return (effective_weight_reference(weights[0].double(), View("soft", logit.double()), torch.float64),)
 
-        def result(made: Any) -> tuple[Tensor, ...]:
-            kept = int((weights[0].double().abs() > logit.double().sigmoid()).sum())
-            return made[0], _said(int(made[1]) == kept)
-
-        calls = [partial(cast, weight, logit) for weight in weights]
+        calls = [partial(cast, weight) for weight in weights]
         ratios = ((f"cast {n}x{k} / copy", "T17", 1.0),)
-        return [copy(nbytes), Provider("ours", calls, exact, bound, ratios=ratios, result=result)]
+        return [copy(nbytes), Provider("ours", calls, exact, bound, ratios=ratios)]
 
     def model(shapes: list[tuple[int, int]], nbytes: int) -> list[Provider]:
         random = torch.Generator(device()).manual_seed(0)
-        views = []
+        layers = []
         for n, k in shapes:
-            logit = torch.full((1,), LOGIT, device=device())
-            alpha = torch.full((), ALPHA, device=device())
-            w_hat = torch.empty(n, k, dtype=out, device=device())
-            views.append(View("soft", _weight(random, n, k), logit, alpha=alpha, w_hat=w_hat))
-        table = ViewTable(views, backend())
+            view = View("soft", torch.full((1,), LOGIT, device=device()))
+            layers.append(Viewed(_weight(random, n, k), view, torch.empty(n, k, dtype=out, device=device())))
+        table = ViewTable(layers, backend())
 
         def exact() -> tuple[Tensor, ...]:
-            logit = torch.full((1,), LOGIT, device=device(), dtype=torch.float64)
-            return tuple(view_reference(view.weight.double(), logit, None, "soft", torch.float64) for view in views)
+            view = View("soft", torch.full((1,), LOGIT, device=device(), dtype=torch.float64))
+            return tuple(effective_weight_reference(layer.weight.double(), view, torch.float64) for layer in layers)
 
         def result(made: Any) -> tuple[Tensor, ...]:
-            return tuple(view.w_hat for view in views if view.w_hat is not None)
+            return tuple(layer.w_hat for layer in layers if layer.w_hat is not None)
 
         ratios = (("cast of a whole model / copy", "T17", 1.0),)
         ours = Provider("ours", [partial(cast_many, table)], exact, bound, ratios=ratios, result=result)
@@ -144,6 +140,7 @@ def grad(smoke: bool) -> Iterator[Case]:
             for _ in range(sets_of(4 * n * k + 2 * m * (n + k)))
         ]
         logit, alpha = torch.full((1,), LOGIT, device=device()), torch.full((), ALPHA, device=device())
+        view = View("soft", logit, alpha=alpha)
         grad_y, x, weight = sets[0]
         slope = torch.sigmoid(torch.tensor(LOGIT)).item() * torch.sigmoid(torch.tensor(-LOGIT)).item()
         known: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -152,8 +149,10 @@ def grad(smoke: bool) -> Iterator[Case]:
             """dY^T X, dW and ds."""
             if not known:
                 dense = grad_y.double().t() @ x.double()
-                made = threshold_backward(dense, weight.double(), logit.double(), alpha=alpha.double(), kind="soft")
-                known.append((dense, *made))
+                exact_view = View("soft", logit.double(), alpha=alpha.double())
+                grad_weight, grad_threshold = threshold_backward(dense, weight.double(), exact_view)
+                assert grad_threshold is not None  # there is a threshold
+                known.append((dense, grad_weight, grad_threshold))
             return known[0]
 
         def result(made: Any) -> tuple[Tensor, ...]:
@@ -165,16 +164,15 @@ def grad(smoke: bool) -> Iterator[Case]:
             return truth()[1], torch.ones_like(truth()[2])
 
         def ours(name: str, tiles: GradTiles | None, target: str) -> Provider:
-            given: dict[str, Any] = {"kind": "soft", "threshold": logit, "alpha": alpha, "backend": backend()}
-            calls = [partial(fused_grad_weight, g, a, w, **given, tiles=tiles) for g, a, w in sets]
+            calls = [partial(fused_grad_weight, g, a, w, view, backend=backend(), tiles=tiles) for g, a, w in sets]
             ratios = ((f"{name} {n}x{k}, {m} tokens / dense", target, 1.0),)
             facts = {"tiles": None if tiles is None else repr(tiles)}
             # The reference rounds the product before it multiplies; the kernel does not.
             bound = Bound.of_product(m, FP32 if backend() == "triton" else dtype)
             return Provider(name, calls, exact, bound, facts, ratios, result)
 
-        def beside(g: Tensor, a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-            return threshold_backward(g.t() @ a, w, logit, alpha=alpha, kind="soft", backend=backend())
+        def unfused(g: Tensor, a: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+            return threshold_backward(g.t() @ a, w, view, backend=backend())
 
         def product(g: Tensor, a: Tensor, w: Tensor) -> Tensor:
             return g.t() @ a
@@ -183,7 +181,7 @@ def grad(smoke: bool) -> Iterator[Case]:
         made = [
             Provider("dense", [partial(product, *each) for each in sets], lambda: truth()[:1], rounded),
             ours("fused dW", None, "T3"),
-            Provider("dW, then multiplier", [partial(beside, *each) for each in sets], exact, rounded, result=result,
+            Provider("dW, then multiplier", [partial(unfused, *each) for each in sets], exact, rounded, result=result,
                      ratios=((f"dW, then multiplier {n}x{k}, {m} tokens / dense", "", 1.0),)),
         ]  # fmt: skip
         if not smoke:

@@ -2,7 +2,7 @@
 
 `plan_table.json` holds under "blocks" what `benchmarks/make_plan_table.py` found in results of `bench_block.py`: for a
 layer, a block and a device the largest density at which forward, dX and dW together, the rewriting of the index
-included, took less time than the dense library's products did in the same run. Under "semi_structured" it holds, in the
+included, took less time than the dense library products did in the same run. Under "semi_structured" it holds, in the
 same way, whether a layer's 2:4 forward (`semi_structured.py`), compression included, was faster at every number of
 tokens measured. What was not measured is not claimed to be faster than dense: without an entry there is no break-even.
 """

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import Build, assert_same
 from transformers import Trainer, TrainingArguments
 
 import tritonsparse as ts
 from tritonsparse.methods import GMP, AutoSparse, RigL
-
-Build = Callable[..., Any]
 
 METHODS = {
     "autosparse": AutoSparse(threshold_init=-3.5, alpha=0.5, alpha_schedule="linear", threshold_weight_decay=0.1),
@@ -24,14 +23,10 @@ DATA = [{"input_ids": (ids := torch.randint(2, 30, (6,))), "labels": ids} for _ 
 
 
 def trainer(
-    model: Any,
-    method: Any,
-    folder: Path,
-    groups: Callable[[ts.Sparsifier], Any] | None = None,
-    pattern: str = "unstructured",
-    compact: bool = False,
+    model: Any, method: Any, folder: Path, groups: Callable[[ts.Sparsifier], Any] | None = None, **options: Any
 ) -> tuple[Trainer, ts.Sparsifier]:
-    sparsifier = ts.sparsify(model, method, pattern=pattern, total_steps=8, steps_per_epoch=4)
+    compact = options.pop("compact", False)
+    sparsifier = ts.sparsify(model, method, total_steps=8, steps_per_epoch=4, **options)
     chosen = groups(sparsifier) if groups else sparsifier.param_groups(weight_decay=0.01)
     arguments = TrainingArguments(
         str(folder), num_train_epochs=2, per_device_train_batch_size=2, logging_steps=1, save_steps=5,
@@ -42,8 +37,12 @@ def trainer(
     return Trainer(model, arguments, train_dataset=DATA, callbacks=[callback], optimizers=(optimizer, None)), sparsifier
 
 
+def logged(run: Trainer) -> list[dict[str, Any]]:
+    return [entry for entry in run.state.log_history if "loss" in entry]
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_resumed_from_a_checkpoint_it_ends_where_the_unbroken_run_ends(
+def test_resumed_from_a_checkpoint_it_ends_where_the_unbroken_run_ends_and_logs_what_it_did(
     gpt2: Build, tmp_path: Path, method: Any
 ) -> None:
     unbroken, first = trainer(gpt2(), method, tmp_path)
@@ -54,10 +53,21 @@ def test_resumed_from_a_checkpoint_it_ends_where_the_unbroken_run_ends(
     resumed, second = trainer(gpt2(seed=7), method, tmp_path)
     resumed.train(resume_from_checkpoint=str(folder))
     assert second.step == 8
-    ours, theirs = resumed.model.state_dict(), unbroken.model.state_dict()
-    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
-    left, right = second.state_dict()["tensors"], first.state_dict()["tensors"]
-    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in right)
+    assert_same([resumed.model.state_dict(), second.state_dict()["tensors"]],
+                [unbroken.model.state_dict(), first.state_dict()["tensors"]])  # fmt: skip
+    logs = logged(unbroken)
+    assert len(logs) == 8
+    sparsities = [entry["sparsity"] for entry in logs]
+    if method.name == "gmp":
+        assert all("alpha" not in entry and "threshold" not in entry for entry in logs)
+        assert sparsities == sorted(sparsities) and sparsities[-1] == 0.75
+        return
+    # The log of step n is written after it, when alpha is that of step n + 1: .5 (1 - epoch/2)
+    assert [entry["alpha"] for entry in logs] == [0.5] * 3 + [0.25] * 4 + [0.0]
+    assert sparsities[-1] == pytest.approx(first.sparsity(), abs=1e-12)
+    thresholds = [torch.sigmoid(layer.threshold).item() for layer in first.layers.values()]
+    assert logs[-1]["threshold"] == pytest.approx(sum(thresholds) / len(thresholds))
+    assert logs[-1]["threshold"] != logs[0]["threshold"]
 
 
 def test_packed_blocks_are_saved_as_dense_weights_and_resumed_from_them(gpt2: Build, tmp_path: Path) -> None:
@@ -68,50 +78,26 @@ def test_packed_blocks_are_saved_as_dense_weights_and_resumed_from_them(gpt2: Bu
         run.train(**options)
         assert sparsifier.step == 8 and all(layer.compacted for layer in sparsifier.layers.values())
         sparsifier.expand()
-        runs.append(run.model.state_dict())
-    assert [key for key in runs[0] if not torch.equal(runs[0][key], runs[1][key])] == []
+        runs.append({**run.model.state_dict()})
+    assert_same(runs[1], runs[0])
     stock = type(gpt2()).from_pretrained(tmp_path / "checkpoint-8").state_dict()
-    assert [key for key in runs[0] if not torch.equal(runs[0][key], stock[key])] == []
-
-
-def test_the_logs_carry_sparsity_alpha_and_threshold(gpt2: Build, tmp_path: Path) -> None:
-    run, sparsifier = trainer(gpt2(), METHODS["autosparse"], tmp_path)
-    run.train()
-    logs = [entry for entry in run.state.log_history if "loss" in entry]
-    assert len(logs) == 8
-    # The log of step n is written after it, when alpha is that of step n + 1: .5 (1 - epoch/2)
-    assert [entry["alpha"] for entry in logs] == [0.5] * 3 + [0.25] * 4 + [0.0]
-    assert logs[-1]["sparsity"] == pytest.approx(sparsifier.sparsity(), abs=1e-12)
-    thresholds = [torch.sigmoid(layer.threshold).item() for layer in sparsifier.layers.values()]
-    assert logs[-1]["threshold"] == pytest.approx(sum(thresholds) / len(thresholds))
-    assert logs[-1]["threshold"] != logs[0]["threshold"]
-
-
-def test_gmp_logs_no_alpha_and_no_threshold_and_ends_at_its_sparsity(gpt2: Build, tmp_path: Path) -> None:
-    run, _ = trainer(gpt2(), METHODS["gmp"], tmp_path)
-    run.train()
-    logs = [entry for entry in run.state.log_history if "loss" in entry]
-    assert all("alpha" not in entry and "threshold" not in entry for entry in logs)
-    sparsities = [entry["sparsity"] for entry in logs]
-    assert sparsities == sorted(sparsities) and sparsities[-1] == 0.75
+    assert_same({key: stock[key] for key in runs[0]}, runs[0])
 
 
 def test_losses_are_observed_for_every_epoch(gpt2: Build, tmp_path: Path) -> None:
     run, sparsifier = trainer(gpt2(), "dense", tmp_path)
     run.train()
-    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    losses = [entry["loss"] for entry in logged(run)]
     # The Trainer logs a step's loss after the step: an epoch's mean lacks its last loss and has the one before it.
     assert sparsifier.epoch_losses == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:7]) / 4], rel=1e-5)
 
 
-def test_thresholds_among_the_weights_are_refused_when_training_begins(gpt2: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["the user's", "the Trainer's own"])
+def test_an_optimizer_with_thresholds_among_the_weights_is_refused_when_training_begins(
+    gpt2: Build, tmp_path: Path, own: bool
+) -> None:
     run, _ = trainer(gpt2(), METHODS["autosparse"], tmp_path, lambda sparsifier: sparsifier.model.parameters())
-    with pytest.raises(ValueError, match=r"got .*\.threshold in group 0.*build the optimizer from sparsifier"):
-        run.train()
-
-
-def test_an_optimizer_that_the_trainer_made_itself_is_refused_too(gpt2: Build, tmp_path: Path) -> None:
-    run, _ = trainer(gpt2(), METHODS["autosparse"], tmp_path)
-    run.optimizer = None
-    with pytest.raises(ValueError, match=r"\.threshold in group"):
+    if own:
+        run.optimizer = None
+    with pytest.raises(ValueError, match=r"got .*\.threshold in group \d.*build the optimizer from sparsifier"):
         run.train()

@@ -1,50 +1,20 @@
-"""Dense costs of one forward: the published counts, and layers small enough to count on paper."""
+"""Dense costs of one forward: layers small enough to count on paper, and what is not counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from small_runs import Build
 from torch import Tensor, nn
-from transformers import (
-    MobileNetV1Config,
-    MobileNetV1ForImageClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-)
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
 from tritonsparse.flops import LayerCost, layer_costs, layer_macs
+from tritonsparse.layers import SparseLayer
 
-Build = Callable[..., Any]
-
-
-def on_meta(model: type[nn.Module], config: Any) -> nn.Module:
-    with torch.device("meta"):
-        return model(config).eval()
-
-
-def image_costs(model: nn.Module) -> dict[str, LayerCost]:
-    return layer_costs(model, torch.empty(1, 3, 224, 224, device="meta"))
-
-
-@pytest.mark.parametrize(
-    ("model", "tensors", "weights", "macs"),
-    [
-        ((ResNetForImageClassification, ResNetConfig), 54, 25_502_912, 4_089_184_256),
-        ((MobileNetV1ForImageClassification, MobileNetV1Config), 28, 4_209_088, 568_740_352),
-    ],
-    ids=["resnet50", "mobilenet_v1"],
-)
-def test_the_published_dense_counts(model: Any, tensors: int, weights: int, macs: int) -> None:
-    network = on_meta(model[0], model[1](num_labels=1000))
-    counted = {name: cost for name, cost in image_costs(network).items() if cost.macs}
-    assert len(counted) == tensors
-    assert sum(network.get_submodule(name).weight.numel() for name in counted) == weights
-    assert sum(cost.macs for cost in counted.values()) == macs
+TOKENS = torch.ones(2, 5, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +36,43 @@ def test_a_layer_costs_its_weights_at_every_position(
     layer: nn.Module, shape: tuple[int, ...], macs: int, input_macs: int
 ) -> None:
     (cost,) = layer_costs(layer, torch.randn(shape)).values()
-    outputs = layer(torch.randn(shape)).numel()
-    assert cost == LayerCost(macs, input_macs, 0 if layer.bias is None else outputs)
+    assert cost == LayerCost(macs, input_macs, 0 if layer.bias is None else layer(torch.randn(shape)).numel())
+
+
+def test_sparse_layers_count_as_dense_ones_calls_add_up_and_hooks_are_gone(mlp: Build) -> None:
+    model = mlp()
+    for _ in range(2):
+        # 2 x 3 rows of 8 -> 16 and 16 -> 4
+        assert layer_macs(model, torch.randn(2, 3, 8)) == {"0": 6 * 128, "3": 6 * 64}
+        with pytest.raises(RuntimeError):
+            layer_costs(model, torch.randn(2, 7), attention=True)
+        assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+        if not isinstance(model[0], SparseLayer):
+            ts.sparsify(model, "str")
+    shared = nn.Linear(4, 4)
+    assert layer_macs(nn.Sequential(shared, shared), torch.randn(3, 4)) == {"0": 2 * 3 * 16}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_marian_is_counted_by_source_and_target_length_and_attention_however_it_is_computed(
+    marian: Build, implementation: str
+) -> None:
+    model = marian(attn_implementation=implementation).eval()
+    # 3 sentences of 5 source and 4 target tokens, d = 16, ffn = 32, 40 words
+    inputs = {"input_ids": torch.ones(3, 5, dtype=torch.long), "decoder_input_ids": torch.ones(3, 4, dtype=torch.long)}
+    macs, source, target = layer_macs(model, **inputs), 15, 12
+    assert macs["model.encoder.layers.0.self_attn.q_proj"] == source * 16 * 16
+    assert macs["model.decoder.layers.0.encoder_attn.q_proj"] == target * 16 * 16
+    assert macs["model.decoder.layers.0.encoder_attn.k_proj"] == source * 16 * 16
+    assert macs["lm_head"] == target * 16 * 40
+    encoder, decoder = source * (4 * 256 + 2 * 512), target * (6 * 256 + 2 * 512) + source * 2 * 256
+    assert sum(macs.values()) == encoder + decoder + target * 640
+    # Queries by keys, and the same once more by values
+    assert layer_macs(model, **inputs, attention=True) == macs | {
+        "model.encoder.layers.0.self_attn/attention": 3 * 2 * 5 * 5 * 16,
+        "model.decoder.layers.0.self_attn/attention": 3 * 2 * 4 * 4 * 16,
+        "model.decoder.layers.0.encoder_attn/attention": 3 * 2 * 4 * 5 * 16,
+    }
 
 
 def test_the_elementwise_costs_are_those_of_ac_dcs_code() -> None:
@@ -80,59 +85,49 @@ def test_the_elementwise_costs_are_those_of_ac_dcs_code() -> None:
     assert layer_macs(nn.Sequential(nn.ReLU()), torch.randn(2)) == {}
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_is_counted_from_its_shapes_however_it_is_computed(marian: Build, implementation: str) -> None:
-    model = marian(attn_implementation=implementation).eval()
-    inputs = {"input_ids": torch.ones(3, 5, dtype=torch.long), "decoder_input_ids": torch.ones(3, 4, dtype=torch.long)}
-    weights = layer_costs(model, **inputs)
-    costs = layer_costs(model, **inputs, attention=True)
-    # 3 sentences, d = 16: queries by keys, and the same once more by values
-    assert {name: cost.macs for name, cost in costs.items() if name not in weights} == {
-        "model.encoder.layers.0.self_attn/attention": 3 * 2 * 5 * 5 * 16,
-        "model.decoder.layers.0.self_attn/attention": 3 * 2 * 4 * 4 * 16,
-        "model.decoder.layers.0.encoder_attn/attention": 3 * 2 * 4 * 5 * 16,
-    }
-    assert {name: costs[name] for name in weights} == weights
-
-
 def test_attention_on_the_meta_device_and_in_sparse_models_counts_the_same(gpt2: Build) -> None:
-    tokens = torch.ones(2, 5, dtype=torch.long)
     model = gpt2().eval()
-    expected = layer_macs(model, tokens, attention=True)
+    expected = layer_macs(model, TOKENS, attention=True)
+    assert expected["transformer.h.0.attn.c_attn"] == 10 * 16 * 48
     assert sum(count for name, count in expected.items() if name.endswith("/attention")) == 2 * (2 * 2 * 5 * 5 * 16)
     ts.sparsify(model, "str")
-    assert layer_macs(model, tokens, attention=True) == expected
-    assert layer_macs(gpt2().eval().to("meta"), tokens.to("meta"), attention=True) == expected
+    assert layer_macs(model, TOKENS, attention=True) == expected
+    assert layer_macs(gpt2().eval().to("meta"), TOKENS.to("meta"), attention=True) == expected
 
 
-def test_a_weight_is_no_attention_wherever_it_is_multiplied() -> None:
-    class Expert(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts = nn.Parameter(torch.randn(2, 4, 4))
+class Expert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(2, 4, 4))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.bmm(x, self.experts.transpose(1, 2)) + torch.bmm(x, x.transpose(1, 2)).sum()
-
-    # 2 batches of 3 x 4 by 4 x 3; with the experts, 2 of 3 x 4 by 4 x 4 more
-    assert layer_macs(Expert(), torch.randn(2, 3, 4), attention=True) == {"/attention": 2 * 3 * 4 * 3}
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x, self.experts.transpose(1, 2)) + torch.bmm(x, x.transpose(1, 2)).sum()
 
 
-def test_grouped_queries_count_by_the_heads_that_ask() -> None:
-    class Attention(nn.Module):
-        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, is_causal=True)
+class Grouped(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, is_causal=True)
 
-    q, kv = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 5, 8)
-    assert layer_macs(Attention(), q, kv, kv, attention=True) == {"/attention": 2 * 4 * 3 * 5 * 16}
+
+@pytest.mark.parametrize(
+    ("module", "shapes", "macs"),
+    [
+        # 2 batches of 3 x 4 by 4 x 3; with the experts, which are weights, 2 of 3 x 4 by 4 x 4 more
+        (Expert, [(2, 3, 4)], 2 * 3 * 4 * 3),
+        # grouped queries count by the heads that ask
+        (Grouped, [(2, 4, 3, 8), (2, 2, 5, 8), (2, 2, 5, 8)], 2 * 4 * 3 * 5 * 16),
+    ],
+)
+def test_attention_is_a_product_of_two_activations(module: Any, shapes: list[tuple[int, ...]], macs: int) -> None:
+    assert layer_macs(module(), *(torch.randn(shape) for shape in shapes), attention=True) == {"/attention": macs}
 
 
 def test_embeddings_count_where_asked_for(gpt2: Build) -> None:
-    model, tokens = gpt2().eval(), torch.ones(2, 5, dtype=torch.long)
-    costs = layer_macs(model, tokens, embeddings=True)
+    model = gpt2().eval()
+    costs = layer_macs(model, TOKENS, embeddings=True)
     # the positions are looked up once for the batch
     assert (costs.pop("transformer.wte"), costs.pop("transformer.wpe")) == (2 * 5 * 16, 5 * 16)
-    assert costs == layer_macs(model, tokens)
+    assert costs == layer_macs(model, TOKENS)
 
 
 def test_attention_in_a_kernel_of_its_own_is_refused(marian: Build) -> None:
@@ -140,10 +135,3 @@ def test_attention_in_a_kernel_of_its_own_is_refused(marian: Build) -> None:
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match=r"got 'flash_attention_2'.*set_attn_implementation\('sdpa'\)"):
         layer_costs(model, torch.ones(1, 2, dtype=torch.long), attention=True)
-
-
-def test_hooks_are_gone_after_a_forward_that_fails(mlp: Build) -> None:
-    model = mlp()
-    with pytest.raises(RuntimeError):
-        layer_costs(model, torch.randn(2, 7), attention=True)
-    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import Optimizers, Run, assert_same, squares
 from torch import nn
-from torch.optim import Optimizer
 
-import tritonsparse as ts
 from tritonsparse.masks.topk import kept_count
 from tritonsparse.masks.units import to_units
 from tritonsparse.methods import (
@@ -44,9 +43,7 @@ from tritonsparse.methods import (
 from tritonsparse.methods.masked import MaskMethod
 from tritonsparse.pattern import Block, Channel, parse
 
-Build = Callable[..., Any]
-
-STEPS, EPOCH = 12, 3
+STEPS = 12  # in epochs of 3
 # Dense, sparse, dense, sparse: an epoch each.
 TURNS = Phases([(0, "dense"), (1, "sparse"), (2, "dense"), (3, "sparse")], 4)
 TABLE: dict[str, Method] = {
@@ -85,50 +82,33 @@ TABLE: dict[str, Method] = {
 }
 # The ways to ask a method for no sparsity at all.
 IDENTITIES: dict[str, Method] = {
-    "acdc": ACDC(sparsity=0.0),
-    "dense": Dense(),
-    "dsr": DSR(sparsity=0.0),
-    "dst": DST(sparsity=0.0),
-    "gmp": GMP(sparsity=0.0),
-    "mest": MEST(sparsity=0.0),
-    "optg": OptG(sparsity=0.0),
-    "powerprop": PowerProp(sparsity=0.0),
-    "rigl": RigL(sparsity=0.0),
-    "set": SET(sparsity=0.0),
-    "snfs": SNFS(sparsity=0.0),
-    "static": Static(sparsity=0.0),
-    "swat": SWAT(sparsity=0.0),
-    "topkast": TopKAST(sparsity=0.0),
-    "str": STR(threshold_init=-math.inf),
-    "autosparse": AutoSparse(threshold_init=-math.inf),
+    **{name: METHODS[name](sparsity=0.0) for name in METHODS if name not in ("dense", "str", "autosparse")},
+    **{"dense": Dense(), "str": STR(threshold_init=-math.inf), "autosparse": AutoSparse(threshold_init=-math.inf)},
 }
 # Methods whose weights outside the mask are gone; Top-KAST and OptG keep them, AC/DC has dense phases.
 HELD = (GMP, MEST, SET, Static)  # RigL, SNFS and DSR are kinds of SET
 # Every pattern that every mask method supports, on weights [16, 8] and [4, 16].
+OF_PATTERNS: tuple[Method, ...] = (
+    *(GMP(sparsity=0.5, update_every=2), Static(sparsity=0.5), TopKAST(sparsity=0.5), ACDC(sparsity=0.5, phases=TURNS)),
+    *(RigL(sparsity=0.5, update_every=2, distribution="uniform"), SET(sparsity=0.5, update_every=2)),
+    *(SNFS(sparsity=0.5, update_every=2), DSR(sparsity=0.5, update_every=2, threshold_init=0.1)),
+    *(OptG(sparsity=0.5), PowerProp(sparsity=0.5), SWAT(sparsity=0.5)),
+    *(AutoSparse(sparsity=0.5, control_every=2), STR(sparsity=0.5), AutoSparse(sparsity=0.5, backward_density=0.8)),
+)
 PATTERNS = [
-    (f"{method.name}, {pattern}", method, pattern)
-    for method in (
-        *(
-            GMP(sparsity=0.5, update_every=2),
-            Static(sparsity=0.5),
-            TopKAST(sparsity=0.5),
-            ACDC(sparsity=0.5, phases=TURNS),
-        ),
-        *(RigL(sparsity=0.5, update_every=2, distribution="uniform"), SET(sparsity=0.5, update_every=2)),
-        *(SNFS(sparsity=0.5, update_every=2), DSR(sparsity=0.5, update_every=2, threshold_init=0.1)),
-        *(OptG(sparsity=0.5), PowerProp(sparsity=0.5), SWAT(sparsity=0.5)),
-        *(AutoSparse(sparsity=0.5, control_every=2), STR(sparsity=0.5), AutoSparse(sparsity=0.5, backward_density=0.8)),
-    )
+    pytest.param(method, pattern, id=f"{method.name}, {pattern}")
+    for method in OF_PATTERNS
     for pattern in ("block:2", "block:4x2", "channel", "2:4", "1:2", "2:4:transposable")
     if isinstance(parse(pattern), method.patterns)
 ]
-OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+OPTIMIZERS: Optimizers = {
     "sgd with momentum": lambda groups: torch.optim.SGD(groups, momentum=0.9),
     "adamw foreach": lambda groups: torch.optim.AdamW(groups, foreach=True),
     "adamw fused": lambda groups: torch.optim.AdamW(groups, fused=True),
 }
-every_method = pytest.mark.parametrize("method", TABLE.values(), ids=TABLE)
-every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+every_method = pytest.mark.parametrize("name", TABLE)
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+every_kind = pytest.mark.parametrize("kind", ["linear", "convolution"])
 
 
 class Convolutions(nn.Sequential):
@@ -142,59 +122,39 @@ class Convolutions(nn.Sequential):
         return y
 
 
-@pytest.fixture(params=["linear", "convolution"])
-def mlp(mlp: Build, request: pytest.FixtureRequest) -> Build:
-    """The model of every test here: [16, 8] and [4, 16] as linear layers, and as [16, 4, 1, 2] and [4, 4, 2, 2]."""
-
-    def build(seed: int = 0) -> nn.Sequential:
-        torch.manual_seed(seed)
-        return Convolutions(nn.Conv2d(4, 16, (1, 2)), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(4, 4, 2))
-
-    return mlp if request.param == "linear" else build
+def build(kind: str, seed: int = 0) -> nn.Sequential:
+    """[16, 8] and [4, 16] as linear layers, or as [16, 4, 1, 2] and [4, 4, 2, 2]."""
+    torch.manual_seed(seed)
+    if kind == "linear":
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 4))
+    return Convolutions(nn.Conv2d(4, 16, (1, 2)), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(4, 4, 2))
 
 
-class Run:
-    """A model, its sparsifier and its optimizer, on a regression that depends on the step alone."""
-
-    def __init__(
-        self, model: nn.Module, method: Method, optimizer: Callable[[Any], Optimizer], pattern: str = "unstructured"
-    ) -> None:
-        self.model = model
-        self.sparsifier = ts.sparsify(model, method, pattern=pattern, total_steps=STEPS, steps_per_epoch=EPOCH, seed=5)
-        self.optimizer = optimizer(self.sparsifier.param_groups(lr=0.02, weight_decay=0.01))
-        self.sparsifier.attach(self.optimizer)
-
-    def train(self, steps: int) -> list[float]:
-        losses = []
-        for step in range(self.sparsifier.step, self.sparsifier.step + steps):
-            torch.manual_seed(1000 + step)
-            x = torch.randn(16, 8)
-            loss = (self.model(x) - torch.tanh(x[:, :4] + x[:, 4:])).square().mean()
-            self.sparsifier.observe(loss=loss)
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            losses.append(loss.item())
-        return losses
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "sparsifier": self.sparsifier.state_dict(),
-        }
+def begin(method: Method, optimizer: str, kind: str, seed: int = 0, **options: Any) -> Run:
+    return Run(build(kind, seed), method, OPTIMIZERS[optimizer], seed=5, **options)
 
 
-def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+def resumed(run: Run, method: Method, optimizer: str, kind: str, **options: Any) -> Run:
+    """The rest of all steps, by a new process's run that loads a state from a file."""
+    file = io.BytesIO()
+    torch.save(run.state(), file)
+    file.seek(0)
+    second = begin(method, optimizer, kind, 9, **options).load(torch.load(file, weights_only=True))
+    return second.train(STEPS - second.sparsifier.step)
 
 
-def assert_same_state(ours: Run, theirs: Run) -> None:
-    assert_same_tensors(ours.model.state_dict(), theirs.model.state_dict())
-    left, right = ours.sparsifier.state_dict(), theirs.sparsifier.state_dict()
-    assert_same_tensors(left.pop("tensors"), right.pop("tensors"))
-    assert left == right
+def outside(run: Run) -> bool:
+    """Whether a weight outside a mask is not zero."""
+    return any(
+        bool(layer.weight[~layer.mask].any()) for layer in run.sparsifier.layers.values() if layer.kind == "mask"
+    )
+
+
+@functools.cache
+def unbroken(name: str, optimizer: str, kind: str) -> tuple[Run, list[bool]]:
+    """A run of all steps, left as it is by those who look at it, and whether weights were outside after each step."""
+    run = begin(TABLE[name], optimizer, kind)
+    return run, [outside(run.train(1)) for _ in range(STEPS)]
 
 
 def test_no_registered_method_is_missing_from_the_tables() -> None:
@@ -202,27 +162,26 @@ def test_no_registered_method_is_missing_from_the_tables() -> None:
     assert {name: cls.name for name, cls in METHODS.items()} == {name: name for name in METHODS}
 
 
+@every_kind
 @every_optimizer
 @every_method
-def test_weights_outside_a_mask_are_exactly_zero_after_every_step(
-    mlp: Build, method: Method, optimizer: Callable[[Any], Optimizer]
+def test_it_resumes_as_if_never_stopped_and_weights_outside_masks_are_exactly_zero_after_every_step(
+    name: str, optimizer: str, kind: str
 ) -> None:
-    run = Run(mlp(), method, optimizer)
-    masked = [layer for layer in run.sparsifier.layers.values() if layer.kind == "mask"]
-    assert bool(masked) == isinstance(method, (*HELD, TopKAST, OptG, SWAT))
-    for _ in range(STEPS):
-        run.train(1)
-        if isinstance(method, HELD):
-            assert not any(layer.weight[~layer.mask].any() for layer in masked)
+    method, (run, found) = TABLE[name], unbroken(name, optimizer, kind)
+    masked = any(layer.kind == "mask" for layer in begin(method, optimizer, kind).sparsifier.layers.values())
+    assert masked == isinstance(method, (*HELD, TopKAST, OptG, SWAT))
+    assert not (isinstance(method, HELD) and any(found))
+    # Not at an epoch's end: the losses seen so far count.
+    first = begin(method, optimizer, kind).train(STEPS // 2 - 1)
+    assert_same(resumed(first, method, optimizer, kind).state(), run.state())
 
 
+@every_kind
 @every_optimizer
 @pytest.mark.parametrize("name", [name for name, method in TABLE.items() if isinstance(method, MaskMethod)])
-def test_the_sparsity_asked_for_is_met_to_one_element(
-    mlp: Build, name: str, optimizer: Callable[[Any], Optimizer]
-) -> None:
-    run, method = Run(mlp(), TABLE[name], optimizer), TABLE[name]
-    run.train(STEPS)
+def test_the_sparsity_asked_for_is_met_to_one_element(name: str, optimizer: str, kind: str) -> None:
+    (run, _), method = unbroken(name, optimizer, kind), TABLE[name]
     kept = {key: int(layer.mask.sum()) for key, layer in run.sparsifier.layers.items()}
     if getattr(method, "scope", None) == "global" or isinstance(method, OptG):
         assert sum(kept.values()) == kept_count(192, 0.7)
@@ -239,112 +198,75 @@ def test_the_sparsity_asked_for_is_met_to_one_element(
     assert isinstance(method, SET | MEST) or nonzero == kept
 
 
-@pytest.mark.parametrize(("method", "pattern"), [case[1:] for case in PATTERNS], ids=[case[0] for case in PATTERNS])
-def test_masks_obey_the_pattern_to_one_unit_and_resume(mlp: Build, method: Method, pattern: str) -> None:
-    run = Run(mlp(), method, OPTIMIZERS["adamw foreach"], pattern)
-    shape = parse(pattern)
-    run.train(STEPS)
-    total = 0
+@every_kind
+@pytest.mark.parametrize(("method", "pattern"), PATTERNS)
+def test_masks_obey_the_pattern_to_one_unit_and_resume(method: Method, pattern: str, kind: str) -> None:
+    run = begin(method, "adamw foreach", kind, pattern=pattern).train(STEPS)
+    shape, total = parse(pattern), 0
     for layer in run.sparsifier.layers.values():
         mask = layer.oriented(layer.mask).float()
         if isinstance(shape, Block | Channel):
-            units = to_units(mask, shape)
             size = mask.shape[1] if isinstance(shape, Channel) else shape.rows * shape.columns
-            assert set(units.unique().tolist()) <= {0.0, float(size)}
+            assert set(to_units(mask, shape).unique().tolist()) <= {0.0, float(size)}
         else:
             assert (mask.reshape(-1, shape.m).sum(1) == shape.n).all()
             assert not shape.transposable or (mask.t().reshape(-1, shape.m).sum(1) == shape.n).all()
         total += int(mask.sum())
-        if isinstance(method, HELD):
-            assert not layer.weight[~layer.mask].any()
+    assert not (isinstance(method, HELD) and outside(run))
     # ERK and the global top-k divide units of several sizes: within one unit of the largest a layer.
     assert abs(total - 96) <= (2 * 16 if isinstance(shape, Channel) else 16 if isinstance(shape, Block) else 0)
-    resumed = Run(mlp(), method, OPTIMIZERS["adamw foreach"], pattern)
-    resumed.train(5)
-    saved = resumed.state()
-    second = Run(mlp(seed=9), method, OPTIMIZERS["adamw foreach"], pattern)
-    second.model.load_state_dict(saved["model"])
-    second.optimizer.load_state_dict(saved["optimizer"])
-    second.sparsifier.load_state_dict(saved["sparsifier"])
-    second.train(STEPS - 5)
-    assert_same_state(second, run)
+    first = begin(method, "adamw foreach", kind, pattern=pattern).train(5)
+    assert_same(resumed(first, method, "adamw foreach", kind, pattern=pattern).state(), run.state())
 
 
+@every_kind
 @every_optimizer
 @pytest.mark.parametrize("method", IDENTITIES.values(), ids=IDENTITIES)
-def test_no_sparsity_trains_bit_for_bit_as_the_untouched_model(
-    mlp: Build, method: Method, optimizer: Callable[[Any], Optimizer]
-) -> None:
-    run, untouched = Run(mlp(), method, optimizer), mlp()
+def test_no_sparsity_trains_bit_for_bit_as_the_untouched_model(method: Method, optimizer: str, kind: str) -> None:
+    run, untouched = begin(method, optimizer, kind), build(kind)
+    assert run.sparsifier.method.idle == (hasattr(method, "sparsity") and not isinstance(method, STR))
     run.train(5)
-    groups = [
-        {"params": [p for p in untouched.parameters() if p.dim() > 1], "lr": 0.02, "weight_decay": 0.01},
-        {"params": [p for p in untouched.parameters() if p.dim() == 1], "lr": 0.02, "weight_decay": 0.0},
-    ]
-    other = optimizer(groups)
+    decayed, others = ([p for p in untouched.parameters() if (p.dim() > 1) == weights] for weights in (True, False))
+    rates = {"lr": 0.02, "weight_decay": 0.01}
+    other = OPTIMIZERS[optimizer]([{"params": decayed, **rates}, {"params": others, **rates, "weight_decay": 0.0}])
     for step in range(5):
         torch.manual_seed(1000 + step)
-        x = torch.randn(16, 8)
-        (untouched(x) - torch.tanh(x[:, :4] + x[:, 4:])).square().mean().backward()
+        squares(untouched).backward()
         other.step()
         other.zero_grad()
     assert run.sparsifier.step == 5 and run.sparsifier.sparsity() == 0.0
-    assert_same_tensors(run.model.state_dict(), untouched.state_dict())
+    assert_same(run.model.state_dict(), untouched.state_dict())
 
 
-@every_optimizer
+@every_kind
 @every_method
-def test_saved_and_loaded_it_goes_on_as_if_never_stopped(
-    mlp: Build, method: Method, optimizer: Callable[[Any], Optimizer]
+def test_the_same_seed_gives_the_same_run_which_finalize_makes_a_stock_model_with_real_zeros(
+    name: str, kind: str
 ) -> None:
-    unbroken = Run(mlp(), method, optimizer)
-    unbroken.train(STEPS)
-    first = Run(mlp(), method, optimizer)
-    first.train(STEPS // 2 - 1)  # not at an epoch's end: the losses seen so far count
-    file = io.BytesIO()
-    torch.save(first.state(), file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    second = Run(mlp(seed=9), method, optimizer)
-    second.model.load_state_dict(saved["model"])
-    second.optimizer.load_state_dict(saved["optimizer"])
-    second.sparsifier.load_state_dict(saved["sparsifier"])
-    second.train(STEPS // 2 + 1)
-    assert_same_state(second, unbroken)
-
-
-@every_method
-def test_the_same_seed_gives_the_same_run(mlp: Build, method: Method) -> None:
-    first, second = (Run(mlp(), method, OPTIMIZERS["adamw foreach"]) for _ in range(2))
-    assert first.train(STEPS) == second.train(STEPS)
-    assert_same_state(first, second)
-
-
-@every_method
-def test_the_loss_of_a_small_problem_falls(mlp: Build, method: Method) -> None:
-    losses = Run(mlp(), method, OPTIMIZERS["adamw fused"]).train(4 * STEPS)
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-
-
-@every_method
-def test_finalize_restores_the_stock_model_with_the_same_outputs_and_real_zeros(mlp: Build, method: Method) -> None:
-    stock, run = mlp(), Run(mlp(), method, OPTIMIZERS["adamw foreach"])
-    run.train(STEPS)
-    x, sparsity = torch.randn(4, 8), run.sparsifier.sparsity()
+    run, (other, _) = begin(TABLE[name], "adamw foreach", kind).train(STEPS), unbroken(name, "adamw foreach", kind)
+    assert_same([run.state(), run.losses], [other.state(), other.losses])
+    stock, x, sparsity = build(kind), torch.randn(4, 8), run.sparsifier.sparsity()
     expected = run.model.eval()(x)
     assert run.sparsifier.finalize() is run.model
     assert torch.equal(run.model(x), expected)
-    assert [type(module) for module in run.model] == [type(module) for module in stock]
-    assert [vars(module).keys() for module in run.model] == [vars(module).keys() for module in stock]
+    for look in (type, lambda module: vars(module).keys()):
+        assert [look(module) for module in run.model] == [look(module) for module in stock]
     assert run.model.state_dict().keys() == stock.state_dict().keys()
     zeros = sum(int((run.model[i].weight == 0).sum()) for i in (0, 3))
-    assert zeros == round(sparsity * 192)
-    assert (zeros > 0) == (method.name != "dense")
+    assert zeros == round(sparsity * 192) and (zeros > 0) == (TABLE[name].name != "dense")
 
 
+@every_kind
 @every_method
-def test_the_state_is_plain_json_and_tensors(mlp: Build, method: Method) -> None:
-    state = Run(mlp(), method, OPTIMIZERS["adamw foreach"]).sparsifier.state_dict()
+def test_the_loss_of_a_small_problem_falls(name: str, kind: str) -> None:
+    losses = torch.stack(begin(TABLE[name], "adamw fused", kind).train(4 * STEPS).losses)
+    assert losses[-5:].sum() < 0.8 * losses[:5].sum()
+
+
+@every_kind
+@every_method
+def test_the_state_is_plain_json_and_tensors(name: str, kind: str) -> None:
+    state = begin(TABLE[name], "adamw foreach", kind).sparsifier.state_dict()
     assert all(type(tensor) is torch.Tensor and tensor.device.type == "cpu" for tensor in state["tensors"].values())
     assert json.loads(json.dumps({key: value for key, value in state.items() if key != "tensors"}))
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from small_runs import Build, Run, assert_same, squares
 from torch import nn
 
 import tritonsparse as ts
 from tritonsparse.methods import GMP, STR, AutoSparse
-
-Build = Callable[..., Any]
 
 MASKED = GMP(sparsity=0.5, initial_sparsity=0.25)
 
@@ -25,76 +24,53 @@ def sparse(model: nn.Module, method: Any = MASKED, **changes: Any) -> ts.Sparsif
     return ts.sparsify(model, method, **{"total_steps": 10, "steps_per_epoch": 5, **changes})
 
 
-def clone(state: dict[str, Any]) -> dict[str, Any]:
-    return {**state, "kinds": dict(state["kinds"]), "tensors": dict(state["tensors"]), "config": dict(state["config"])}
+def wider() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 9), *[nn.ReLU()] * 2, nn.Linear(9, 4))
 
 
-def spoil(state: dict[str, Any], *path: str, value: Any = None, drop: bool = False) -> dict[str, Any]:
-    state = clone(state)
-    inner = state
-    for key in path[:-1]:
-        inner = inner[key]
-    if drop:
-        del inner[path[-1]]
-    else:
-        inner[path[-1]] = value
-    return state
+ANOTHER = "sparsify the model with the arguments"
+# What is loaded: the state of another Sparsifier, or ours with one entry set (or, by None, left out).
+REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "method": (lambda build: sparse(build(), STR()), (ANOTHER, "method", "'gmp'", "'str'")),
+    "configuration": (
+        lambda build: sparse(build(), GMP(sparsity=0.6, initial_sparsity=0.25)), (ANOTHER, "gmp.", "0.6")),
+    "layers": (lambda build: sparse(build(), exclude=["3"]), (ANOTHER, "layers", "'3'")),
+    "total_steps": (lambda build: sparse(build(), total_steps=11), (ANOTHER, "total_steps", "10", "11")),
+    "steps_per_epoch": (lambda build: sparse(build(), steps_per_epoch=4), (ANOTHER, "steps_per_epoch", "5", "4")),
+    "shapes": (lambda build: sparse(wider()), (ANOTHER, "0.mask")),
+    "version": (("format_version", 0), ()),
+    "mask missing": (("tensors", "0.mask", None), ()),
+    "kind without its tensor": (("kinds", "0", "soft"), ()),
+    "unknown kind": (("kinds", "0", "fancy"), ()),
+    "stray tensor": (("tensors", "7.mask", torch.ones(2, 2, dtype=torch.bool)), ()),
+    "key missing": (("step", None), ()),
+}  # fmt: skip
 
 
-def assert_refused(sparsifier: ts.Sparsifier, state: dict[str, Any], *words: str) -> None:
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_state_of_another_run_and_a_damaged_one_are_refused_and_nothing_changed(mlp: Build, case: str) -> None:
+    (change, words), sparsifier = REFUSED[case], sparse(mlp())
     before = sparsifier.state_dict()
+    state: Any = change(mlp).state_dict() if callable(change) else copy.deepcopy(before)
+    if not callable(change):
+        *path, key, value = change
+        inner = state[path[0]] if path else state
+        inner.pop(key, None)
+        inner |= {} if value is None else {key: value}
     with pytest.raises(ValueError) as caught:
         sparsifier.load_state_dict(state)
-    text = str(caught.value)
-    assert [word for word in ("load_state_dict: expected", *words) if word not in text] == [], text
-    after = sparsifier.state_dict()
-    left, right = before.pop("tensors"), after.pop("tensors")
-    assert before == after and left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (lambda build: sparse(build(), STR()), ("method", "'gmp'", "'str'")),
-        (lambda build: sparse(build(), GMP(sparsity=0.6, initial_sparsity=0.25)), ("gmp.", "0.6")),
-        (lambda build: sparse(build(), exclude=["3"]), ("layers", "'3'")),
-        (lambda build: sparse(build(), total_steps=11), ("total_steps", "10", "11")),
-        (lambda build: sparse(build(), steps_per_epoch=4), ("steps_per_epoch", "5", "4")),
-        (lambda build: sparse(nn.Sequential(nn.Linear(8, 9), *[nn.ReLU()] * 2, nn.Linear(9, 4))), ("0.mask",)),
-    ],
-    ids=["method", "configuration", "layers", "total_steps", "steps_per_epoch", "shapes"],
-)
-def test_a_state_of_another_run_is_refused_and_nothing_changed(mlp: Build, other: Any, words: tuple[str, ...]) -> None:
-    assert_refused(sparse(mlp()), other(mlp).state_dict(), "sparsify the model with the arguments", *words)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"path": ("format_version",), "value": 0},
-        {"path": ("tensors", "0.mask"), "drop": True},
-        {"path": ("kinds", "0"), "value": "soft"},
-        {"path": ("kinds", "0"), "value": "fancy"},
-        {"path": ("tensors", "7.mask"), "value": torch.ones(2, 2, dtype=torch.bool)},
-        {"path": ("step",), "drop": True},
-    ],
-    ids=["version", "mask missing", "kind without its tensor", "unknown kind", "stray tensor", "key missing"],
-)
-def test_a_damaged_state_is_refused_and_nothing_changed(mlp: Build, damage: dict[str, Any]) -> None:
-    sparsifier = sparse(mlp())
-    assert_refused(sparsifier, spoil(sparsifier.state_dict(), *damage.pop("path"), **damage))
+    assert [word for word in ("load_state_dict: expected", *words) if word not in str(caught.value)] == []
+    assert_same(sparsifier.state_dict(), before)
 
 
 def test_a_state_is_a_copy_that_training_does_not_change(mlp: Build) -> None:
     sparsifier = sparse(mlp())
     saved = sparsifier.state_dict()
     mask = saved["tensors"]["0.mask"].clone()
-    sparsifier.layers["0"].mask.fill_(False)
-    assert torch.equal(saved["tensors"]["0.mask"], mask)
-    sparsifier.load_state_dict(saved)
-    sparsifier.layers["0"].mask.fill_(False)
-    assert torch.equal(saved["tensors"]["0.mask"], mask)
+    for _ in range(2):
+        sparsifier.layers["0"].mask.fill_(False)
+        assert torch.equal(saved["tensors"]["0.mask"], mask)
+        sparsifier.load_state_dict(saved)
 
 
 def test_a_state_holds_neither_weights_nor_thresholds(mlp: Build) -> None:
@@ -102,29 +78,21 @@ def test_a_state_holds_neither_weights_nor_thresholds(mlp: Build) -> None:
     assert sparsifier.state_dict()["tensors"].keys() == {"0.grad_mask", "0.alpha", "3.grad_mask", "3.alpha"}
 
 
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def test_accelerate_saves_and_loads_it_with_everything_else(
     mlp: Build, accelerator: Accelerator, tmp_path: Path
 ) -> None:
     def begin(seed: int) -> tuple[nn.Module, Any, ts.Sparsifier]:
-        model = mlp(seed).eval()
-        sparsifier = sparse(model, AutoSparse(threshold_init=-2.0, alpha_schedule="linear", backward_density=0.5))
+        sparsifier = sparse(mlp(seed), AutoSparse(threshold_init=-2.0, alpha_schedule="linear", backward_density=0.5))
         optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=0.05))
-        model, optimizer = accelerator.prepare(model, optimizer)
+        model, optimizer = accelerator.prepare(sparsifier.model, optimizer)
         sparsifier.attach(optimizer)
         sparsifier.register(accelerator)
         return model, optimizer, sparsifier
 
     def train(model: nn.Module, optimizer: Any, sparsifier: ts.Sparsifier) -> None:
         for _ in range(4):
-            x = torch.randn(4, 8, generator=torch.Generator().manual_seed(sparsifier.step))
-            accelerator.backward(model(x).square().mean())
+            torch.manual_seed(sparsifier.step)
+            accelerator.backward(squares(model))
             optimizer.step()
             optimizer.zero_grad()
 
@@ -141,10 +109,8 @@ def test_accelerate_saves_and_loads_it_with_everything_else(
     accelerator.load_state(str(tmp_path))
     assert second[2].step == 4
     train(*second)
-    assert second[2].step == first[2].step == 8
-    for left, right in ((first[0].state_dict(), second[0].state_dict()),
-                        (first[2].state_dict()["tensors"], second[2].state_dict()["tensors"])):  # fmt: skip
-        assert all(torch.equal(left[key], right[key]) for key in left | right)
+    assert second[2].step == 8
+    assert_same([second[0].state_dict(), second[2].state_dict()], [first[0].state_dict(), first[2].state_dict()])
 
 
 def test_a_folder_without_a_state_is_named(mlp: Build, accelerator: Accelerator, tmp_path: Path) -> None:
@@ -156,26 +122,18 @@ def test_a_folder_without_a_state_is_named(mlp: Build, accelerator: Accelerator,
 
 
 def test_finalize_uses_the_sparsifier_up(mlp: Build, tmp_path: Path) -> None:
-    sparsifier = sparse(mlp(), STR())
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.1))
-    sparsifier.attach(optimizer)
-    state = sparsifier.state_dict()
+    run = Run(mlp(), "str")
+    sparsifier, state = run.sparsifier, run.sparsifier.state_dict()
     sparsifier.finalize()
-    calls: dict[str, Callable[[], Any]] = {
-        "finalize": sparsifier.finalize,
-        "sparsity": sparsifier.sparsity,
-        "report": sparsifier.report,
-        "state_dict": sparsifier.state_dict,
-        "load_state_dict": lambda: sparsifier.load_state_dict(state),
-        "finalized_state_dict": sparsifier.finalized_state_dict,
-        "save_pretrained": lambda: sparsifier.save_pretrained(tmp_path),
-        "attach": lambda: sparsifier.attach(optimizer),
-        "param_groups": sparsifier.param_groups,
-    }
-    for name, call in calls.items():
+    arguments = {"load_state_dict": [state], "save_pretrained": [tmp_path], "attach": [run.optimizer]}
+    for name in (
+        *("finalize", "sparsity", "report", "state_dict", "load_state_dict", "finalized_state_dict", "param_groups"),
+        *("trained_state_dict", "save_pretrained", "attach", "compact", "expand", "refresh"),
+    ):
+        call: Callable[..., Any] = getattr(sparsifier, name)
         with pytest.raises(RuntimeError, match=f"{name}: expected a live Sparsifier.*sparsify the model again"):
-            call()
-    optimizer.step()  # the hooks are gone: nothing happens
+            call(*arguments.get(name, []))
+    run.optimizer.step()  # the hooks are gone: nothing happens
     assert sparsifier.step == 0
 
 

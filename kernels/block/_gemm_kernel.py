@@ -16,9 +16,6 @@ from __future__ import annotations
 from .._tiles import grouped_tile, split_columns
 from .._triton import tl, triton
 
-# Elements of Y that a program of the second step of a split product sums.
-SUM_TILE = 1024
-
 
 @triton.jit
 def _parts(p_start, line, lines, tiles, programs, TILES_K: tl.constexpr, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]

@@ -232,9 +232,9 @@ def launch_block_grad(
     tiles: BlockGradTiles | None,
 ) -> Tensor:
     """`block_grad_weight` of checked operands."""
-    index, block, (n, k), transposed, count = layout
-    m, grid, packed = x.shape[0], layout.grid, count is not None
-    lists = sections(index, *grid)
+    block, (n, k), transposed, packed = layout.block, layout.shape, layout.transposed, layout.count is not None
+    m, grid = x.shape[0], layout.grid
+    lists = sections(layout.index, *grid)
     by_rows = takes_rows((n, k), block, transposed)
     left, right = (grad_y, x) if by_rows else (x, grad_y)
     start, blocks = (lists.row_start, lists.row_block) if by_rows else (lists.column_start, lists.column_block)

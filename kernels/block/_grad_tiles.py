@@ -104,7 +104,7 @@ def block_grad_tiles(
     while splits < MAX_SPLITS and 2 * splits * programs <= places and m >= 8 * splits * tile_m:
         splits *= 2
     area = tile_n * tile_k
-    # dW beside the whole of G would not fit into registers.
+    # dW and the whole of G would not fit into registers.
     subtiles = min(max(area // 4096, 1), tile_n // 16)
     # Addresses and places of 256 gathered columns, or of single elements, are too many for four warps.
     num_warps = 8 if area >= 16_384 or tile_k == 256 or exact or not aligned else 4

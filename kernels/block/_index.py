@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._operands import expect
+from .._operands import expect, refuse
 from .._triton import require
 from ._index_kernels import NUM_WARPS, SCAN_TILE, TILE, WIDTH, count_kernel, scan_kernel, write_kernel
 
@@ -97,20 +97,20 @@ def sections(index: Tensor, rows: int, columns: int) -> Sections:
 
 
 def empty_index(flags: Tensor) -> Tensor:
-    """Memory for the index of flags `[R, C]`, beside them; not written."""
+    """Memory for the index of flags `[R, C]`, on their device; not written."""
     return torch.empty(index_size(*flags.shape), dtype=torch.int32, device=flags.device)
 
 
 def check_index(function: str, index: Tensor, rows: int, columns: int) -> None:
     """Refuse what is no index of `rows` x `columns` blocks."""
     size = index_size(rows, columns)
-    expect(
-        index.shape == (size,) and index.dtype == torch.int32 and index.is_contiguous(),
-        function,
-        f"index to be contiguous int32 [{size}], that of {rows} x {columns} blocks",
-        index,
-        "allocate index_size(R, C) elements, R = ceil(N/r) and C = ceil(K/c)",
-    )
+    if not (index.shape == (size,) and index.dtype == torch.int32 and index.is_contiguous()):
+        refuse(
+            function,
+            f"index to be contiguous int32 [{size}], that of {rows} x {columns} blocks",
+            index,
+            "allocate index_size(R, C) elements, R = ceil(N/r) and C = ceil(K/c)",
+        )
 
 
 def build_index_reference(flags: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a weight in blocks lies in memory, what it must be, and the dense matrix that it stands for.
+"""How a weight in blocks lies in memory, and what it must be.
 
 Shared by `gemm.py`, `grad.py` and what is built on them; a check raises ValueError before anything is computed.
 """
@@ -6,19 +6,19 @@ Shared by `gemm.py`, `grad.py` and what is built on them; a check raises ValueEr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from .._operands import FLOATS, check_triton_dtype, expect
-from ._index import check_index, sections
+from .._operands import FLOATS, check_triton_dtype, refuse
+from ._index import check_index
 from .topology import grid_of
 
-__all__ = ["BlockLayout", "check_layout", "check_weight", "dense_weight"]
+__all__ = ["BlockLayout", "check_bias", "check_layout", "check_weight"]
 
 
-class BlockLayout(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
     """Where the blocks of a weight, or of its gradient, are and how they are stored.
 
     Attributes:
@@ -30,11 +30,11 @@ class BlockLayout(NamedTuple):
             and room behind them. None: the whole matrix is stored.
     """
 
-    index: Tensor  # type: ignore[assignment]  # a tuple's own methods are not used
+    index: Tensor
     block: tuple[int, int]
     shape: tuple[int, int]
     transposed: bool = False
-    count: int | None = None  # type: ignore[assignment]  # likewise
+    count: int | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -51,11 +51,11 @@ class BlockLayout(NamedTuple):
 
 def check_layout(function: str, layout: BlockLayout, backend: str) -> None:
     """Refuse a layout that contradicts itself, or that the back end does not take."""
-    index, block, shape, transposed, count = layout
+    block = layout.block
     if backend not in ("torch", "triton"):
         raise ValueError(f'{function}: expected backend "torch" or "triton", got {backend!r}; pass either')
-    rows, columns = grid_of(function, shape, block)
-    if transposed and count is not None:
+    rows, columns = grid_of(function, layout.shape, block)
+    if layout.transposed and layout.count is not None:
         raise ValueError(
             f"{function}: expected packed blocks of a matrix that is not transposed, got both; pack the weight as "
             f"[N, K]"
@@ -65,63 +65,26 @@ def check_layout(function: str, layout: BlockLayout, backend: str) -> None:
             f'{function}: expected blocks whose sides are multiples of 16 for backend="triton", got '
             f'{block[0]} x {block[1]}; pass backend="torch", which takes any'
         )
-    check_index(function, index, rows, columns)
+    check_index(function, layout.index, rows, columns)
 
 
 def check_weight(function: str, weight: Tensor, layout: BlockLayout, backend: str) -> None:
     """Refuse a weight in blocks that does not fit its layout or the back end."""
     check_layout(function, layout, backend)
     shape, packed = layout.stored_shape, layout.count is not None
-    expect(
-        weight.shape == shape and weight.dtype in FLOATS and (not packed or weight.is_contiguous()),
-        function,
-        f"weight to be a floating-point {list(shape)}{', contiguous' if packed else ''}",
-        weight,
-        "pack_blocks makes packed blocks" if packed else "pass it as the layout says",
-    )
+    if not (weight.shape == shape and weight.dtype in FLOATS and (not packed or weight.is_contiguous())):
+        refuse(
+            function,
+            f"weight to be a floating-point {list(shape)}{', contiguous' if packed else ''}",
+            weight,
+            "pack_blocks makes packed blocks" if packed else "pass it as the layout says",
+        )
     check_triton_dtype(function, "weight", weight.dtype, backend)
-    expect(
-        layout.index.device == weight.device,
-        function,
-        f"the layout's index on {weight.device}",
-        layout.index,
-        "build it beside the weight",
-    )
+    if layout.index.device != weight.device:
+        refuse(function, f"the layout's index on {weight.device}", layout.index, "build it on the weight's device")
 
 
-def dense_weight(weight: Tensor, layout: BlockLayout) -> Tensor:
-    """The weight [N, K] of a layout, with exact zeros in pruned blocks. Waits for the host.
-
-    Args:
-        weight, layout: as given to `block_forward`.
-
-    Returns:
-        `[N, K]`, dtype of `weight`, newly allocated.
-
-    Raises:
-        ValueError: as `block_forward`.
-
-    Example:
-        >>> import torch
-        >>> from tritonsparse.kernels.block._layout import BlockLayout, dense_weight
-        >>> from tritonsparse.kernels.block.topology import build_index_reference
-        >>> index = build_index_reference(torch.tensor([[False, True]]))
-        >>> dense_weight(torch.tensor([[5.0, 6.0, 7.0]]), BlockLayout(index, (1, 2), (1, 3)))
-        tensor([[0., 0., 7.]])
-    """
-    check_weight("dense_weight", weight, layout, "torch")
-    index, block, (n, k), transposed, count = layout
-    rows, columns = layout.grid
-    parts = sections(index, rows, columns)
-    kept = int(parts.row_start[-1])
-    lines = torch.arange(rows, device=index.device).repeat_interleave(parts.row_start.diff(), output_size=kept)
-    places = lines, parts.row_block[:kept].long()
-    if count is not None:
-        blocks = weight.new_zeros(rows, columns, *block)
-        blocks[places] = weight[:kept]
-        return blocks.transpose(1, 2).reshape(rows * block[0], columns * block[1])[:n, :k].contiguous()
-    flags = torch.zeros(rows, columns, dtype=torch.bool, device=index.device)
-    flags[places] = True
-    mask = flags.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:n, :k]
-    # Whatever a pruned block holds, NaN included, is gone.
-    return torch.where(mask, weight.t() if transposed else weight, 0.0)
+def check_bias(function: str, bias: Tensor | None, n: int, x: Tensor) -> None:
+    """Refuse a bias that is not added to the n results of x as it is."""
+    if bias is not None and not (bias.shape == (n,) and bias.dtype == x.dtype and bias.device == x.device):
+        refuse(function, f"bias to be {x.dtype} [{n}] on {x.device}", bias, "cast the bias with x")

@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._operands import check_out_dtype, expect
+from .._operands import check_out_dtype
 from .._tiles import input_precision, is_aligned, limits_of
 from .._triton import INTERPRETED, TensorDescriptor, require, triton
 from ..fused._operands import check_rows
-from ._gemm_kernel import SUM_TILE, _block_gemm_kernel, _sum_line_parts_kernel
+from ..fused.gemm import SUM_TILE
+from ._gemm_kernel import _block_gemm_kernel, _sum_line_parts_kernel
 from ._gemm_tiles import BlockTiles, block_tiles
 from ._index import sections
-from ._layout import BlockLayout, check_weight, dense_weight
+from ._layout import BlockLayout, check_bias, check_weight
+from .storage import dense_weight
 
 __all__ = ["BlockLayout", "block_forward", "block_grad_input"]
 
@@ -52,10 +54,10 @@ def _launch(
     out_dtype: torch.dtype,
     tiles: BlockTiles | None,
 ) -> Tensor:
-    index, block, (n, k), transposed, count = layout
-    m, (rows, columns), packed = x.shape[0], layout.grid, count is not None
+    index, block, (n, k), packed = layout.index, layout.block, layout.shape, layout.count is not None
+    m, (rows, columns) = x.shape[0], layout.grid
     # The matrix that holds the weight's values, and the kernel's N and K in it: a packed one is blocks atop each other.
-    matrix = weight.reshape(-1, block[1]) if packed else weight.t() if transposed else weight
+    matrix = weight.reshape(-1, block[1]) if packed else weight.t() if layout.transposed else weight
     size_n, size_k = matrix.shape
     (side_n, side_k), (stride_wn, stride_wk) = block, matrix.stride()
     if along_columns:
@@ -157,14 +159,7 @@ def block_forward(
     n, k = layout.shape
     check_rows("block_forward", "x", x, k, weight, backend)
     check_out_dtype("block_forward", "out_dtype", out_dtype, backend)
-    if bias is not None:
-        expect(
-            bias.shape == (n,) and bias.dtype == x.dtype and bias.device == x.device,
-            "block_forward",
-            f"bias to be {x.dtype} [{n}] on {x.device}",
-            bias,
-            "cast the bias with x",
-        )
+    check_bias("block_forward", bias, n, x)
     if backend == "torch":
         return block_forward_reference(x, weight, layout, bias, out_dtype)
     require("block_forward", weight)

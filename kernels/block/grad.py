@@ -21,17 +21,10 @@ from .._triton import require
 from ..fused._operands import check_rows
 from ._grad_kernel import launch_block_grad
 from ._grad_tiles import BlockGradTiles
-from ._index import sections
 from ._layout import BlockLayout, check_layout
+from .storage import as_blocks, as_matrix, listed_blocks, places
 
 __all__ = ["BlockLayout", "block_grad_weight"]
-
-
-def _as_blocks(matrix: Tensor, layout: BlockLayout) -> Tensor:
-    """A matrix as [R C, r, c], zeros beyond its edges."""
-    (rows, columns), (r, c) = layout.grid, layout.block
-    padded = F.pad(matrix, (0, columns * c - matrix.shape[1], 0, rows * r - matrix.shape[0]))
-    return padded.reshape(rows, r, columns, c).transpose(1, 2).reshape(rows * columns, r, c)
 
 
 def block_grad_weight_reference(
@@ -41,33 +34,20 @@ def block_grad_weight_reference(
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         dense = grad_y.to(compute).t() @ x.to(compute)
-    index, (r, c), (n, k), transposed, count = layout
-    rows, columns = layout.grid
-    lists = sections(index, rows, columns)
-    # Entry p of the list of blocks lies in the row whose stretch it falls into.
-    entries = torch.arange(rows * columns, device=x.device)
-    listed = entries < lists.row_start[-1]
-    row = torch.searchsorted(lists.row_start[1:].long().contiguous(), entries, right=True).clamp(max=max(rows - 1, 0))
-    place = torch.where(listed, row * columns + lists.row_block[: entries.numel()], rows * columns)
-    present = torch.zeros(rows * columns + 1, dtype=torch.bool, device=x.device).scatter_(0, place, True)[:-1]
-
-    multiplier = present.to(compute)
+    grid, count = layout.grid, layout.count
+    multiplier = listed_blocks(layout.index, *grid).to(compute)
     if kept is not None:
         on_pruned = 0.0 if alpha is None else alpha.to(compute).reshape(())
-        multiplier = multiplier * torch.where(kept.flatten(), 1.0, on_pruned).to(compute)
-    multiplier = multiplier[:, None, None]
-    gradients = multiplier * _as_blocks(dense, layout)
+        multiplier = multiplier * torch.where(kept, 1.0, on_pruned).to(compute)
+    multiplier = multiplier.reshape(-1, 1, 1)
+    gradients = multiplier * as_blocks(dense, layout.block)
     # A choice, not a product: where no gradient is due, a NaN in G must not leave one behind.
     result = torch.where(multiplier == 0, 0.0, gradients).to(out_dtype)
-
-    if count is not None:
-        packed = x.new_zeros((count, r, c), dtype=out_dtype)
-        stored = min(count, rows * columns)
-        chosen = torch.where(listed, place, 0)[:stored]
-        packed[:stored] = torch.where(listed[:stored, None, None], result[chosen], 0.0)
-        return packed
-    matrix = result.view(rows, columns, r, c).transpose(1, 2).reshape(rows * r, columns * c)[:n, :k]
-    return (matrix.t() if transposed else matrix).contiguous()
+    if count is None:
+        matrix = as_matrix(result, layout.shape)
+        return matrix.t().contiguous() if layout.transposed else matrix
+    # Places behind the kept blocks hold the zeros behind the result.
+    return F.pad(result, (0, 0, 0, 0, 0, 1))[places(layout.index, *grid, count)]
 
 
 def _check(
@@ -106,7 +86,7 @@ def _check(
             function,
             f"alpha to be one float32 value on {index.device}",
             alpha,
-            "keep the schedule's value in a float32 tensor beside the weight",
+            "keep the schedule's value in a float32 tensor on the weight's device",
         )
 
 

@@ -7,7 +7,7 @@
 
 with the multiplier m_b of kind "mask" (`weight/reference.py`): 1 on kept blocks, alpha on pruned ones, 0 outside the
 set B. Only where all pruned blocks get a gradient (alpha and no B) is the product for dW dense. W is the dense master:
-a kept block goes from it into the product, in the dtype of x, so that nothing beside W is stored; where the caller
+a kept block goes from it into the product, in the dtype of x, so that no copy of W is stored; where the caller
 keeps the weight in that dtype (`w_hat`), the products read it instead. Called by `tritonsparse.layers`.
 """
 
@@ -15,6 +15,7 @@ keeps the weight in that dtype (`w_hat`), the products read it instead. Called b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ def _gradients(
             dense = inputs.t() @ rows if transposed else rows.t() @ inputs
         grad_weight, _ = gradient(dense, weight, View("mask", mask=mask, alpha=alpha), backend)
     elif need_weight:
-        wanted = layout if grad_index is None else layout._replace(index=grad_index)
+        wanted = layout if grad_index is None else replace(layout, index=grad_index)
         grad_weight = block_grad_weight(
             rows, inputs, wanted, kept=kept, alpha=alpha, out_dtype=weight.dtype, backend=backend
         )

@@ -6,11 +6,10 @@
                dV = the blocks of dYᵀ X at the places of the index         [nnz, r, c]
                db = Σ_M dY                                                 [N]
 
-The blocks stand in row-major order, as `row_block` of the index lists them (`topology.py`). There may be more
-values than kept blocks: what lies behind is not read and gets a gradient of 0. The products are `gemm.py`'s and
-`grad.py`'s, so gradients and an optimizer's state are of the size of V. For a few rows, one token of each of a
-few texts, the time is that of reading V once: then rows of blocks are shared out among programs until enough loads
-are in flight (`few_rows_tiles`). Called by `tritonsparse.block_modules` and `tritonsparse.compact`.
+The blocks are stored as `storage.py` says; what lies behind the kept ones is not read and gets a gradient of 0. The
+products are `gemm.py`'s and `grad.py`'s, so gradients and an optimizer's state are of the size of V. For a few rows,
+one token of each of a few texts, the time is that of reading V once: then rows of blocks are shared out among programs
+until enough loads are in flight (`few_rows_tiles`). Called by `tritonsparse.layers`.
 """
 
 # M rows of x (tokens)   N output features   K input features   R, C: rows and columns of blocks, r x c elements each
@@ -27,11 +26,10 @@ from .._operands import FLOATS, check_triton_dtype, expect
 from .._tiles import MAX_SPLITS, MAX_STAGES, Limits, limits_of
 from .._triton import require
 from ._gemm_tiles import BlockTiles, tile_side
-from ._index import sections
-from ._layout import BlockLayout, check_weight
+from ._layout import BlockLayout, check_bias, check_weight
 from .gemm import block_forward, block_grad_input
 from .grad import block_grad_weight
-from .topology import grid_of
+from .storage import pack_blocks, unpack_blocks
 
 __all__ = ["few_rows_tiles", "pack_blocks", "packed_block_linear", "unpack_blocks"]
 
@@ -51,84 +49,6 @@ def few_rows_tiles(shape: tuple[int, int], block: tuple[int, int], limits: Limit
         splits *= 2
     num_warps = 4 if tile_n * tile_k >= 2048 else 2
     return BlockTiles(FEW, tile_n, tile_k, splits, group=1, persistent=0, num_warps=num_warps, num_stages=MAX_STAGES)
-
-
-def _places(index: Tensor, rows: int, columns: int, count: int) -> Tensor:
-    """Where each of `count` packed blocks stands among the R C blocks, row-major; R C behind the kept ones. int64."""
-    parts = sections(index, rows, columns)
-    position = torch.arange(count, dtype=torch.int32, device=index.device)
-    row = torch.searchsorted(parts.row_start, position, right=True) - 1
-    # Behind the kept blocks there may be more room than entries of the list.
-    column = parts.row_block[position.clamp(max=rows * columns)]
-    return torch.where(row < rows, row * columns + column, rows * columns)
-
-
-def pack_blocks(matrix: Tensor, index: Tensor, block: tuple[int, int], count: int) -> Tensor:
-    """The kept blocks of a matrix, in the order of the index; differentiable, no host sync.
-
-    Args:
-        matrix: `[N, K]` of any dtype and strides, N and K multiples of the block's sides.
-        index: `[index_size(R, C)]`, int32.
-        block: rows and columns of a block.
-        count: blocks to return, of at least the number kept; those behind are 0.
-
-    Returns:
-        `[count, r, c]`, contiguous, newly allocated.
-
-    Raises:
-        ValueError: the block does not divide the matrix, or the index is of another shape.
-
-    Example:
-        >>> import torch
-        >>> from tritonsparse.kernels.block.packed import pack_blocks
-        >>> from tritonsparse.kernels.block.topology import build_index_reference
-        >>> index = build_index_reference(torch.tensor([[False, True]]))
-        >>> pack_blocks(torch.tensor([[1, 2, 3, 4]]), index, (1, 2), 1)
-        tensor([[[3, 4]]])
-    """
-    (n, k), (r, c) = matrix.shape, block
-    rows, columns = grid_of("pack_blocks", (n, k), block)
-    if n % r or k % c:
-        raise ValueError(
-            f"pack_blocks: expected a matrix that divides into blocks of {r}x{c}, got {[n, k]}; pad it with zeros"
-        )
-    place = _places(index, rows, columns, count)
-    kept = place < rows * columns
-    place = place.clamp(max=rows * columns - 1)
-    blocks = matrix.reshape(rows, r, columns, c).transpose(1, 2)[place // columns, place % columns]
-    zero = torch.zeros((), dtype=matrix.dtype, device=matrix.device)
-    return torch.where(kept[:, None, None], blocks, zero).contiguous()
-
-
-def unpack_blocks(values: Tensor, index: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The matrix `[N, K]` of packed blocks, 0 elsewhere; differentiable, no host sync.
-
-    Args:
-        values: `[>= nnz, r, c]`, any dtype.
-        index: `[index_size(R, C)]`, int32.
-        shape: N and K; blocks at the far edges may be cut off.
-
-    Returns:
-        `[N, K]`, contiguous, newly allocated.
-
-    Raises:
-        ValueError: the index is of another shape.
-
-    Example:
-        >>> import torch
-        >>> from tritonsparse.kernels.block.packed import unpack_blocks
-        >>> from tritonsparse.kernels.block.topology import build_index_reference
-        >>> index = build_index_reference(torch.tensor([[False, True]]))
-        >>> unpack_blocks(torch.tensor([[[3, 4]]]), index, (1, 4))
-        tensor([[0, 0, 3, 4]])
-    """
-    count, r, c = values.shape
-    rows, columns = grid_of("unpack_blocks", shape, (r, c))
-    # One block more than there are takes whatever lies behind the kept ones.
-    blocks = values.new_zeros((rows * columns + 1, r, c))
-    blocks = blocks.index_put((_places(index, rows, columns, count),), values)[:-1]
-    matrix = blocks.reshape(rows, columns, r, c).transpose(1, 2).reshape(rows * r, columns * c)
-    return matrix[: shape[0], : shape[1]].contiguous()
 
 
 def _layout(values: Tensor, index: Tensor, n: int, k: int) -> BlockLayout:
@@ -258,14 +178,7 @@ def _check(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, shape:
         x,
         "check the layer's input",
     )
-    if bias is not None:
-        expect(
-            bias.shape == (n,) and bias.dtype == x.dtype and bias.device == x.device,
-            function,
-            f"bias to be {x.dtype} [{n}] on {x.device}",
-            bias,
-            "cast the bias with x",
-        )
+    check_bias(function, bias, n, x)
     if backend == "triton":
         check_triton_dtype(function, "x", x.dtype, backend)
         require(function, x)

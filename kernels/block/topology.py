@@ -19,7 +19,6 @@ from .._operands import expect
 from .._triton import INTERPRETED
 from ._index import (
     IndexTable,
-    Sections,
     build_index_reference,
     build_indices,
     check_index,
@@ -30,7 +29,6 @@ from ._index import (
 
 __all__ = [
     "IndexTable",
-    "Sections",
     "Topology",
     "block_flags",
     "build_index_reference",
@@ -106,9 +104,9 @@ class Topology:
 
         Args:
             mask: `[N, K]`, bool, any strides, True = kept; for a weight stored `[K, N]` its transpose.
-            grad_mask: the set B, as `mask`; blocks of it get a gradient beside the kept ones. None = no set.
+            grad_mask: the set B, as `mask`; its blocks get a gradient as the kept ones do. None = no set.
             block: rows and columns of a block.
-            turn: from flags to those of `input_index`, for a convolution; None for a linear layer.
+            turn: from flags to those of `input_index`, for a convolution; of a linear layer None, or what returns None.
 
         Raises:
             ValueError: a mask is no bool matrix, masks differ in shape or device, or the block has an empty side.
@@ -116,8 +114,8 @@ class Topology:
         """
         topology = cls.allocate(mask, grad_mask, block, turn=turn)
         backend = "triton" if INTERPRETED or mask.is_cuda else "torch"
-        pairs = topology.pairs()
-        build_indices([flags for flags, _ in pairs], [index for _, index in pairs], backend=backend)
+        flags, indices = zip(*topology.pairs(), strict=True)
+        build_indices(flags, indices, backend)
         return topology
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._eager import as_dtype, on_device_of, outside_autocast
 from .._operands import check_out_dtype, expect
 from .._tile_view import effective_tile, is_kept, sigmoid
 from .._tiles import GROUP, GemmTiles, gemm_tiles, grouped_tile, input_precision, is_aligned, limits_of
@@ -30,7 +31,7 @@ from ..weight.reference import effective_weight_reference
 from ..weight.view import View
 from ._operands import check_fused, check_rows
 
-__all__ = ["fused_forward", "fused_grad_input"]
+__all__ = ["fused_forward", "fused_grad_input", "product"]
 
 # Elements of Y that a program of the second step of a split product sums.
 SUM_TILE = 1024
@@ -134,30 +135,33 @@ def _sum_splits_kernel(  # type: ignore[no-untyped-def]
     tl.store(y + o_y, product, mask=inside)
 
 
-def fused_forward_reference(
-    x: Tensor, weight: Tensor, view: View, bias: Tensor | None, transposed: bool, out_dtype: torch.dtype
+def product_reference(
+    x: Tensor, weight: Tensor, view: View, bias: Tensor | None, exchanged: bool, out_dtype: torch.dtype
 ) -> Tensor:
     """The definition of both products: `effective_weight_reference`, then the dense library product."""
     w_hat = effective_weight_reference(weight, view, x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        y = F.linear(x, w_hat.t() if transposed else w_hat, bias)
-    return y.to(out_dtype)
+    with outside_autocast(x, bias):
+        y = F.linear(x, w_hat.t() if exchanged else w_hat, bias)
+    return as_dtype(y, out_dtype)
 
 
-def _launch(
+def product(
     x: Tensor,
     weight: Tensor,
     view: View,
     bias: Tensor | None,
     exchanged: bool,
     out_dtype: torch.dtype,
-    tiles: GemmTiles | None,
+    backend: str,
+    tiles: GemmTiles | None = None,
 ) -> Tensor:
+    """x times S(W)^T, or S(W) (exchanged), for a caller that has checked its operands."""
+    if backend == "torch":
+        return product_reference(x, weight, view, bias, exchanged, out_dtype)
     # The stored matrix, or its transpose (exchanged), is [N, K]; a threshold per row runs along its stored rows.
     (n, k), m = weight.shape, x.shape[0]
     threshold, mask = view.threshold, view.mask
-    stride_wn, stride_wk = strides(weight)
-    stride_mn, stride_mk = strides(mask)
+    (stride_wn, stride_wk), (stride_mn, stride_mk) = strides(weight), strides(mask)
     if exchanged:
         n, k, stride_wn, stride_wk, stride_mn, stride_mk = k, n, stride_wk, stride_wn, stride_mk, stride_mn
     # One threshold for the matrix is read at stride 0, along whichever axis. Of no rows there are none to read.
@@ -174,8 +178,8 @@ def _launch(
     if not y.numel():
         return y
     parts = x.new_empty((tiles.splits, m, n), dtype=torch.float32) if split else y
-    with torch.cuda.device_of(x):
-        _masked_gemm_kernel[(triton.cdiv(m, tiles.m) * triton.cdiv(n, tiles.n) * tiles.splits,)](
+    with on_device_of(x):
+        _masked_gemm_kernel[(-(-m // tiles.m) * -(-n // tiles.n) * tiles.splits,)](
             parts, x, weight, threshold, mask, bias, m, n, k,
             *strides(x), stride_wn, stride_wk,
             threshold.stride(0) if threshold is not None and per_row else 0, stride_mn, stride_mk,
@@ -184,7 +188,7 @@ def _launch(
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
         if split:
-            _sum_splits_kernel[(triton.cdiv(m * n, SUM_TILE),)](
+            _sum_splits_kernel[(-(-m * n // SUM_TILE),)](
                 y, parts, bias, m * n, n, SPLITS=tiles.splits, SUM_TILE=SUM_TILE, num_warps=4
             )
     return y
@@ -246,10 +250,9 @@ def fused_forward(
             bias,
             "cast the bias with x",
         )
-    if backend == "torch":
-        return fused_forward_reference(x, weight, view, bias, transposed, out_dtype)
-    require("fused_forward", weight)
-    return _launch(x, weight, view, bias, transposed, out_dtype, tiles)
+    if backend == "triton":
+        require("fused_forward", weight)
+    return product(x, weight, view, bias, transposed, out_dtype, backend, tiles)
 
 
 def fused_grad_input(
@@ -291,7 +294,6 @@ def fused_grad_input(
     check_fused("fused_grad_input", weight, view, backend)
     check_rows("fused_grad_input", "grad_y", grad_y, weight.shape[1 if transposed else 0], weight, backend)
     check_out_dtype("fused_grad_input", "out_dtype", out_dtype, backend)
-    if backend == "torch":
-        return fused_forward_reference(grad_y, weight, view, None, not transposed, out_dtype)
-    require("fused_grad_input", weight)
-    return _launch(grad_y, weight, view, None, not transposed, out_dtype, tiles)
+    if backend == "triton":
+        require("fused_grad_input", weight)
+    return product(grad_y, weight, view, None, not transposed, out_dtype, backend, tiles)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._eager import on_device_of, outside_autocast
 from .._operands import expect
 from .._tile_view import is_kept, masked_gradient, multiplier_tile, sigmoid, times_sign, times_slope
 from .._tiles import GROUP, GradTiles, grad_tiles, grouped_tile, input_precision, is_aligned, limits_of, split_columns
@@ -27,7 +28,7 @@ from ..weight.reference import threshold_backward_reference
 from ..weight.view import View
 from ._operands import check_fused, check_rows
 
-__all__ = ["fused_grad_weight"]
+__all__ = ["fused_grad_weight", "product_gradient"]
 
 
 @triton.jit
@@ -167,12 +168,13 @@ def _launch(
             n, k, operand_bytes=left.element_size(), precision=precision, aligned=aligned,
             limits=limits_of(weight.device),
         )  # fmt: skip
-    tiles_n, tiles_k = triton.cdiv(n, tiles.n), triton.cdiv(k, tiles.k)
+    # triton.cdiv takes eleven calls.
+    tiles_n, tiles_k = -(-n // tiles.n), -(-k // tiles.k)
     soft = kind == "soft"
     grad_weight = weight.new_empty((n, k))
     row_sums = weight.new_empty((tiles_k, n), dtype=torch.float32) if soft else None
     if weight.numel():
-        with torch.cuda.device_of(weight):
+        with on_device_of(weight):
             _masked_grad_kernel[(tiles_n * tiles_k,)](
                 grad_weight, row_sums, left, right, weight, threshold, mask, grad_mask, alpha, m, n, k,
                 *strides(left), *strides(right), *strides(weight),
@@ -188,13 +190,29 @@ def _launch(
     return grad_weight, row_sums.sum_to_size(1, threshold.numel()).flatten()
 
 
-def fused_grad_weight_reference(
+def product_gradient_reference(
     grad_y: Tensor, x: Tensor, weight: Tensor, view: View, transposed: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The definition of `fused_grad_weight`: the product in the dtype of its operands, then `threshold_backward`'s."""
-    with torch.autocast(x.device.type, enabled=False):
+    with outside_autocast(x):
         dense = x.t() @ grad_y if transposed else grad_y.t() @ x
     return threshold_backward_reference(dense, weight, view)
+
+
+def product_gradient(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    view: View,
+    transposed: bool,
+    backend: str,
+    tiles: GradTiles | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`fused_grad_weight` for a caller that has checked its operands."""
+    if backend == "torch":
+        return product_gradient_reference(grad_y, x, weight, view, transposed)
+    left, right = (x, grad_y) if transposed else (grad_y, x)
+    return _launch(left, right, weight, view, tiles)
 
 
 def fused_grad_weight(
@@ -257,8 +275,6 @@ def fused_grad_weight(
         grad_y,
         "pass both as the forward's product left them",
     )
-    if backend == "torch":
-        return fused_grad_weight_reference(grad_y, x, weight, view, transposed)
-    require(function, weight)
-    left, right = (x, grad_y) if transposed else (grad_y, x)
-    return _launch(left, right, weight, view, tiles)
+    if backend == "triton":
+        require(function, weight)
+    return product_gradient(grad_y, x, weight, view, transposed, backend, tiles)

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from .._eager import as_dtype, is_eager, outside_autocast
 from .._operands import check_input, refuse
+from .._triton import require
 from ..weight.view import View
 from ._operands import check_fused
-from .gemm import fused_forward, fused_grad_input
-from .grad import fused_grad_weight
+from .gemm import product
+from .grad import product_gradient
 
 __all__ = ["fused_linear"]
 
@@ -49,9 +50,8 @@ def _forward(
         with outside_autocast(x, bias):
             return F.linear(x, w_hat.t() if transposed else w_hat, bias)
     view = View(kind, threshold, mask)
-    rows = _matrix(x)
-    y = fused_forward(rows, weight, view, bias, transposed=transposed, out_dtype=dtype, backend=backend)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    y = product(_matrix(x), weight, view, bias, transposed, dtype, backend)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
 _forward_op = torch.library.custom_op("tritonsparse::fused_linear", _forward, mutates_args=())
@@ -98,15 +98,12 @@ def _gradients(
     rows, view = _matrix(grad_y), View(kind, threshold, mask, grad_mask, alpha)
     grad_x, grad_weight, of_threshold = x.new_empty(0), weight.new_empty(0), None
     if need_x and w_hat is None:
-        grad_x = fused_grad_input(rows, weight, view, transposed=transposed, out_dtype=x.dtype, backend=backend)
-        grad_x = grad_x.view(x.shape)
+        grad_x = product(rows, weight, view, None, not transposed, x.dtype, backend).view(x.shape)
     elif need_x and w_hat is not None:
         with outside_autocast(x):
             grad_x = torch.mm(rows, w_hat.t() if transposed else w_hat).reshape(x.shape)
     if need_weight:
-        grad_weight, of_threshold = fused_grad_weight(
-            rows, _matrix(x), weight, view, transposed=transposed, backend=backend
-        )
+        grad_weight, of_threshold = product_gradient(rows, _matrix(x), weight, view, transposed, backend)
     return grad_x, grad_weight, weight.new_empty(0) if of_threshold is None else of_threshold
 
 
@@ -221,6 +218,8 @@ def fused_linear(
         )
     check_fused("fused_linear", weight, view, backend)
     check_input("fused_linear", x, weight.shape[0 if transposed else 1], dtype)
+    if backend == "triton":
+        require("fused_linear", weight)
     if w_hat is not None and not (
         w_hat.shape == weight.shape and w_hat.dtype == dtype and w_hat.device == weight.device
     ):

@@ -112,24 +112,49 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _setup_deferred(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.dtype = inputs[0].dtype
+
+
+@once_differentiable
+def _backward_deferred(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (threshold,) = ctx.saved_tensors
+    need_weight, need_threshold = ctx.needs_input_grad[:2]
+    of_weight = as_dtype(grad, ctx.dtype) if need_weight else None
+    return of_weight, torch.zeros_like(threshold) if need_threshold else None, None
+
+
 class _EffectiveWeight(torch.autograd.Function):
     """The op as eager code runs it (`_eager.py`); what gets no gradient is one argument, for each costs time."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, threshold: Tensor | None, rest: tuple[Any, ...]) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, threshold: Tensor | None, rest: tuple[Any, ...], cached: Tensor | None
+    ) -> Tensor:
         inputs = (weight, threshold, *rest)
-        w_hat = _forward(*inputs)
+        w_hat = _forward(*inputs) if cached is None else cached.detach()
         _setup_context(ctx, inputs, w_hat)
         return w_hat
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, grad)[:3]
+        return _backward(ctx, grad)[:4]
 
 
-class _Cached(torch.autograd.Function):
-    """The caller's own Ŵ, with the gradient m G."""
+class _Deferred(torch.autograd.Function):
+    """Ŵ with the dense gradient G, which the caller multiplies once a step."""
 
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor | None, w_hat: Tensor) -> Tensor:
+        _setup_deferred(ctx, (weight, threshold), w_hat)
+        return w_hat.detach()
+
+    backward = staticmethod(_backward_deferred)  # type: ignore[assignment]  # its decorator narrows it
+
+
+# The same for what reads programs: in the form that its transforms understand, which takes two hundred calls more.
+class _TracedCached(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -143,34 +168,21 @@ class _Cached(torch.autograd.Function):
         backend: str,
         cached: Tensor,
     ) -> Tensor:
-        return cached.view_as(cached)
+        return cached.detach()
 
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
 
 
-class _Deferred(torch.autograd.Function):
-    """Ŵ with the dense gradient G, which the caller multiplies once a step."""
-
+class _TracedDeferred(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(weight: Tensor, threshold: Tensor | None, w_hat: Tensor) -> Tensor:
-        return w_hat.view_as(w_hat)
+        return w_hat.detach()
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weight, threshold, _ = inputs
-        ctx.dtype = weight.dtype
-        ctx.save_for_backward(threshold)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (threshold,) = ctx.saved_tensors
-        need_weight, need_threshold = ctx.needs_input_grad[:2]
-        of_weight = as_dtype(grad, ctx.dtype) if need_weight else None
-        return of_weight, torch.zeros_like(threshold) if need_threshold else None, None
+    setup_context = staticmethod(_setup_deferred)
+    backward = staticmethod(_backward_deferred)  # type: ignore[assignment]  # its decorator narrows it
 
 
 def effective_weight(
@@ -214,16 +226,17 @@ def effective_weight(
             cached,
             "leave it out, and the op builds it",
         )
+    eager = is_eager(weight, weight)
     if defer:
         if cached is None:
             forward_view = View(kind, None if threshold is None else threshold.detach(), mask)
             cached = effective_weight(weight.detach(), forward_view, dtype=dtype, backend=backend)
-        return _Deferred.apply(weight, threshold, cached)
-    if cached is not None:
-        return _Cached.apply(weight, threshold, mask, grad_mask, alpha, kind, backend, cached)
+        return (_Deferred if eager else _TracedDeferred).apply(weight, threshold, cached)
     rest = (mask, grad_mask, alpha, kind, backend, dtype)
-    if not is_eager(weight, weight):
-        return _forward_op(weight, threshold, *rest)
+    if not eager:
+        if cached is None:
+            return _forward_op(weight, threshold, *rest)
+        return _TracedCached.apply(weight, threshold, *rest[:-1], cached)
     if not torch.is_grad_enabled():
-        return _forward(weight, threshold, *rest)
-    return _EffectiveWeight.apply(weight, threshold, rest)
+        return _forward(weight, threshold, *rest) if cached is None else cached
+    return _EffectiveWeight.apply(weight, threshold, rest, cached)

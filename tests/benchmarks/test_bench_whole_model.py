@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import bench_whole_model
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import bench_whole_model  # noqa: E402
-
-from tritonsparse.kernels.select.topk import topk_cutoff  # noqa: E402
+from tritonsparse.kernels.select.topk import topk_cutoff
 
 
 def test_a_cut_off_is_checked_by_counting() -> None:

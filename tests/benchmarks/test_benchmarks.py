@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import bench_block
+import bench_train_step
+import harness
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(BENCHMARKS))
-
-import bench_train_step  # noqa: E402
-import harness  # noqa: E402
+Program = Callable[..., subprocess.CompletedProcess[str]]
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-
-
-def program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments]
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +25,7 @@ def program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         *("block", "block_step", "block_inference", "semi_structured", "transfo_xl"),
     ],
 )
-def test_smoke_prints_machine_table_and_json_and_writes_the_same(name: str, tmp_path: Path) -> None:
+def test_smoke_prints_machine_table_and_json_and_writes_the_same(name: str, tmp_path: Path, program: Program) -> None:
     run = program(f"bench_{name}", "--smoke", "--out", str(tmp_path))
     assert run.returncode == 0, run.stdout + run.stderr
     lines = run.stdout.splitlines()
@@ -43,6 +33,7 @@ def test_smoke_prints_machine_table_and_json_and_writes_the_same(name: str, tmp_
     document = json.loads(lines[-1])
     assert {row["verdict"] for row in document["rows"]} == {"right"}
     assert all(row["median_ms"] > 0 for row in document["rows"])
+    assert name != "block" or {row["op"] for row in document["rows"]} == {*bench_block.OPS, "index"}
     # The rows stand in the document; of a run that ended well no other file is left.
     (written,) = tmp_path.glob("*/*")
     assert written.name == f"{'train_step_transfoxl-large' if name == 'transfo_xl' else name}.json"
@@ -51,7 +42,7 @@ def test_smoke_prints_machine_table_and_json_and_writes_the_same(name: str, tmp_
 
 @no_gpu
 @pytest.mark.parametrize("name", ["bench_threshold", "gpu_queue"])
-def test_without_a_gpu_programs_refuse_in_one_sentence(name: str, tmp_path: Path) -> None:
+def test_without_a_gpu_programs_refuse_in_one_sentence(name: str, tmp_path: Path, program: Program) -> None:
     run = program(name, "--out", str(tmp_path))
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr.startswith(f"{name}: expected a GPU") and run.stderr.count("\n") == 1

@@ -7,17 +7,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
+import gpu_tests
 import pytest
+import reports
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import gpu_tests  # noqa: E402
-import reports  # noqa: E402
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 TESTS = """
 import time
@@ -49,17 +46,14 @@ def test_slow(number): time.sleep(600)
 """
 
 
-def program(folder: Path, *options: str) -> list[str]:
-    return [
-        sys.executable, str(ROOT / "benchmarks" / "gpu_tests.py"), "--smoke", f"--tests={folder}",
-        f"--out={folder / 'out'}", *options,
-    ]  # fmt: skip
+def of(folder: Path, *options: str) -> list[str]:
+    return ["--smoke", f"--tests={folder}", f"--out={folder / 'out'}", *options]
 
 
-def test_every_outcome_is_counted_once(tmp_path: Path) -> None:
+def test_every_outcome_is_counted_once(tmp_path: Path, program: Any) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_others.py").write_text("raise RuntimeError('must not be imported')")
-    run = subprocess.run(program(tmp_path, "--only=test_s*"), capture_output=True, text=True)
+    run = program("gpu_tests", *of(tmp_path, "--only=test_s*"))
     assert run.returncode == 1, run.stdout + run.stderr
     document = json.loads(run.stdout.splitlines()[-1])
     assert document["passed"] == 1 and document["status"] == 1
@@ -70,26 +64,21 @@ def test_every_outcome_is_counted_once(tmp_path: Path) -> None:
     assert len(document["slowest"]) == 5 and document["environment"]["torch"]
 
 
-def test_without_a_file_it_says_so(tmp_path: Path) -> None:
-    run = subprocess.run(program(tmp_path, "--only=nothing"), capture_output=True, text=True)
+def test_without_a_file_it_says_so(tmp_path: Path, program: Any) -> None:
+    run = program("gpu_tests", *of(tmp_path, "--only=nothing"))
     assert run.returncode == 2 and run.stderr.startswith("gpu_tests: expected test files named 'nothing'")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xdist") is None, reason="says what processes side by side do")
-def test_a_killed_run_of_many_processes_keeps_what_it_had(tmp_path: Path) -> None:
+def test_a_killed_run_of_many_processes_keeps_what_it_had(tmp_path: Path, started: Any) -> None:
     (tmp_path / "test_slow.py").write_text(SLOW)
     rows = tmp_path / "rows.jsonl"
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    process = subprocess.Popen(
-        program(tmp_path, f"--rows={rows}"), env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        while len(reports.read_run(rows).get("rows", ())) < 4:
-            assert process.poll() is None
-            time.sleep(0.1)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process = started(
+        str(BENCHMARKS / "gpu_tests.py"), *of(tmp_path, f"--rows={rows}"), stdout=subprocess.DEVNULL,
+        start_new_session=True, ready=lambda: len(reports.read_run(rows).get("rows", ())) >= 4,
+    )  # fmt: skip
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     document = gpu_tests.counted(reports.read_run(rows))
     assert document["passed"] >= 4 and document["failed"] == {} and document["name"] == "gpu_tests"
     assert all("test_quick" in test for test in document["slowest"])

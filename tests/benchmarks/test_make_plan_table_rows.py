@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import make_plan_table  # noqa: E402
+import make_plan_table
 
 
 def test_rows_of_full_forms_come_after_those_of_quick_ones() -> None:

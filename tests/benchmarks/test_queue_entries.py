@@ -6,20 +6,26 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gpu_queue
+import harness
 import pytest
+import queue_entries
+import queue_store
+import queue_training
 import torch
+from queue_store import Store
+
+from tritonsparse.pattern import parse
+from tritonsparse.train.images import arguments as image_arguments
+from tritonsparse.train.run import arguments
+from tritonsparse.train.run.program import make_method
+from tritonsparse.train.text import language_arguments, translation_arguments
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import gpu_queue  # noqa: E402
-import harness  # noqa: E402
-import queue_entries  # noqa: E402
-import queue_store  # noqa: E402
-import queue_training  # noqa: E402
-from queue_store import Store  # noqa: E402
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 
@@ -37,50 +43,34 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
     ]
 
 
-def test_training_commands_are_ones_the_program_takes() -> None:
-    from tritonsparse.pattern import parse
-    from tritonsparse.train.run import arguments
-    from tritonsparse.train.run.program import make_method
-    from tritonsparse.train.text import translation_arguments
-
-    for entry in queue_entries.entries(Path("/data")):
-        if entry.file == "multi30k":
-            args = arguments.parse(translation_arguments.parser(), entry.command[3:])
-            named, seed = entry.key.split("/")
-            assert args.method == named.split()[0] and str(args.seed) == seed
-            method = make_method("translation", args)
-            assert method.name == args.method and isinstance(parse(args.pattern), method.patterns)
-            if " " in named:
-                assert named.split()[1:] == [args.pattern, "70"] and method.sparsity == 0.7
-
-
-def test_language_commands_are_ones_the_program_takes() -> None:
-    from tritonsparse.train.run import arguments
-    from tritonsparse.train.run.program import make_method
-    from tritonsparse.train.text import language_arguments
-
-    runs = [entry for entry in queue_entries.entries(None, Path("/text")) if entry.file == "wikitext2"]
-    assert len(runs) == 6 and {entry.missing for entry in runs} == {""}
+@pytest.mark.parametrize(
+    ("task", "file", "count", "parser"),
+    [
+        ("translation", "multi30k", 63, translation_arguments.parser),
+        ("language_modeling", "wikitext2", 6, language_arguments.parser),
+        ("image_classification", "fashion_mnist", 15, lambda: image_arguments.parser("image_classification", None)),
+    ],
+)
+def test_training_commands_are_ones_the_program_takes(
+    task: str, file: str, count: int, parser: Callable[[], Any]
+) -> None:
+    runs = [
+        entry for entry in queue_entries.entries(Path("/data"), Path("/text"), Path("/images")) if entry.file == file
+    ]
+    assert len(runs) == count and {entry.missing for entry in runs} == {""}
     for entry in runs:
-        args = arguments.parse(language_arguments.parser(), entry.command[3:])
-        assert (args.method, str(args.seed)) == tuple(str(entry.key).split("/"))
-        assert make_method("language_modeling", args).name == args.method and args.save_twins
-
-
-def test_image_commands_are_ones_the_program_takes() -> None:
-    from tritonsparse.train.images.arguments import parser
-    from tritonsparse.train.run import arguments
-    from tritonsparse.train.run.program import make_method
-
-    runs = [entry for entry in queue_entries.entries(None, None, Path("/images")) if entry.file == "fashion_mnist"]
-    assert len(runs) == 15 and {entry.missing for entry in runs} == {""}
-    for entry in runs:
-        args = arguments.parse(parser("image_classification", None), entry.command[3:])
-        assert (args.method, str(args.seed)) == tuple(str(entry.key).split("/"))
-        method = make_method("image_classification", args)
-        assert method.name == args.method
+        args = arguments.parse(parser(), entry.command[3:])
+        named, seed = str(entry.key).split("/")
+        method = make_method(task, args)
+        assert method.name == args.method == named.split()[0] and str(args.seed) == seed
+        if file == "multi30k":
+            assert isinstance(parse(args.pattern), method.patterns)
+        if " " in named:
+            assert named.split()[1:] == [args.pattern, "70"] and method.sparsity == 0.7
+        # Twins are for language models alone.
+        assert file != "wikitext2" or args.save_twins
         # AC/DC refuses a run of another length than its phases.
-        assert not hasattr(method, "phases") or method.phases.epochs == args.num_train_epochs
+        assert file != "fashion_mnist" or not hasattr(method, "phases") or method.phases.epochs == args.num_train_epochs
 
 
 def test_a_training_result_is_compact(tmp_path: Path) -> None:
@@ -140,8 +130,7 @@ def test_what_an_entry_compiles_is_in_its_estimate(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(queue_entries, "compile_counts", lambda: {"block": 100, "gpu tests": 1400})
     counted = estimates()
     added = {name: counted[name] - none[name] for name in none if counted[name] != none[name]}
-    # The tests' kernels are compiled by 14 processes.
-    # Where nobody has counted them 50 s stand for it.
+    # The tests' kernels are compiled by 14 processes; where nobody has counted them 50 s stand for it.
     assert added == {"block": pytest.approx(45), "gpu tests": pytest.approx(45 - 50)}
 
 

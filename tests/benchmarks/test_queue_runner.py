@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import queue_runner
+from queue_runner import run_queue
+from queue_store import Entry, Record, Store
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import queue_runner  # noqa: E402
-from queue_runner import run_queue  # noqa: E402
-from queue_store import Entry, Record, Store  # noqa: E402
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def read_result(work: Path, output: str) -> Record:
     return {"output": output.strip()}
+
+
+def unreadable(work: Path, output: str) -> Record:
+    raise ValueError("no JSON")
 
 
 def fake(name: str, code: str = "print('fine')", **changes: Any) -> Entry:
@@ -68,9 +69,6 @@ def test_a_failing_entry_is_recorded_and_the_next_one_runs(tmp_path: Path) -> No
     assert run([failing, fake("good")], tmp_path) == {"bad": "failed", "good": "ran"}
     queue = json.loads((tmp_path / "bad.json").read_text())["queue"]
     assert queue["state"] == "failed" and queue["status"] == 3 and "it broke" in queue["output"]
-
-    def unreadable(work: Path, output: str) -> Record:
-        raise ValueError("no JSON")
 
     assert run([fake("odd", collect=unreadable)], tmp_path) == {"odd": "failed"}
     assert json.loads((tmp_path / "odd.json").read_text())["queue"]["reason"] == "ValueError: no JSON"
@@ -180,10 +178,6 @@ def test_an_entry_that_ends_badly_leaves_the_rows_it_had(ending: str, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def unreadable(work: Path, output: str) -> Record:
-    raise ValueError("no JSON")
-
-
 def test_fewer_rows_of_the_same_sources_replace_no_more(tmp_path: Path) -> None:
     store, entry = Store(tmp_path), fake("a")
     queue = {"state": "unfinished", "sources": entry.hash()}
@@ -207,17 +201,13 @@ run_queue([fake("a", ROWS + WAITING)], Store(Path({folder!r})), 600.0, os.enviro
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_queue_that_is_killed_itself_loses_no_row(how: signal.Signals, tmp_path: Path) -> None:
-    path = [str(ROOT / "benchmarks"), str(Path(__file__).parent)]
-    process = subprocess.Popen([sys.executable, "-c", QUEUE.format(path=path, folder=str(tmp_path))])
-    try:
-        while not (tmp_path / "a.jsonl.ready").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    finally:
-        process.send_signal(how)
-        process.wait()
+def test_a_queue_that_is_killed_itself_loses_no_row(how: signal.Signals, tmp_path: Path, started: Any) -> None:
+    path = [str(BENCHMARKS), str(Path(__file__).parent)]
+    code = QUEUE.format(path=path, folder=str(tmp_path))
+    process = started("-c", code, ready=(tmp_path / "a.jsonl.ready").exists)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(how)
+    process.wait()
     store, entry = Store(tmp_path), fake("a", ROWS + WAITING)
     if how == signal.SIGKILL:
         # The entry has a session of its own and outlives the queue.

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
+import bench_packed
+import bench_threshold
+import harness
 import pytest
+import reports
+import row_log
 
-ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import bench_packed  # noqa: E402
-import bench_threshold  # noqa: E402
-import harness  # noqa: E402
-import reports  # noqa: E402
-import row_log  # noqa: E402
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_rows_come_back_in_order_and_a_missing_file_has_none(tmp_path: Path) -> None:
@@ -81,17 +75,12 @@ bench_threshold.main(["--smoke", "--out", {out!r}])
 """
 
 
-def test_a_benchmark_killed_between_two_rows_keeps_those_it_had(tmp_path: Path) -> None:
+def test_a_benchmark_killed_between_two_rows_keeps_those_it_had(tmp_path: Path, started: Any) -> None:
     code = SLOW.format(benchmarks=str(BENCHMARKS), out=str(tmp_path))
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with contextlib.ExitStack() as stack:
-        stack.callback(process.stdout.close)
-        stack.callback(process.kill)
-        assert any("two rows" in line for line in process.stdout)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(60) == -signal.SIGKILL
+    said = (tmp_path / "said.txt").open("w+")
+    process = started("-c", code, stdout=said, ready=lambda: "two rows" in (tmp_path / "said.txt").read_text())
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
     (path,) = tmp_path.glob("*/*")
     assert path.name == "threshold.jsonl"
     document = reports.read_run(path)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
+import targets
+from targets import UnknownCard, of_convolution, product_bound, targets_for
 
 from tritonsparse.kernels.plan import CARDS
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-import targets  # noqa: E402
-from targets import UnknownCard, of_convolution, product_bound, targets_for  # noqa: E402
 
 H200, H100 = CARDS["nvidia-h200"], CARDS["nvidia-h100-80gb-hbm3"]
 every_card = pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
@@ -96,10 +91,8 @@ def test_an_unknown_card_is_refused_and_the_known_ones_are_named(name: str) -> N
         targets_for(name)
 
 
-def test_run_as_a_program_it_prints_a_table_a_card() -> None:
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "targets.py")], capture_output=True, text=True, check=True
-    )
+def test_run_as_a_program_it_prints_a_table_a_card(program: Any) -> None:
+    run = program("targets")
     assert run.stdout.count("\n### ") + run.stdout.startswith("### ") == len(CARDS)
     rows = [line for line in run.stdout.splitlines() if line.startswith("| T")]
     assert len(rows) == sum(len(targets_for(card.name)) for card in CARDS.values())

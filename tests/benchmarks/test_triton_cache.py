@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import triton_cache
 
-ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(BENCHMARKS))
-
-import triton_cache  # noqa: E402
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 FIRST = "3.6.0abc"
 

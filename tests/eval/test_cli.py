@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, ResNetConfig
 
 from tritonsparse.eval import cli, doctor, layer_bench
-from tritonsparse.kernels.block import plan as block_plan
+from tritonsparse.kernels import measured
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_doctor_says_of_blocks_what_was_measured(llama: str, monkeypatch: pytest
     model, (n, k) = doctor.configured(llama), (4096, 4096)
     fields = ("device", "n", "k", "rows", "columns", "dtype", "max_density")
     entry = dict(zip(fields, ("nvidia-h200", n, k, 64, 64, "bfloat16", 0.5), strict=True))
-    monkeypatch.setattr(block_plan, "read_block_table", lambda: (entry,))
+    monkeypatch.setattr(measured, "read_block_table", lambda: (entry,))
     layers, _ = doctor.outlook(model, 8192, "NVIDIA H200", pattern="block:64", density=0.5)
     square = [row for row in layers if row.shape == (n, k)]
     assert {row.backend for row in square} == {"block"} and {row.sparse_ms for row in square} == {None}

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse.kernels.block.packed import packed_block_linear, unpack_blocks
-from tritonsparse.kernels.block.topology import build_index_reference
-from tritonsparse.layers.bsr import BlockLayer, product_backend
+from tritonsparse.layers.backend import packed_block_backend
+from tritonsparse.layers.bsr import BlockLayer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,37 +48,13 @@ def network(block: int = 32) -> nn.Sequential:
     ).to(DEVICE)
 
 
-def operands(n: int, k: int, block: tuple[int, int], density: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    flags = torch.rand(n // block[0], k // block[1], device=DEVICE) < density
-    return build_index_reference(flags), torch.randn(max(1, int(flags.sum())), *block, device=DEVICE, dtype=dtype)
-
-
-@pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("m", [1, 16, 17, 500, 4096])
-@pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (128, 128), (16, 128), (128, 16), (48, 48)], ids=str)
-def test_output_and_gradients_are_those_of_the_reference(dtype: torch.dtype, m: int, block: tuple[int, int]) -> None:
-    n, k = 12 * block[0], 20 * block[1]
-    index, values = operands(n, k, block, 0.3, dtype)
-    x, bias, grad_y = (torch.randn(*size, device=DEVICE, dtype=dtype) for size in ((m, k), (n,), (m, n)))
-    results = []
-    for exact, backend in ((dtype, "triton"), (torch.float64, "torch")):
-        x_in, values_in = (tensor.detach().to(exact).requires_grad_() for tensor in (x, values))
-        y = packed_block_linear(x_in, values_in, bias.to(exact), index, shape=(n, k), backend=backend)
-        y.backward(grad_y.to(exact))
-        results.append({"y": y.detach(), "dx": x_in.grad, "dvalues": values_in.grad})
-    lengths = {"y": k, "dx": n, "dvalues": m}
-    for name, expected in results[1].items():
-        assert relative_error(results[0][name], expected) <= product_bound(dtype, dtype, lengths[name]), name
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m", [1, 700])
 def test_a_packed_model_takes_the_kernels_and_gives_what_the_dense_one_gives(dtype: torch.dtype, m: int) -> None:
     sparsifier = ts.sparsify(network().to(dtype), "static", sparsity=0.8, pattern="block:32")
     dense, packed = copy.deepcopy(sparsifier).finalize(), sparsifier.finalize(format="bsr")
     layers = [layer for layer in packed.modules() if isinstance(layer, BlockLayer)]
-    assert [product_backend(layer.backend, layer.values) for layer in layers] == ["triton"] * 3
+    assert [packed_block_backend(layer.backend, layer.values) for layer in layers] == ["triton"] * 3
     x = torch.randn(m, 256, device=DEVICE, dtype=dtype)
     with torch.no_grad():
         # Three layers, the longest sum of 512.
@@ -163,15 +138,5 @@ def test_compact_training_allocates_less() -> None:
 def test_blocks_that_are_no_multiples_of_16_take_the_reference() -> None:
     packed = ts.sparsify(network(8), "static", sparsity=0.5, pattern="block:8").finalize(format="bsr", max_density=0.6)
     layer = next(layer for layer in packed.modules() if isinstance(layer, BlockLayer))
-    assert product_backend(layer.backend, layer.values) == "torch"
+    assert packed_block_backend(layer.backend, layer.values) == "torch"
     assert packed(torch.randn(2, 64, device=DEVICE)).shape == (2, 32)
-
-
-def test_unpacking_waits_for_nothing() -> None:
-    index, values = operands(256, 512, (32, 32), 0.3, torch.float32)
-    unpack_blocks(values, index, (256, 512))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        unpack_blocks(values, index, (256, 512))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import relative_error
 from torch import Tensor, nn
 
 import tritonsparse as ts
@@ -22,11 +23,6 @@ METHODS = {
     "soft": AutoSparse(threshold_init=-3.0, alpha=0.4, alpha_schedule="constant"),
     "mask": Static(sparsity=0.8),
 }
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    scale = expected.double().norm().item()
-    return (actual.double() - expected.double()).norm().item() / (scale or 1.0)
 
 
 def network() -> nn.Sequential:

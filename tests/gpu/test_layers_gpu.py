@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import relative_error
 from tolerances import product_bound
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -29,11 +30,6 @@ AUTOSPARSE = ts.methods.AutoSparse(threshold_init=-4.0, alpha=0.4, alpha_schedul
 def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
     yield
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    scale = expected.double().norm().item()
-    return (actual.double() - expected.double()).norm().item() / (scale or 1.0)
 
 
 def network() -> nn.Sequential:
@@ -181,7 +177,7 @@ def test_a_translation_model_trains_alike_on_both_back_ends(compiled: bool) -> N
     assert expected[0].keys() == actual[0].keys()
     weights = [name for name in expected[0] if name.endswith("weight")]
     flat = [torch.cat([states[0][name].flatten() for name in weights]) for states in (actual, expected)]
-    # Compilers fuse roundings away; eager back ends differ in the last bit of a few entries of What.
+    # Compilers fuse roundings away; eager back ends differ in the last bit of a few entries of the effective weight.
     assert relative_error(*flat) <= (3e-2 if compiled else 5e-3)
     for ours, theirs in zip(actual, expected, strict=True):
         assert relative_error(ours["loss"], theirs["loss"]) <= 1e-2
@@ -192,7 +188,7 @@ def test_a_translation_model_trains_alike_on_both_back_ends(compiled: bool) -> N
 
 
 def test_a_thresholded_layer_keeps_no_more_than_autocast_keeps_of_a_dense_one() -> None:
-    """Memory held between forward and backward: What takes the place of autocast's copy of W (T18)."""
+    """Memory held between forward and backward: the effective weight takes the place of autocast's copy of W."""
     x = torch.randn(64, 4096, device=DEVICE, dtype=torch.bfloat16)
 
     def held(layer: nn.Module) -> int:

@@ -1,10 +1,9 @@
 """Tests of kernels through Triton's interpreter, on a CPU.
 
-Triton decides for good at its import whether kernels are interpreted, and the main pytest process must not
-be. So nothing here is collected unless TRITON_INTERPRET=1, and `tests/kernels/test_interpreted.py` runs each
-file in a process of its own with that set. By hand:
+Triton decides for good at its import whether kernels are interpreted, and the main pytest process must not be. So
+nothing here is collected unless TRITON_INTERPRET=1; `tests/kernels/test_interpreted.py` runs the folder so. By hand:
 
-    TRITON_INTERPRET=1 pytest tests/interpreted
+    TRITON_INTERPRET=1 pytest --confcutdir=tests/interpreted tests/interpreted
 
 No bfloat16 here: the interpreter computes on its raw bits, and truncates where a cast to it should round.
 """
@@ -21,8 +20,8 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-# For `cases`.
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+# For `cases` and `small_runs`.
+sys.path += [str(Path(__file__).parents[1] / each) for each in ("kernels", "small")]
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 
@@ -32,6 +31,11 @@ settings.register_profile(
     "interpreted", deadline=None, derandomize=True, max_examples=50, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile("interpreted")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_a_packed_gradient_leaves_out_what_it_has_no_room_for() -> None:
     given: dict[str, Any] = {"backend": "triton", "tiles": BlockGradTiles(16, 32, 32, 1, 2)}
     whole = block_grad_weight(o.grad_y, o.x, o.grad_layout, **given)
     for short in (0, 3):
-        part = block_grad_weight(o.grad_y, o.x, o.grad_layout._replace(count=short), **given)
+        part = block_grad_weight(o.grad_y, o.x, replace(o.grad_layout, count=short), **given)
         assert part.shape == (short, 16, 32) and torch.equal(part, whole[:short])
 
 

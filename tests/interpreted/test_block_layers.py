@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import Run, assert_same
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
-from tritonsparse import layers
-from tritonsparse.methods import METHODS, Method
-from tritonsparse.methods.acdc import ACDC, Phases
-from tritonsparse.methods.rigl_set import RigL
-from tritonsparse.methods.topkast import TopKAST
+from tritonsparse.layers import linear
+from tritonsparse.methods import ACDC, METHODS, Method, Phases, RigL, TopKAST
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -31,6 +29,7 @@ TRAINED: dict[str, Method] = {
     "powerprop": METHODS["powerprop"](sparsity=0.5),
     "swat": METHODS["swat"](sparsity=0.5),
 }
+CACHED: dict[str, Any] = {"cache_dtype": torch.float32}
 
 
 def model() -> nn.Sequential:
@@ -38,26 +37,25 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), Conv1D(32, 64))
 
 
-def made(method: Method, backend: str, pattern: str = "block:16") -> tuple[nn.Sequential, ts.Sparsifier]:
-    net = model()
-    options: dict[str, Any] = {"include": ["*"], "total_steps": 4, "steps_per_epoch": 1}
-    return net, ts.sparsify(net, copy.deepcopy(method), pattern=pattern, backend=backend, **options)
+def start(name: str = "static", backend: str = "block", pattern: str = "block:16", **attach: Any) -> Run:
+    def loss(net: Any) -> Tensor:
+        x, target = torch.randn(2, 5, 32)
+        return (net(x) - target).square().mean()
+
+    options: dict[str, Any] = {"include": ["*"], "total_steps": 4, "steps_per_epoch": 1, "attach": attach}
+    rates = {"lr": 0.05}
+    return Run(
+        model(), TRAINED[name], lambda groups: torch.optim.SGD(groups, momentum=0.9), loss,
+        groups=rates, pattern=pattern, backend=backend, **options,
+    )  # fmt: skip
 
 
-def trained(method: Method, backend: str, pattern: str, **attached: Any) -> tuple[list[Tensor], list[float]]:
-    net, sparsifier = made(method, backend, pattern)
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.05), momentum=0.9)
-    sparsifier.attach(optimizer, **attached)
-    random = torch.Generator().manual_seed(1)
-    losses = []
-    for _ in range(4):
-        x, target = (torch.randn(5, 32, generator=random) for _ in range(2))
-        loss = (net(x) - target).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return [parameter.detach().clone() for parameter in net.parameters()], losses
+def assert_trained_alike(actual: Run, expected: Run, rtol: float, atol: float) -> None:
+    for run in (actual, expected):
+        run.train(4)
+    torch.testing.assert_close(torch.stack(actual.losses), torch.stack(expected.losses), rtol=rtol / 10, atol=0)
+    for ours, theirs in zip(actual.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -65,20 +63,13 @@ def trained(method: Method, backend: str, pattern: str, **attached: Any) -> tupl
     [*((name, "block:16") for name in TRAINED), ("rigl", "block:16x32"), ("topkast", "block:32x16")],
 )
 def test_four_steps_end_in_the_weights_of_the_reference(name: str, pattern: str) -> None:
-    expected, expected_losses = trained(TRAINED[name], "torch", pattern)
-    actual, losses = trained(TRAINED[name], "block", pattern)
-    assert losses == pytest.approx(expected_losses, rel=1e-5)
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert_trained_alike(start(name, "block", pattern), start(name, "torch", pattern), 1e-4, 1e-6)
 
 
-@pytest.mark.parametrize("attached", [{"cache_dtype": torch.float32}, {"cache_dtype": torch.float32, "defer": True}])
+@pytest.mark.parametrize("attached", [CACHED, {**CACHED, "defer": True}])
 @pytest.mark.parametrize("name", ["rigl", "topkast, all blocks"])
-def test_cached_views_and_deferred_multipliers_change_nothing(name: str, attached: dict[str, Any]) -> None:
-    expected, _ = trained(TRAINED[name], "block", "block:16")
-    actual, _ = trained(TRAINED[name], "block", "block:16", **attached)
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+def test_cached_weights_and_deferred_multipliers_change_nothing(name: str, attached: dict[str, Any]) -> None:
+    assert_trained_alike(start(name, **attached), start(name), 1e-5, 1e-7)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -86,45 +77,42 @@ def test_cached_views_and_deferred_multipliers_change_nothing(name: str, attache
 def test_gradient_checkpointing_changes_no_gradient(name: str, reentrant: bool) -> None:
     found = []
     for checkpointed in (False, True):
-        net, _ = made(TRAINED[name], "block")
+        net = start(name).model
         x = torch.randn(4, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
         y = checkpoint(net, x, use_reentrant=reentrant) if checkpointed else net(x)
         y.square().sum().backward()
         found.append([x.grad, *(parameter.grad for parameter in net.parameters())])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert_same(*found)
 
 
 def test_batched_gradients_are_those_taken_one_by_one() -> None:
-    net, _ = made(TRAINED["static"], "block")
     x = torch.randn(3, 32).requires_grad_()
-    y = net(x)
+    y = start().model(x)
     rows = torch.eye(y.numel())[:4].view(4, *y.shape)
     batched = torch.autograd.grad(y, x, rows, is_grads_batched=True, retain_graph=True)[0]
     for row, ours in zip(rows, batched, strict=True):
         torch.testing.assert_close(ours, torch.autograd.grad(y, x, row, retain_graph=True)[0])
 
 
-def test_an_index_that_is_rewritten_in_inference_mode_can_be_trained_with() -> None:
-    net, sparsifier = made(TRAINED["static"], "block")
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.05))
-    sparsifier.attach(optimizer, cache_dtype=torch.float32)
-    sparsifier.layers["0"].cache = sparsifier.layers["0"].topology = None
+def test_a_topology_that_is_rewritten_in_inference_mode_can_be_trained_with() -> None:
+    run = start(**CACHED)
+    layer = run.sparsifier.layers["0"]
+    layer.cache = layer.topology = None
     with torch.inference_mode():
-        sparsifier.refresh()
-    net(torch.randn(3, 32)).sum().backward()
-    assert net[0].weight.grad is not None
+        run.sparsifier.refresh()
+    run.model(torch.randn(3, 32)).sum().backward()
+    assert layer.weight.grad is not None
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_training_forward_of_many_rows_casts_its_weight_first(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Tensor | None] = []
-    product = layers.block_matmul
-    monkeypatch.setattr(layers, "CAST_ROWS", 4)
+    product = linear.block_linear
+    monkeypatch.setattr(linear, "CAST_ROWS", 4)
     monkeypatch.setattr(
-        layers, "block_matmul", lambda *args, **kwargs: (given.append(kwargs["w_hat"]), product(*args, **kwargs))[1]
+        linear, "block_linear", lambda *args, **kwargs: (given.append(kwargs["w_hat"]), product(*args, **kwargs))[1]
     )
-    _, sparsifier = made(TRAINED["static"], "block")
-    layer = sparsifier.layers["0"]
+    layer: Any = start().sparsifier.layers["0"]
     layer.casts_first = first
     with torch.autocast("cpu", torch.float16):
         y = layer(torch.randn(4, 32))
@@ -133,63 +121,53 @@ def test_a_training_forward_of_many_rows_casts_its_weight_first(first: bool, mon
             layer(torch.randn(4, 32))
     assert [None if each is None else each.dtype for each in given] == [torch.float16 if first else None, None, None]
     (y.float().sum() + few.float().sum()).backward()
-    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
-    assert layer.mask is not None and (layer.weight.grad[layer.mask] != 0).any()
+    assert layer.weight.grad.dtype == torch.float32 and (layer.weight.grad[layer.mask] != 0).any()
 
 
 def test_pruned_blocks_are_not_read_and_their_gradients_are_zero() -> None:
-    net, sparsifier = made(TRAINED["static"], "block")
-    expected, reference = made(TRAINED["static"], "torch")
-    for layer in sparsifier.layers.values():
-        assert layer.mask is not None
+    run, expected = start(), start(backend="torch")
+    for layer in run.sparsifier.layers.values():
         layer.weight.data[~layer.mask] = float("nan")
     x = torch.randn(3, 32)
-    y, y_expected = net(x), expected(x)
-    torch.testing.assert_close(y, y_expected, rtol=1e-5, atol=1e-6)
-    y.square().sum().backward()
-    y_expected.square().sum().backward()
-    for name, layer in sparsifier.layers.items():
-        assert layer.mask is not None and layer.weight.grad is not None
-        assert (layer.weight.grad[~layer.mask] == 0).all() and (layer.weight.grad != 0).any()
-        torch.testing.assert_close(layer.weight.grad, reference.layers[name].weight.grad, rtol=1e-4, atol=1e-6)
+    outputs = [each.model(x) for each in (run, expected)]
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
+    for y in outputs:
+        y.square().sum().backward()
+    for name, layer in run.sparsifier.layers.items():
+        grad = layer.weight.grad
+        assert (grad[~layer.mask] == 0).all() and (grad != 0).any()
+        torch.testing.assert_close(grad, expected.sparsifier.layers[name].weight.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_a_mask_edited_between_steps_is_seen_by_the_next_forward_and_by_a_copy() -> None:
-    net, sparsifier = made(TRAINED["static"], "block")
-    layer = sparsifier.layers["0"]
-    assert layer.mask is not None and layer.topology is not None
+    run = start()
+    layer: Any = run.sparsifier.layers["0"]
     layer.mask[:16] = ~layer.mask[:16]
     x = torch.randn(3, 32)
     expected = torch.nn.functional.linear(x, layer.weight * layer.mask, layer.bias)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
-    twin = copy.deepcopy(net)
-    torch.testing.assert_close(twin[0](x), expected, rtol=1e-5, atol=1e-6)
-    before = layer.topology.index.clone()
-    address = layer.topology.index.data_ptr()
-    sparsifier.refresh()
+    before, address = layer.topology.index.clone(), layer.topology.index.data_ptr()
+    for seen_by in (layer, copy.deepcopy(run.model)[0]):
+        torch.testing.assert_close(seen_by(x), expected, rtol=1e-5, atol=1e-6)
+    run.sparsifier.refresh()
     assert layer.topology.index.data_ptr() == address and not torch.equal(layer.topology.index, before)
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_moving_blocks_recompiles_nothing() -> None:
-    net, sparsifier = made(TRAINED["static"], "block")
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(net, backend=counter, fullgraph=True)
-    x = torch.randn(4, 32)
+    run, counter, x = start(), CompileCounterWithBackend("aot_eager"), torch.randn(4, 32)
+    compiled = torch.compile(run.model, backend=counter, fullgraph=True)
     for _ in range(3):
-        torch.testing.assert_close(compiled(x), net(x), rtol=1e-5, atol=1e-6)
-        for layer in sparsifier.layers.values():
-            assert layer.mask is not None
+        torch.testing.assert_close(compiled(x), run.model(x), rtol=1e-5, atol=1e-6)
+        for layer in run.sparsifier.layers.values():
             layer.mask.copy_(~layer.mask)
-        sparsifier.refresh()
+        run.sparsifier.refresh()
     assert counter.frame_count == 1
 
 
 def test_the_report_counts_what_is_skipped() -> None:
-    _, sparsifier = made(TRAINED["static"], "block")
-    report = sparsifier.report()
+    report = start().sparsifier.report()
     assert report.exploitable == report.block_sparsity == report.sparsity > 0.4
-    assert made(TRAINED["static"], "triton")[1].report().exploitable == 0.0
+    assert start(backend="triton").sparsifier.report().exploitable == 0.0
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:8", "block:16x24"])

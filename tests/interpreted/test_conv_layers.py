@@ -1,4 +1,4 @@
-"""Layers whose convolutions are fused or skip blocks, through the interpreter, against the torch back end."""
+"""Convolutions whose effective weight a kernel makes, that are fused, or skip blocks, against the torch back end."""
 
 from __future__ import annotations
 
@@ -11,49 +11,67 @@ import torch
 from torch import Tensor, nn
 
 import tritonsparse as ts
-from tritonsparse.methods import AutoSparse, Static, TopKAST
+from tritonsparse.methods import AutoSparse, Method, Static, TopKAST
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-Close = Callable[[str, Tensor, Tensor, float], None]
-
-METHODS: dict[str, Any] = {
-    "fused soft": AutoSparse(threshold_init=-2.0, alpha=0.5, alpha_schedule="constant", backward_density=0.7),
-    "fused mask": TopKAST(sparsity=0.6, backward_sparsity=0.3, alpha=0.25),
-    "block mask": Static(sparsity=0.5),
-    "block larger": TopKAST(sparsity=0.6, backward_sparsity=0.3, alpha=0.25),
+SOFT = AutoSparse(threshold_init=-2.0, alpha=0.5, alpha_schedule="constant", backward_density=0.7)
+MASK = TopKAST(sparsity=0.6, backward_sparsity=0.3, alpha=0.25)
+SMALL = {
+    "odd": {"in_channels": 9, "out_channels": 12, "kernel_size": (3, 2), "stride": 2, "padding": 1},
+    "odd groups": {"in_channels": 9, "out_channels": 12, "kernel_size": (3, 2), "stride": 2, "padding": 1, "groups": 3},
 }
+WIDE: dict[str, dict[str, Any]] = {
+    "strided": {"stride": 2, "padding": 1},
+    "same": {"padding": "same"},
+    "circular groups": {"stride": 2, "padding": (0, 1), "padding_mode": "circular", "groups": 2},
+}
+SHAPES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    **{name: (options, (2, 9, 7, 8)) for name, options in SMALL.items()},
+    **{
+        name: ({"in_channels": 32, "out_channels": 32, "kernel_size": (2, 1), **options}, (1, 32, 4, 3))
+        for name, options in WIDE.items()
+    },
+}
+CASES: list[tuple[str, Method, str, bool]] = [
+    *(("triton", method, shape, last) for method in (SOFT, MASK) for shape in SMALL for last in (False, True)),
+    # One of the wide ones is a copy as a matrix, the others are views.
+    *(
+        (backend, method, shape, shape != "circular groups")
+        for backend, method in (("fused", SOFT), ("fused", MASK), ("block", Static(sparsity=0.5)), ("block", MASK))
+        for shape in ("strided", "same", "circular groups")
+    ),
+]
 
 
-@pytest.mark.parametrize("case", METHODS)
-@pytest.mark.parametrize(("padding", "mode"), [(1, "zeros"), ("same", "zeros"), ((0, 1), "circular")], ids=str)
-def test_a_layer_gives_what_its_reference_gives(case: str, padding: Any, mode: str, assert_close: Close) -> None:
-    backend = case.partition(" ")[0]
+@pytest.mark.parametrize(("backend", "method", "shape", "last"), CASES, ids=lambda each: getattr(each, "name", None))
+def test_a_layer_gives_what_its_reference_gives(
+    backend: str, method: Method, shape: str, last: bool, assert_close: Callable[[str, Tensor, Tensor, float], None]
+) -> None:
+    options, images = SHAPES[shape]
     torch.manual_seed(0)
-    stride, groups = (1, 1) if padding == "same" else (2, 2), 1 if mode == "zeros" else 2
-    stock = nn.Conv2d(32, 32, (2, 1), stride=stride, padding=padding, padding_mode=mode, groups=groups)
+    stock = nn.Conv2d(**options)
     nn.init.normal_(stock.weight, std=0.2)
-    # One of these is a copy as a matrix, the other a view.
-    stock.to(memory_format=torch.channels_last if mode == "zeros" else torch.contiguous_format)
-    x = torch.randn(1, 32, 4, 3)
-    found = {}
+    x, found = torch.randn(images), {}
     for each in ("torch", backend):
         model = nn.Sequential(copy.deepcopy(stock))
         pattern = "block:16" if backend == "block" else "unstructured"
-        ts.sparsify(model, METHODS[case], backend=each, pattern=pattern, total_steps=10, steps_per_epoch=5)
-        assert model[0].backend == each
+        ts.sparsify(model, method, backend=each, pattern=pattern, total_steps=10, steps_per_epoch=5)
+        model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        layer: Any = model[0]
+        assert layer.backend.name == each and layer.kind == ("soft" if method is SOFT else "mask")
         inputs = x.clone().requires_grad_()
         y = model(inputs)
         y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape))
-        tensors = {"y": y.detach(), "dx": inputs.grad, "dw": model[0].weight.grad, "db": model[0].bias.grad}
-        if model[0].threshold is not None:
-            tensors["ds"] = model[0].threshold.grad
-        found[each] = tensors
+        found[each] = {"y": y.detach(), "dx": inputs.grad, "dw": layer.weight.grad, "db": layer.bias.grad}
+        if layer.threshold is not None:
+            found[each]["ds"] = layer.threshold.grad
     for name, expected in found["torch"].items():
         assert_close(name, found[backend][name].contiguous(), expected.contiguous(), 1e-5)
 
 
-def test_narrow_groups_keep_their_view_beside_the_product_and_say_so() -> None:
+def test_narrow_groups_are_not_fused_and_say_so() -> None:
     model = nn.Sequential(nn.Conv2d(32, 32, 3, groups=32))
-    ts.sparsify(model, METHODS["fused mask"], backend="fused", include=["*"], total_steps=10, steps_per_epoch=5)
-    assert model[0].backend == "triton" and "32 groups" in model[0].backend_reason
+    ts.sparsify(model, MASK, backend="fused", include=["*"], total_steps=10, steps_per_epoch=5)
+    layer: Any = model[0]
+    assert layer.backend.name == "triton" and "32 narrow groups" in layer.backend.reason

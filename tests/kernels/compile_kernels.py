@@ -181,11 +181,11 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, help="file to write the rows to as a table")
-    parser.add_argument("--target", choices=tuple(TARGETS), help="compile for this one alone")
+    parser.add_argument("--target", action="append", choices=tuple(TARGETS), help="compile for these alone")
     args = parser.parse_args()
     rows = []
     print(json.dumps({"triton": triton.__version__}))
-    numbers = [i for i, (_, name) in enumerate(WORK) if args.target in (None, name)]
+    numbers = [i for i, (_, name) in enumerate(WORK) if args.target is None or name in args.target]
     # A process a core; kernels are known to each by their number, as they cannot be sent.
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         for row in pool.imap(compile_number, numbers):

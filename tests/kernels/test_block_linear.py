@@ -14,9 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tritonsparse.kernels._tiles import Limits
 from tritonsparse.kernels.block import linear as module
-from tritonsparse.kernels.block._layout import dense_weight
 from tritonsparse.kernels.block.linear import block_linear
 from tritonsparse.kernels.block.packed import few_rows_tiles, pack_blocks, packed_block_linear, unpack_blocks
+from tritonsparse.kernels.block.storage import dense_weight
 from tritonsparse.kernels.block.topology import Topology, build_index_reference
 from tritonsparse.kernels.weight.view import View
 

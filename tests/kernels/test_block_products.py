@@ -6,6 +6,7 @@ import doctest
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from tritonsparse.kernels._tiles import Limits
 from tritonsparse.kernels.block._gemm_tiles import block_tiles, tile_side
 from tritonsparse.kernels.block._grad_tiles import block_grad_tiles, takes_rows
-from tritonsparse.kernels.block._layout import dense_weight
 from tritonsparse.kernels.block.gemm import BlockLayout, block_forward, block_grad_input
 from tritonsparse.kernels.block.grad import block_grad_weight
+from tritonsparse.kernels.block.storage import dense_weight
 from tritonsparse.kernels.block.topology import build_index_reference, index_size
 
 sys.path.append(str(Path(__file__).parent))
@@ -57,7 +58,7 @@ def test_a_gradient_by_hand() -> None:
     # Without alpha, what is pruned gets nothing; packed, the same blocks in order, and what has no room is left out.
     blocks = [[[3.0, 6.0]], [[0.0, 0.0]], [[20.0, 24.0]], [[0.0, 0.0]]]
     for count in (4, 3, 1, 0):
-        assert block_grad_weight(*rows, layout._replace(count=count), kept=kept).tolist() == blocks[:count]
+        assert block_grad_weight(*rows, replace(layout, count=count), kept=kept).tolist() == blocks[:count]
 
 
 def test_a_nan_outside_the_index_or_behind_a_zero_alpha_reaches_no_gradient() -> None:
@@ -165,13 +166,13 @@ def grad_weight(**changed: Any) -> None:
         (forward, {"x": X[:, :3]}, "x to be a floating-point matrix [M, 32]", "flatten the leading axes"),
         (forward, {"weight": W[0]}, "weight to be a floating-point [16, 32]", "as the layout says"),
         (forward, {"weight": W.int()}, "weight to be a floating-point", "as the layout says"),
-        (forward, {"layout": LAYOUT._replace(transposed=True)}, "floating-point [32, 16]", "as the layout says"),
-        (forward, {"layout": LAYOUT._replace(index=LAYOUT.index[1:])}, f"int32 [{index_size(1, 2)}]", "index_size"),
-        (forward, {"layout": LAYOUT._replace(index=LAYOUT.index.to("meta"))}, "index on cpu", "beside the weight"),
-        (forward, {"layout": LAYOUT._replace(block=(16, 0))}, "(rows, columns) of at least 1", "(64, 64)"),
+        (forward, {"layout": replace(LAYOUT, transposed=True)}, "floating-point [32, 16]", "as the layout says"),
+        (forward, {"layout": replace(LAYOUT, index=LAYOUT.index[1:])}, f"int32 [{index_size(1, 2)}]", "index_size"),
+        (forward, {"layout": replace(LAYOUT, index=LAYOUT.index.to("meta"))}, "index on cpu", "weight's device"),
+        (forward, {"layout": replace(LAYOUT, block=(16, 0))}, "(rows, columns) of at least 1", "(64, 64)"),
         (forward, {"layout": NARROW, "backend": "triton"}, "multiples of 16", 'backend="torch"'),
-        (forward, {"layout": LAYOUT._replace(count=2, transposed=True)}, "not transposed", "as [N, K]"),
-        (forward, {"layout": LAYOUT._replace(count=2)}, "[2, 16, 16], contiguous", "pack_blocks"),
+        (forward, {"layout": replace(LAYOUT, count=2, transposed=True)}, "not transposed", "as [N, K]"),
+        (forward, {"layout": replace(LAYOUT, count=2)}, "[2, 16, 16], contiguous", "pack_blocks"),
         (forward, {"bias": torch.zeros(3)}, "bias to be torch.float32 [16]", "cast the bias with x"),
         (forward, {"out_dtype": torch.int8}, "a floating-point out_dtype", "leave it out"),
         (forward, {"backend": "cuda"}, 'backend "torch" or "triton"', "pass either"),
@@ -204,7 +205,7 @@ def test_triton_off_the_gpu_is_an_error(call: Callable[..., None]) -> None:
         call(backend="triton")
 
 
-@pytest.mark.parametrize("name", ["_index", "_layout", "gemm", "grad", "linear", "packed", "topology"])
+@pytest.mark.parametrize("name", ["_index", "gemm", "grad", "linear", "packed", "storage", "topology"])
 def test_the_examples_in_the_docstrings_hold(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.block.{name}"))
     assert result.attempted >= 3 and result.failed == 0

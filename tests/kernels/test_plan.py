@@ -28,16 +28,21 @@ UNKNOWN = [
 ]  # fmt: skip
 
 
-def entry(m: int, beside: float, inside: float, **changed: Any) -> dict[str, Any]:
+def entry(m: int, unfused: float, fused: float, **changed: Any) -> dict[str, Any]:
     return {
         **{"device": "nvidia-h200", "op": "forward", "m": m, "n": 4096, "k": 1024, "dtype": "bfloat16"},
-        **{"kind": "soft", "beside_ms": beside, "inside_ms": inside},
+        **{"kind": "soft", "unfused_ms": unfused, "fused_ms": fused},
         **changed,
     }
 
 
+def chosen(m: int, *entries: dict[str, Any], device: str = H200) -> plan.Choice:
+    """For the layer of `entry`."""
+    return choose("forward", m, 4096, 1024, BF16, "soft", device, table=entries)
+
+
 @pytest.mark.parametrize("op", ["forward", "grad_input"])
-@pytest.mark.parametrize("kind", ["soft", "hard", "mask", "bits"])
+@pytest.mark.parametrize("kind", ["soft", "hard", "step", "mask"])
 @pytest.mark.parametrize("nk", [(1024, 1024), (4096, 14_336)])
 def test_the_model_fuses_below_about_a_thousand_rows(op: str, kind: str, nk: tuple[int, int]) -> None:
     fused = [choose(op, m, *nk, BF16, kind, H200, table=()).fused for m in (1, 64, 512, 2048, 8192, 65_536)]
@@ -61,7 +66,7 @@ def test_slower_memory_moves_the_crossover_up() -> None:
             m for m in range(256, 4096, 16) if choose("forward", m, 4096, 4096, BF16, "soft", name, table=()).fused
         )
 
-    # Beside: (6 B) N K / B more, of which the product inside hides the 4 behind its longer 2 L (1/r - 1) / P.
+    # Unfused takes 6 N K / B more, of which the fused product hides 4 behind its longer 2 L (1/r - 1) / P.
     assert last_fused(H200) < last_fused(H100) < 2 * last_fused(H200)
 
 
@@ -72,11 +77,11 @@ def test_an_unknown_card_is_called_so_and_gets_nobody_s_rates(name: str, op: str
     assert (choice.fused, choice.source, choice.predicted_ms) == (False, "unknown", None)
     assert f"unknown card {device_key(name)}" in choice.reason and "TB/s" not in choice.reason
     # What was measured on it counts.
-    table = (entry(512, 0.5, 0.25, device=device_key(name)),)
-    assert choose("forward", 512, 4096, 1024, BF16, "soft", name, table=table).source == "measured"
+    assert chosen(512, entry(512, 0.5, 0.25, device=device_key(name)), device=name).source == "measured"
 
 
 def test_every_card_says_where_its_rates_are_from() -> None:
+    # A key is the name of the folder of the card's results.
     assert list(CARDS) == ["nvidia-h200", "nvidia-h100-80gb-hbm3"]
     for key, card in CARDS.items():
         assert device_key(card.name) == key
@@ -97,7 +102,7 @@ def test_a_fused_gradient_of_the_weight_is_chosen_only_where_it_was_measured_fas
 
 def test_a_measurement_overrules_the_model_within_a_factor_of_two_of_its_rows() -> None:
     table = (entry(512, 0.25, 0.5), entry(2048, 0.5, 0.25))
-    sources = {m: choose("forward", m, 4096, 1024, BF16, "soft", H200, table=table) for m in (200, 256, 1000, 2048)}
+    sources = {m: chosen(m, *table) for m in (200, 256, 1000, 2048)}
     assert {m: (choice.fused, choice.source) for m, choice in sources.items()} == {
         200: (True, "analytic"),
         256: (False, "measured"),  # 256 * 2 = 512
@@ -107,12 +112,9 @@ def test_a_measurement_overrules_the_model_within_a_factor_of_two_of_its_rows() 
     # Milliseconds are predicted where they were measured only.
     assert sources[2048].predicted_ms == 0.25 and sources[1000].predicted_ms is None
     for other in ({"n": 1024, "k": 4096}, {"kind": "mask"}, {"dtype": "float32"}, {"device": "nvidia-h100"}):
-        table = (entry(512, 0.25, 0.5, **other),)
-        assert choose("forward", 512, 4096, 1024, BF16, "soft", H200, table=table).source == "analytic"
-
-
-def test_a_measurement_that_found_no_difference_does_not_fuse() -> None:
-    assert not choose("forward", 512, 4096, 1024, BF16, "soft", H200, table=(entry(512, 0.5, 0.5),)).fused
+        assert chosen(512, entry(512, 0.25, 0.5, **other)).source == "analytic"
+    # Where no difference was found nothing is fused.
+    assert not chosen(512, entry(512, 0.5, 0.5)).fused
 
 
 def test_every_entry_the_package_brings_is_whole() -> None:
@@ -127,69 +129,56 @@ def test_every_entry_the_package_brings_is_whole() -> None:
 def test_unknown_words_and_negative_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="choose: expected op in"):
         choose("backward", 1, 1, 1, BF16, "soft", H200)
-    with pytest.raises(ValueError, match='pass a packed mask as kind "bits"'):
-        choose("forward", 1, 1, 1, BF16, "packed", H200)
+    with pytest.raises(ValueError, match=r"kind in \['soft', 'hard', 'step', 'mask'\], got 'forward' and 'bits'; pass"):
+        choose("forward", 1, 1, 1, BF16, "bits", H200)
     with pytest.raises(ValueError, match="sizes of 0 or more"):
         choose("forward", -1, 1, 1, BF16, "soft", H200)
-
-
-def test_an_empty_product_has_an_answer() -> None:
+    # An empty product has an answer.
     assert choose("forward", 0, 0, 0, BF16, "soft", H200, table=()).predicted_ms == 0.0
 
 
-def test_a_gpu_s_name_is_that_of_its_folder_of_results() -> None:
-    assert device_key("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb"
-
-
-def row(provider: str, median: float | None, **changed: Any) -> dict[str, Any]:
-    case = {name: value for name, value in entry(512, 0, 0).items() if name in make_plan_table.CASE}
-    return case | {"provider": provider, "verdict": "right", "median_ms": median} | changed
+def made(folder: Path, rows: list[dict[str, Any]], *entries: dict[str, Any]) -> dict[str, Any]:
+    """What the program writes of results and of a table that has entries."""
+    results, table = folder / "nvidia-h200", folder / "plan_table.json"
+    results.mkdir()
+    (results / "kernels.json").write_text(json.dumps({"one": {"rows": rows, "queue": {}}, "other": {"queue": {}}}))
+    table.write_text(json.dumps({"fields": {}, "entries": entries, "blocks": [], "semi_structured": []}))
+    make_plan_table.main([str(results / "kernels.json"), "--table", str(table)])
+    return json.loads(table.read_text())
 
 
 def test_the_table_is_made_of_cases_whose_two_providers_were_right(tmp_path: Path) -> None:
-    folder = tmp_path / "nvidia-h200"
-    folder.mkdir()
+    case = {name: value for name, value in entry(512, 0, 0).items() if name in make_plan_table.CASE}
+
+    def row(provider: str, median: float | None, **changed: Any) -> dict[str, Any]:
+        return case | {"provider": provider, "verdict": "right", "median_ms": median} | changed
+
     rows = [
-        *(row("inside", 0.25), row("beside", 0.5), row("dense", 0.4)),
-        *(row("inside", None, m=64, verdict="WRONG"), row("beside", 0.5, m=64)),
-        row("inside", 0.25, m=128),
+        *(row("fused", 0.25), row("unfused", 0.5), row("dense", 0.4)),
+        *(row("fused", None, m=64, verdict="WRONG"), row("unfused", 0.5, m=64)),
+        row("fused", 0.25, m=128),
     ]
-    (folder / "bench.json").write_text(json.dumps({"rows": rows}))
-    table = tmp_path / "plan_table.json"
-    old = {
-        "fields": {},
-        "entries": [entry(7, 1, 1), entry(7, 1, 1, device="nvidia-a100")],
-        "blocks": [],
-        "semi_structured": [],
-    }
-    table.write_text(json.dumps(old))
-    make_plan_table.main([str(folder / "bench.json"), "--table", str(table)])
-    written = json.loads(table.read_text())
-    assert written["entries"] == [entry(7, 1, 1, device="nvidia-a100"), entry(512, 0.5, 0.25)]
-    choice = plan.choose("forward", 512, 4096, 1024, BF16, "soft", H200, table=tuple(written["entries"]))
+    # Entries of other devices stay.
+    kept = entry(7, 1, 1, device="nvidia-a100")
+    written = made(tmp_path, rows, entry(7, 1, 1), kept)["entries"]
+    assert written == [kept, entry(512, 0.5, 0.25)]
+    choice = chosen(512, *written)
     assert choice.fused and choice.source == "measured"
 
 
-def block_row(m: int, density: float, speedup: float | None, **changed: Any) -> dict[str, Any]:
-    facts = {"op": "step", "provider": "ours", "verdict": "right", "n": 4096, "k": 1024, "block": 64}
-    return {**facts, "m": m, "dtype": "bfloat16", "density": density, "speedup": speedup, **changed}
-
-
 def test_a_layer_skips_blocks_at_densities_that_were_faster_at_every_number_of_tokens(tmp_path: Path) -> None:
-    folder = tmp_path / "nvidia-h200"
-    folder.mkdir()
+    def row(m: int, density: float, speedup: float | None, **changed: Any) -> dict[str, Any]:
+        facts = {"op": "step", "provider": "ours", "verdict": "right", "n": 4096, "k": 1024, "block": 64}
+        return {**facts, "m": m, "dtype": "bfloat16", "density": density, "speedup": speedup, **changed}
+
     rows = [
-        *(block_row(1024, density, speedup) for density, speedup in ((0.1, 3.0), (0.5, 1.2), (0.7, 1.01), (1.0, 0.9))),
+        *(row(1024, density, speedup) for density, speedup in ((0.1, 3.0), (0.5, 1.2), (0.7, 1.01), (1.0, 0.9))),
         # Slower at .5, so that 1.1 at .7 counts for nothing.
-        *(block_row(8192, density, speedup) for density, speedup in ((0.1, 4.0), (0.5, 0.99), (0.7, 1.1))),
-        *(block_row(1024, 0.1, 0.5, n=1024), block_row(1024, 0.1, 9.0, n=512, op="forward")),
-        *(block_row(1024, 0.1, None, n=256, verdict="WRONG"), block_row(1024, 0.1, 9.0, n=128, provider="stk")),
+        *(row(8192, density, speedup) for density, speedup in ((0.1, 4.0), (0.5, 0.99), (0.7, 1.1))),
+        *(row(1024, 0.1, 0.5, n=1024), row(1024, 0.1, 9.0, n=512, op="forward")),
+        *(row(1024, 0.1, None, n=256, verdict="WRONG"), row(1024, 0.1, 9.0, n=128, provider="stk")),
     ]
-    (folder / "kernels.json").write_text(json.dumps({"block": {"rows": rows, "queue": {}}, "other": {"queue": {}}}))
-    table = tmp_path / "plan_table.json"
-    table.write_text(json.dumps({"fields": {}, "entries": [entry(7, 1, 1)], "blocks": [], "semi_structured": []}))
-    make_plan_table.main([str(folder / "kernels.json"), "--table", str(table)])
-    written = json.loads(table.read_text())
+    written = made(tmp_path, rows, entry(7, 1, 1))
     assert written["entries"] == [entry(7, 1, 1)]
     blocks = tuple(written["blocks"])
     assert [(each["n"], each["max_density"]) for each in blocks] == [(1024, 0.0), (4096, 0.1)]
@@ -198,22 +187,15 @@ def test_a_layer_skips_blocks_at_densities_that_were_faster_at_every_number_of_t
 
 
 def test_a_2_4_forward_is_faster_that_was_so_at_every_number_of_tokens(tmp_path: Path) -> None:
-    folder = tmp_path / "nvidia-h200"
-    folder.mkdir()
-
-    def timed(k: int, tokens: int, provider: str, median: float, op: str = "step") -> dict[str, Any]:
+    def row(k: int, tokens: int, provider: str, median: float, op: str = "step") -> dict[str, Any]:
         facts = {"n": 4096, "k": k, "dtype": "bfloat16", "op": op, "verdict": "right"}
         return {**facts, "tokens": tokens, "provider": provider, "median_ms": median}
 
     rows = [
-        *(timed(1024, 64, "dense", 1.0), timed(1024, 64, "2:4", 0.9)),
-        *(timed(1024, 8192, "dense", 1.0), timed(1024, 8192, "2:4", 1.1)),
-        *(timed(2048, 64, "dense", 1.0), timed(2048, 64, "2:4", 0.9), timed(2048, 8192, "2:4", 9.0)),
-        *(timed(512, 64, "dense", 1.0, "forward"), timed(512, 64, "2:4", 0.1, "forward")),
+        *(row(1024, 64, "dense", 1.0), row(1024, 64, "2:4", 0.9)),
+        *(row(1024, 8192, "dense", 1.0), row(1024, 8192, "2:4", 1.1)),
+        *(row(2048, 64, "dense", 1.0), row(2048, 64, "2:4", 0.9), row(2048, 8192, "2:4", 9.0)),
+        *(row(512, 64, "dense", 1.0, "forward"), row(512, 64, "2:4", 0.1, "forward")),
     ]
-    (folder / "semi_structured.json").write_text(json.dumps({"rows": rows}))
-    table = tmp_path / "plan_table.json"
-    table.write_text(json.dumps({"fields": {}, "entries": [], "blocks": [], "semi_structured": []}))
-    make_plan_table.main([str(folder / "semi_structured.json"), "--table", str(table)])
-    found = json.loads(table.read_text())["semi_structured"]
+    found = made(tmp_path, rows)["semi_structured"]
     assert [(entry["k"], entry["faster"]) for entry in found] == [(1024, False), (2048, True)]

@@ -25,43 +25,33 @@ limits = st.sampled_from([A100, RTX, H200, MI300])
 sizes = st.sampled_from([1, 7, 64, 1000, 4096, 100_000])
 
 
-@given(m=sizes, n=sizes, k=sizes, w=st.sampled_from([2, 4]), x=st.sampled_from([2, 4]), bits=st.sampled_from([0, 1, 8]),
+@given(m=sizes, n=sizes, k=sizes, w=st.sampled_from([2, 4]), x=st.sampled_from([2, 4]), masked=st.booleans(),
        precision=st.sampled_from(["ieee", "tf32"]), aligned=st.booleans(), limits=limits)  # fmt: skip
 def test_a_product_s_tiles_fit_the_device(
-    m: int, n: int, k: int, w: int, x: int, bits: int, precision: str, aligned: bool, limits: Limits
+    m: int, n: int, k: int, w: int, x: int, masked: bool, precision: str, aligned: bool, limits: Limits
 ) -> None:
     tiles = gemm_tiles(
-        m, n, k, weight_bytes=w, x_bytes=x, mask_bits=bits, precision=precision, aligned=aligned, limits=limits
+        (m, n, k), weight_bytes=w, x_bytes=x, masked=masked, precision=precision, aligned=aligned, limits=limits
     )
     for side in (tiles.m, tiles.n, tiles.k):
         assert side == power_of_two(side, 16, 256)
-    # A word of a packed mask is 32 columns or rows of it.
-    assert tiles.k % 32 == tiles.n % 32 == 0
     assert 2 <= tiles.num_stages <= MAX_STAGES and 1 <= tiles.splits <= MAX_SPLITS
     # What a loop of num_stages holds: all of x's buffers, one fewer of what passes through registers.
-    held = tiles.num_stages * tiles.m * tiles.k * x + (tiles.num_stages - 1) * tiles.n * tiles.k * (w + bits / 8)
+    held = tiles.num_stages * tiles.m * tiles.k * x + (tiles.num_stages - 1) * tiles.n * tiles.k * (w + masked)
     assert held <= limits.shared_bytes
     # The rows a tile computes for nothing are fewer than those it is asked for, from 16 on.
     assert tiles.m < 2 * max(m, 8) or tiles.m <= 64
     programs = -(-m // tiles.m) * -(-n // tiles.n) * tiles.splits
     assert tiles.splits == 1 or (programs <= limits.multiprocessors and k >= 4 * tiles.splits * tiles.k)
-
-
-@given(n=sizes, k=sizes, operand=st.sampled_from([2, 4]), precision=st.sampled_from(["ieee", "tf32"]),
-       aligned=st.booleans(), limits=limits)  # fmt: skip
-def test_a_gradient_s_tiles_fit_the_device(
-    n: int, k: int, operand: int, precision: str, aligned: bool, limits: Limits
-) -> None:
-    tiles = grad_tiles(n, k, operand_bytes=operand, precision=precision, aligned=aligned, limits=limits)
-    assert tiles.num_stages * tiles.m * (tiles.n + tiles.k) * operand <= limits.shared_bytes
-    # Each part of the epilogue holds whole words of a packed mask.
-    assert tiles.subtiles in (1, 2, 4, 8) and tiles.k // tiles.subtiles % 32 == 0
+    of_grad = grad_tiles(n, k, operand_bytes=x, precision=precision, aligned=aligned, limits=limits)
+    assert of_grad.num_stages * of_grad.m * (of_grad.n + of_grad.k) * x <= limits.shared_bytes
+    assert of_grad.subtiles in (1, 2, 4, 8) and of_grad.k // of_grad.subtiles % 32 == 0
 
 
 def test_a_decoding_step_is_spread_over_the_multiprocessors() -> None:
-    # 4096 / 64 = 64 tiles of the view for 132 multiprocessors: two parts of the reduction each.
+    # 4096 / 64 = 64 tiles of the weight for 132 multiprocessors: two parts of the reduction each.
     tiles = gemm_tiles(
-        1, 4096, 4096, weight_bytes=4, x_bytes=2, mask_bits=0, precision="ieee", aligned=True, limits=H200
+        (1, 4096, 4096), weight_bytes=4, x_bytes=2, masked=False, precision="ieee", aligned=True, limits=H200
     )
     assert (tiles.m, tiles.n, tiles.splits) == (16, 64, 2)
 

@@ -8,35 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from method_runs import Regression, Run, linear
+from torch import Tensor
 
-import tritonsparse as ts
-from tritonsparse.clock import Clock
 from tritonsparse.masks.units import from_units, to_units
 from tritonsparse.methods import STR, AutoSparse
 from tritonsparse.methods.block_autosparse import across_layers, block_scores
 from tritonsparse.pattern import Block
 from tritonsparse.schedules import cubic
 
-PAIRS = Block(1, 2)
 
-
-def start(method: STR, steps: int = 4, pattern: str = "block:1x2") -> tuple[nn.Linear, Any, ts.Sparsifier]:
-    """One row of three blocks of two; every step is a step of the clock."""
-    layer = nn.Linear(6, 1, bias=False)
-    layer.weight.data = torch.tensor([[1.0, -2.0, 3.0, 1.0, 0.5, -0.5]])
-    sparsifier = ts.sparsify(layer, method, pattern=pattern, total_steps=steps, steps_per_epoch=2)
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.0))
-    sparsifier.attach(optimizer)
-    return layer, optimizer, sparsifier
+def start(method: STR, steps: int = 4) -> Run:
+    """One row of three blocks of two."""
+    row = linear([1.0, -2.0, 3.0, 1.0, 0.5, -0.5])
+    return Run(row, method, pattern="block:1x2", total_steps=steps, steps_per_epoch=2)
 
 
 def constant(alpha: float = 0.5, **fields: Any) -> AutoSparse:
     return AutoSparse(**{"sparsity": 0.6, "alpha_schedule": "constant", "alpha": alpha, "control_every": 1, **fields})
-
-
-def scores(sparsifier: ts.Sparsifier) -> list[float]:
-    return sparsifier.state_dict()["tensors"]["method:scores/"][0].tolist()
 
 
 def test_the_score_of_a_block_by_hand() -> None:
@@ -75,98 +64,76 @@ def test_layers_are_compared_by_how_they_spread_what_they_are_worth() -> None:
     assert across_layers(torch.zeros(2, 2)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
+GRADIENT = torch.tensor([1.0, 0.0, 0.0, -2.0, 8.0, -8.0])
+
+
 @pytest.mark.parametrize("scale", [None, 8.0])
 def test_scores_and_masks_by_hand(scale: float | None) -> None:
-    layer, optimizer, sparsifier = start(constant(reach_by=0.0))
-    view, method = sparsifier.layers[""], sparsifier.method
-    layer.weight.grad = torch.tensor([[1.0, 0.0, 0.0, -2.0, 8.0, -8.0]]) * (scale or 1.0)
+    run = start(constant(reach_by=0.0))
+    view = run.view
+    run.give(GRADIENT * (scale or 1.0))
     # sum |G W| = 1, 2, 8; beta = .98
-    method.before_step(sparsifier.layers, sparsifier.clock, optimizer, None if scale is None else torch.tensor(scale))
-    assert scores(sparsifier) == pytest.approx([0.02, 0.04, 0.16])
-    sparsifier.clock.step += 1
-    method.after_step(sparsifier.layers, sparsifier.clock, optimizer)
+    run.before_step(scale)
+    assert run.saved("scores") == pytest.approx([0.02, 0.04, 0.16])
+    run.sparsifier.clock.step += 1
+    run.method.after_step(run.sparsifier.layers, run.sparsifier.clock, run.optimizer)
     # .4 of 3 blocks is one: the smallest by norm, the one that the loss asks for.
-    assert view.mask.int().tolist() == [[0, 0, 0, 0, 1, 1]]
+    assert run.masks() == [[[0, 0, 0, 0, 1, 1]]]
     assert (view.kind, float(view.alpha), view.threshold) == ("mask", 0.5, None)
-    x = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
-    y = layer(x)
+    y = run.model(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]))
     assert y.item() == 0.5 * 5.0 - 0.5 * 6.0
-    layer.weight.grad = None
+    view.weight.grad = None
     y.sum().backward()
-    assert layer.weight.grad is not None
-    assert layer.weight.grad[0].tolist() == [0.5, 1.0, 1.5, 2.0, 5.0, 6.0]
-    method.before_step(sparsifier.layers, sparsifier.clock, optimizer, None)
+    assert view.weight.grad[0].tolist() == [0.5, 1.0, 1.5, 2.0, 5.0, 6.0]
+    run.before_step()
     # .5 + 2, 4.5 + 2, 2.5 + 3
     expected = [0.98 * old + 0.02 * new for old, new in zip([0.02, 0.04, 0.16], [2.5, 6.5, 5.5], strict=True)]
-    assert scores(sparsifier) == pytest.approx(expected)
+    assert run.saved("scores") == pytest.approx(expected)
 
 
 def test_b_is_what_is_kept_and_the_largest_of_the_rest() -> None:
-    layer, optimizer, sparsifier = start(constant(reach_by=0.0, backward_density=0.67))
-    layer.weight.grad = torch.tensor([[1.0, 0.0, 0.0, -2.0, 8.0, -8.0]])
-    optimizer.step()
-    view = sparsifier.layers[""]
+    run = start(constant(reach_by=0.0, backward_density=0.67))
+    run.step(GRADIENT)
     # Two of three blocks: the kept one, and the second, of norm sqrt(10), before the first, of norm sqrt(5).
-    assert view.grad_mask.int().tolist() == [[0, 0, 1, 1, 1, 1]]
-    layer.weight.grad = None
-    layer(torch.ones(1, 6)).sum().backward()
-    assert layer.weight.grad[0].tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
-    assert sparsifier.method.densities(view, 1 / 3).grad_weight == pytest.approx(0.67)
+    assert run.view.grad_mask.int().tolist() == [[0, 0, 1, 1, 1, 1]]
+    run.view.weight.grad = None
+    run.model(torch.ones(1, 6)).sum().backward()
+    assert run.view.weight.grad[0].tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+    assert run.method.densities(run.view, 1 / 3).grad_weight == pytest.approx(0.67)
 
 
 def test_pruned_blocks_may_get_their_gradients_in_every_rth_step_alone() -> None:
-    _, optimizer, sparsifier = start(constant(alpha=0.5, reach_by=0.0, refresh_every=3), steps=8)
-    view, seen = sparsifier.layers[""], []
+    run = start(constant(alpha=0.5, reach_by=0.0, refresh_every=3), steps=8)
+    view, seen = run.view, []
     for _ in range(6):
-        view.weight.grad = torch.ones(1, 6)
-        optimizer.step()
+        run.step(1.0)
         seen.append(float(view.alpha))
         # Where nothing reaches pruned blocks, a mask says so, by which their part of dW is skipped.
         assert view.grad_mask is None if view.alpha > 0 else torch.equal(view.grad_mask, view.mask)
         # A third of the steps computes all of dW, the others a third of it.
-        assert sparsifier.method.densities(view, 1 / 3).grad_weight == pytest.approx(1 / 3 + (2 / 3) / 3)
+        assert run.method.densities(view, 1 / 3).grad_weight == pytest.approx(1 / 3 + (2 / 3) / 3)
     assert seen == [0.0, 0.0, 1.5, 0.0, 0.0, 1.5]
-    with pytest.raises(ValueError, match="refresh_every of at least 1, got 0"):
-        AutoSparse(refresh_every=0)
 
 
 def test_b_is_what_is_kept_once_alpha_is_zero_and_str_has_no_alpha() -> None:
-    layer, optimizer, sparsifier = start(constant(zero_alpha_epoch=1, reach_by=0.5), steps=8)
-    view = sparsifier.layers[""]
+    run = start(constant(zero_alpha_epoch=1, reach_by=0.5), steps=8)
+    view = run.view
     for step in range(1, 5):
-        layer.weight.grad = torch.randn(1, 6)
-        optimizer.step()
+        run.step(torch.randn(6))
         # Two steps an epoch.
         assert view.grad_mask is None if step < 2 else torch.equal(view.grad_mask, view.mask)
     assert view.mask.sum() == 2
-    _, _, sparsifier = start(STR(sparsity=0.6))
-    assert (sparsifier.layers[""].alpha, sparsifier.layers[""].grad_mask) == (None, None)
+    view = start(STR(sparsity=0.6)).view
+    assert (view.alpha, view.grad_mask) == (None, None)
 
 
-class Planted:
-    """[48, 32] and [32, 48] under a regression that depends on the step alone."""
+class Planted(Regression):
+    """A regression on blocks of eight in which the first 16 inputs and no others say anything of the outputs."""
 
-    def __init__(self, method: STR, steps: int, pattern: str = "block:8") -> None:
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32))
-        self.sparsifier = ts.sparsify(self.model, method, pattern=pattern, total_steps=steps, steps_per_epoch=20)
-        self.optimizer = torch.optim.AdamW(self.sparsifier.param_groups(lr=3e-3, weight_decay=0.01))
-        self.sparsifier.attach(self.optimizer)
-        generator = torch.Generator().manual_seed(1)
-        self.truth = torch.randn(32, 32, generator=generator)
-        # The first 16 inputs and no others say anything of the outputs.
-        self.truth[:, 16:] = 0.0
-
-    def train(self, steps: int) -> list[float]:
-        seen = []
-        for _ in range(steps):
-            generator = torch.Generator().manual_seed(self.sparsifier.step)
-            x = torch.randn(64, 32, generator=generator)
-            (self.model(x) - (x @ self.truth.t()).relu()).square().mean().backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            seen.append(self.sparsifier.sparsity())
-        return seen
+    def __init__(self, method: STR, steps: int) -> None:
+        truth = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+        truth[:, 16:] = 0.0
+        super().__init__(method, steps, truth, width=48, pattern="block:8")
 
     def units(self) -> dict[str, Tensor]:
         layers = self.sparsifier.layers.items()
@@ -176,7 +143,7 @@ class Planted:
 @pytest.mark.parametrize("method", [STR(sparsity=0.7), AutoSparse(sparsity=0.7)], ids=["str", "autosparse"])
 def test_the_target_is_met_to_one_block_along_the_cubic_without_a_cliff(method: STR) -> None:
     run, blocks = Planted(method, 200), 48
-    seen = run.train(200)
+    seen = run.seen(200)
     assert seen[-1] == pytest.approx(0.7, abs=0.5 / blocks + 1e-9)
     for step in range(10, 201, 10):
         assert seen[step - 1] == pytest.approx(cubic(step, 150, 0.0, 0.7), abs=0.5 / blocks + 1e-6), step
@@ -191,7 +158,7 @@ def test_gates_find_the_inputs_that_matter_and_layers_come_to_differ() -> None:
     run = Planted(AutoSparse(sparsity=0.6), 300)
     losses_of_inputs = run.units()["0"].sum(0)
     assert losses_of_inputs.tolist() == [6.0] * 4
-    run.train(300)
+    run.seen(300)
     first, second = run.units()["0"], run.units()["2"]
     # Input blocks 0 and 1 carry everything; norms started alike.
     assert first[:, :2].sum() > 4 * first[:, 2:].sum()
@@ -204,7 +171,7 @@ def test_what_is_pruned_comes_back_only_while_alpha_is_above_zero() -> None:
         run = Planted(AutoSparse(sparsity=0.7, alpha=alpha, alpha_schedule="constant", control_every=2), 120)
         before, count = run.units(), 0
         for _ in range(60):
-            run.train(2)
+            run.seen(2)
             after = run.units()
             count += sum(int(((after[name] > 0) & (before[name] == 0)).sum()) for name in after)
             before = after
@@ -224,7 +191,7 @@ def test_no_layer_falls_below_the_floor_and_it_is_logged_once(caplog: pytest.Log
             caplog.clear()
             run.sparsifier.layers["2"].weight.grad = torch.zeros(32, 48)
             run.sparsifier.method._gates.scores["2"][0, 0] = 1.0
-            run.train(40)
+            run.seen(40)
         assert sum(int(unit.sum()) for unit in run.units().values()) == 14  # .3 of 48
         kept[floor] = int(run.units()["2"].sum())
         assert [("min_density" in record.message, "layer 2" in record.message) for record in caplog.records] == (
@@ -234,16 +201,14 @@ def test_no_layer_falls_below_the_floor_and_it_is_logged_once(caplog: pytest.Log
     assert kept == {0.0: 1, 0.25: 6, None: 4}
 
 
-def test_saved_and_loaded_it_goes_on_as_if_never_stopped() -> None:
-    unbroken, first, second = (
-        Planted(AutoSparse(sparsity=0.7, backward_density=0.8, refresh_every=2), 60) for _ in range(3)
-    )
-    unbroken.train(60)
-    first.train(25)
-    second.model.load_state_dict(first.model.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
-    second.sparsifier.load_state_dict(first.sparsifier.state_dict())
-    second.train(35)
+def test_saved_and_loaded_it_goes_on_as_if_never_stopped_with_gradients_in_every_other_step() -> None:
+    method = AutoSparse(sparsity=0.7, backward_density=0.8, refresh_every=2)
+    unbroken, first, second = (Planted(method, 30) for _ in range(3))
+    unbroken.seen(30)
+    first.seen(13)
+    for ours, theirs in zip(second.parts, first.parts, strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    second.seen(17)
     ours, theirs = second.sparsifier.state_dict()["tensors"], unbroken.sparsifier.state_dict()["tensors"]
     assert ours.keys() == theirs.keys() >= {"method:scores/0", "method:scores/2"}
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -252,34 +217,15 @@ def test_saved_and_loaded_it_goes_on_as_if_never_stopped() -> None:
 
 def test_a_layer_without_a_gradient_keeps_its_scores() -> None:
     run = Planted(AutoSparse(sparsity=0.5), 100)
-    run.train(5)
-    before = {name: score.clone() for name, score in run.sparsifier.method._gates.scores.items()}
+    run.seen(5)
+    scores = run.method._gates.scores
+    before = {name: score.clone() for name, score in scores.items()}
     run.model[0].weight.grad, run.model[2].weight.grad = None, torch.zeros(32, 48)
-    run.sparsifier.method.before_step(run.sparsifier.layers, Clock(5, 100, 20), run.optimizer, None)
-    after = run.sparsifier.method._gates.scores
-    assert torch.equal(after["0"], before["0"]) and torch.allclose(after["2"], 0.98 * before["2"])
-
-
-@pytest.mark.parametrize(
-    ("method", "pattern", "words"),
-    [
-        (AutoSparse(), "block:8", r"expected sparsity= with pattern 'block:8', got None; .*sparsity=0\.7"),
-        (STR(sparsity=0.5, threshold_init=-5.0), "block:8", r"threshold_init left out .* got -5\.0; leave it out"),
-        (AutoSparse(sparsity=0.5, threshold_lr_scale=4.0), "block:8", "threshold_lr_scale left out"),
-        (AutoSparse(sparsity=0.5, threshold_weight_decay=0.1), "block:8", "threshold_weight_decay left out"),
-        (AutoSparse(sparsity=0.5), "block:7", "use 'block:6x8' or exclude the layer"),
-        (AutoSparse(sparsity=0.5), "2:4", r"supports \(block, unstructured\)"),
-    ],
-    ids=repr,
-)
-def test_what_cannot_be_is_refused_before_anything_changes(method: STR, pattern: str, words: str) -> None:
-    model = nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 32))
-    with pytest.raises(ValueError, match=words):
-        ts.sparsify(model, method, pattern=pattern, total_steps=10, steps_per_epoch=5)
-    assert type(model[0]) is nn.Linear
+    run.before_step()
+    assert torch.equal(scores["0"], before["0"]) and torch.allclose(scores["2"], 0.98 * before["2"])
 
 
 def test_no_sparsity_is_dense_on_blocks_too() -> None:
     for method in (AutoSparse(sparsity=0.0), AutoSparse(threshold_init=-math.inf)):
-        _, _, sparsifier = start(method)
-        assert sparsifier.layers[""].kind == "dense" and sparsifier.method.state_dict().keys() <= {"initial_sparsity"}
+        run = start(method)
+        assert run.view.kind == "dense" and run.method.state_dict().keys() <= {"initial_sparsity"}

@@ -7,21 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from method_runs import Run, linear
 
-import tritonsparse as ts
 from tritonsparse.clock import Clock
 from tritonsparse.methods import STR, AutoSparse
 
 
-def row(*weights: float) -> nn.Linear:
-    layer = nn.Linear(len(weights), 1, bias=False)
-    layer.weight.data = torch.tensor([weights])
-    return layer
-
-
 def constant(alpha: float, s: float = 0.0, **fields: Any) -> AutoSparse:
     return AutoSparse(threshold_init=s, alpha=alpha, alpha_schedule="constant", **fields)
+
+
+W = [0.75, -0.25, -1.0, 0.5]
 
 
 # s = 0: T = 1/2, sigma' = 1/4.   W = [3/4, -1/4, -1, 1/2]: kept, pruned, kept, pruned (a tie with T).
@@ -41,25 +37,20 @@ def constant(alpha: float, s: float = 0.0, **fields: Any) -> AutoSparse:
     ids=lambda value: repr(value) if isinstance(value, STR) else "",
 )
 def test_one_update_by_hand(method: STR, grad_weight: list[float], grad_threshold: float) -> None:
-    layer, x = row(0.75, -0.25, -1.0, 0.5), torch.tensor([[1.0, 2.0, 4.0, -8.0]], requires_grad=True)
-    sparsifier = ts.sparsify(layer, method)
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.125))
-    sparsifier.attach(optimizer)
-    y = layer(x)
+    run, x = Run(linear(W), method, lr=0.125), torch.tensor([[1.0, 2.0, 4.0, -8.0]], requires_grad=True)
+    y = run.model(x)
     assert y.item() == 1 * 0.25 + 4 * -0.5
     y.backward(torch.tensor([[2.0]]))
     assert x.grad.tolist() == [[0.5, 0.0, -1.0, 0.0]]
-    assert layer.weight.grad.tolist() == [grad_weight]
-    assert layer.threshold.grad.tolist() == [grad_threshold]
-    optimizer.step()
-    expected = [w - g / 8 for w, g in zip([0.75, -0.25, -1.0, 0.5], grad_weight, strict=True)]
-    assert layer.weight.tolist() == [expected]
-    assert layer.threshold.item() == -grad_threshold / 8
+    assert run.view.weight.grad.tolist() == [grad_weight]
+    assert run.view.threshold.grad.tolist() == [grad_threshold]
+    run.step()
+    assert run.view.weight.tolist() == [[w - g / 8 for w, g in zip(W, grad_weight, strict=True)]]
+    assert run.view.threshold.item() == -grad_threshold / 8
 
 
 def test_a_weight_of_exactly_zero_has_no_sign_and_never_moves() -> None:
-    layer = row(0.0, 0.75)
-    ts.sparsify(layer, constant(1.0))
+    layer = Run(linear([0.0, 0.75]), constant(1.0)).view
     layer(torch.ones(1, 2)).backward(torch.tensor([[2.0]]))
     # ds = -1/4 (0 + 2)
     assert layer.weight.grad.tolist() == [[0.0, 2.0]] and layer.threshold.grad.tolist() == [-0.5]
@@ -68,16 +59,15 @@ def test_a_weight_of_exactly_zero_has_no_sign_and_never_moves() -> None:
 def test_str_is_autosparse_without_annealing(mlp: Any) -> None:
     x, results = torch.randn(4, 8), []
     for method in (STR(threshold_init=-2.0), constant(0.0, -2.0)):
-        model = mlp().eval()
-        ts.sparsify(model, method)
+        model = Run(mlp().eval(), method).model
         model(x).square().sum().backward()
         results.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 
 
 def test_kept_weights_get_their_gradient_even_where_they_outnumber_b() -> None:
-    layer = row(0.75, -0.875, -1.0, 0.625)  # all four pass T = 1/2
-    ts.sparsify(layer, constant(0.5, backward_density=0.25))
+    # All four pass T = 1/2.
+    layer = Run(linear([0.75, -0.875, -1.0, 0.625]), constant(0.5, backward_density=0.25)).view
     layer(torch.ones(1, 4)).backward(torch.tensor([[2.0]]))
     assert layer.weight.grad.tolist() == [[2.0, 2.0, 2.0, 2.0]]
     assert int(layer.grad_mask.sum()) == 1
@@ -97,104 +87,65 @@ def test_kept_weights_get_their_gradient_even_where_they_outnumber_b() -> None:
     ids=str,
 )
 def test_alpha_changes_when_an_epoch_starts(fields: dict[str, Any], epochs: list[float]) -> None:
-    layer = row(0.75, -0.25)
-    sparsifier = ts.sparsify(layer, AutoSparse(alpha=0.5, **fields), total_steps=8, steps_per_epoch=2)
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.0))
-    sparsifier.attach(optimizer)
-    seen = [float(layer.alpha)]
+    run = Run(linear([0.75, -0.25]), AutoSparse(alpha=0.5, **fields), total_steps=8, steps_per_epoch=2)
+    seen = [float(run.view.alpha)]
     for _ in range(8):
-        optimizer.step()
-        seen.append(float(layer.alpha))
+        run.step()
+        seen.append(float(run.view.alpha))
     assert seen == pytest.approx([0.5 * epochs[step // 2] for step in range(9)], rel=1e-6, abs=1e-7)
 
 
 def test_the_translation_recipe_anneals_exponentially_and_stops_at_epoch_10() -> None:
     method = AutoSparse(threshold_init=-7.0, alpha=0.4, alpha_schedule="exponential", zero_alpha_epoch=10)
-    clock = Clock(0, None, 100)
-    layers = ts.sparsify(row(1.0), method, steps_per_epoch=100).layers
-    assert torch.sigmoid(layers[""].threshold).item() == pytest.approx(0.000911, abs=5e-7)
+    run = Run(linear([1.0]), method, steps_per_epoch=100)
+    assert torch.sigmoid(run.view.threshold).item() == pytest.approx(0.000911, abs=5e-7)
     for epoch, alpha in ((0, 0.4), (1, 0.4 / math.e), (9, 0.4 * math.exp(-9)), (10, 0.0), (11, 0.0)):
-        clock.step = 100 * epoch
-        assert method.current_alpha(clock) == pytest.approx(alpha)
+        assert method.current_alpha(Clock(100 * epoch, None, 100)) == pytest.approx(alpha)
 
 
 def test_b_is_chosen_anew_every_step_until_alpha_is_zero() -> None:
-    layer = row(0.4, 0.3, 0.2, 0.1)
     method = AutoSparse(threshold_init=0.0, alpha_schedule="constant", zero_alpha_epoch=1, backward_density=0.5)
-    sparsifier = ts.sparsify(layer, method, total_steps=4, steps_per_epoch=2)
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=1.0))
-    sparsifier.attach(optimizer)
-    assert layer.grad_mask.tolist() == [[True, True, False, False]]
-    layer.weight.grad = torch.tensor([[0.4, 0.0, 0.0, -0.5]])
-    optimizer.step()  # W = [0, .3, .2, .6]
-    assert layer.grad_mask.tolist() == [[False, True, False, True]]
-    optimizer.step()  # epoch 1: alpha = 0, and then B = A
-    assert layer.grad_mask is None and float(layer.alpha) == 0.0
+    run = Run(linear([0.4, 0.3, 0.2, 0.1]), method, lr=1.0, total_steps=4, steps_per_epoch=2)
+    assert run.view.grad_mask.tolist() == [[True, True, False, False]]
+    run.step([0.4, 0.0, 0.0, -0.5])  # W = [0, .3, .2, .6]
+    assert run.view.grad_mask.tolist() == [[False, True, False, True]]
+    run.step()  # epoch 1: alpha = 0, and then B = A
+    assert run.view.grad_mask is None and float(run.view.alpha) == 0.0
 
 
 def test_decay_on_the_threshold_is_an_l2_gradient_that_the_optimizer_does_not_repeat() -> None:
-    layer = row(0.75, -0.25)
     method = constant(0.0, -2.0, threshold_weight_decay=0.5, threshold_lr_scale=4.0)
-    sparsifier = ts.sparsify(layer, method)
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.125, weight_decay=0.3))
-    assert {group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {
+    run = Run(linear([0.75, -0.25]), method, lr=0.125, weight_decay=0.3)
+    assert {group["name"]: (group["lr"], group["weight_decay"]) for group in run.optimizer.param_groups} == {
         "decay": (0.125, 0.3),
         "thresholds": (0.5, 0.0),
     }
-    sparsifier.attach(optimizer)
-    layer.threshold.grad = torch.tensor([3.0])
-    optimizer.step()
+    threshold = run.view.threshold
+    threshold.grad = torch.tensor([3.0])
+    run.step()
     # ds = 3 + .5 (-2) = 2;  s = -2 - .5 * 2
-    assert layer.threshold.item() == -3.0
-    layer.threshold.grad = torch.tensor([3.0])
-    sparsifier.method.before_step(sparsifier.layers, sparsifier.clock, optimizer, torch.tensor(4.0))
-    assert layer.threshold.grad.item() == 3.0 + 4.0 * 0.5 * -3.0
+    assert threshold.item() == -3.0
+    threshold.grad = torch.tensor([3.0])
+    run.before_step(4.0)
+    assert threshold.grad.item() == 3.0 + 4.0 * 0.5 * -3.0
 
 
 def test_without_a_decay_of_its_own_the_threshold_takes_the_optimizers() -> None:
-    sparsifier = ts.sparsify(row(0.75, -0.25), STR(threshold_init=-2.0))
-    groups = sparsifier.param_groups(lr=0.5, weight_decay=0.25)
+    run = Run(linear([0.75, -0.25]), STR(threshold_init=-2.0), lr=0.5, weight_decay=0.25)
+    groups = run.optimizer.param_groups
     assert [(group["name"], group["weight_decay"]) for group in groups] == [("decay", 0.25), ("thresholds", 0.25)]
-    optimizer = torch.optim.SGD(groups)
-    sparsifier.attach(optimizer)
-    sparsifier.layers[""].threshold.grad = torch.zeros(1)
-    optimizer.step()
-    assert sparsifier.layers[""].threshold.item() == -2.0 + 0.5 * 0.25 * 2.0
+    run.view.threshold.grad = torch.zeros(1)
+    run.step()
+    assert run.view.threshold.item() == -2.0 + 0.5 * 0.25 * 2.0
 
 
 def test_annealing_keeps_more_weights_the_larger_alpha_is() -> None:
     """From one start on a sparse regression; the papers' Table: alpha trades sparsity for quality."""
     generator = torch.Generator().manual_seed(3)
     x, truth = torch.randn(64, 32, generator=generator), torch.randn(8, 32, generator=generator)
-    start = 0.3 * torch.randn(8, 32, generator=generator)
-    kept = []
+    start, kept = 0.3 * torch.randn(8, 32, generator=generator), []
     for alpha in (0.0, 0.5, 1.0):
-        layer = nn.Linear(32, 8, bias=False)
-        layer.weight.data = start.clone()
-        sparsifier = ts.sparsify(layer, constant(alpha, -1.0))
-        optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.05))
-        sparsifier.attach(optimizer)
-        for _ in range(60):
-            optimizer.zero_grad()
-            (layer(x) - x @ truth.t()).square().mean().backward()
-            optimizer.step()
-        kept.append(layer.kept_count())
+        run = Run(linear(*start.tolist()), constant(alpha, -1.0), lr=0.05)
+        run.train(60, lambda model=run.model: (model(x) - x @ truth.t()).square().mean())
+        kept.append(run.view.kept_count())
     assert kept[0] < kept[1] < kept[2], kept
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"alpha": 1.5}, "alpha in .0, 1.*1 straight-through"),
-        ({"alpha_schedule": "sine"}, "alpha_schedule among constant, linear.*got 'sine'"),
-        ({"backward_density": 0.0}, "backward_density in .0, 1.*None means all"),
-        ({"threshold_init": math.inf}, ".*logit below infinity.*-5 gives"),
-        ({"threshold_init": math.nan}, ".*logit below infinity"),
-        ({"threshold_weight_decay": -1.0}, "threshold_weight_decay of at least 0"),
-        ({"threshold_lr_scale": -1.0}, "threshold_lr_scale of at least 0"),
-    ],
-    ids=str,
-)
-def test_a_field_out_of_range_is_refused_when_the_method_is_made(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=f"autosparse: expected {words}"):
-        AutoSparse(**fields)

@@ -7,162 +7,121 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from method_runs import Run, linear
 from torch import nn
 
-import tritonsparse as ts
 from tritonsparse.methods import SWAT
 
+X = torch.tensor([[1.0, -2.0, 3.0, 0.5]])
 
-def made(method: SWAT, **options: Any) -> tuple[nn.Module, ts.Sparsifier]:
-    model = nn.Sequential(nn.Linear(4, 2, bias=False))
-    model[0].weight.data = torch.tensor([[4.0, -3.0, 2.0, 1.0], [0.5, -6.0, 0.25, 5.0]])
-    return model, ts.sparsify(model, method, include=["*"], **options)
+
+def made(lr: float = 0.0, **fields: Any) -> Run:
+    return Run(linear([4.0, -3.0, 2.0, 1.0], [0.5, -6.0, 0.25, 5.0]), SWAT(**{"sparsity": 0.5, **fields}), lr=lr)
 
 
 def test_one_step_by_hand() -> None:
-    model, sparsifier = made(SWAT(sparsity=0.5))
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=1.0))
-    sparsifier.attach(optimizer)
+    run = made(lr=1.0)
+    layer = run.view
     x = torch.tensor([[1.0, -2.0, 3.0, 0.5], [0.1, 5.0, -0.2, 4.0]], requires_grad=True)
-    y = model(x)
+    y = run.model(x)
     # The four largest weights: 4, -3; -6, 5.     X is dense in the forward.
-    what = torch.tensor([[4.0, -3.0, 0.0, 0.0], [0.0, -6.0, 0.0, 5.0]])
-    assert torch.equal(y, x.detach() @ what.t())
+    w_hat = torch.tensor([[4.0, -3.0, 0.0, 0.0], [0.0, -6.0, 0.0, 5.0]])
+    assert torch.equal(y, x.detach() @ w_hat.t())
     grad = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
     y.backward(grad)
-    assert x.grad is not None and torch.equal(x.grad, grad @ what)
+    assert x.grad is not None and torch.equal(x.grad, grad @ w_hat)
     # The four largest of X: -2, 3; 5, 4.  dW = dY^T Xhat, for pruned weights too.
-    xhat = torch.tensor([[0.0, -2.0, 3.0, 0.0], [0.0, 5.0, 0.0, 4.0]])
-    layer = sparsifier.layers["0"]
-    assert layer.weight.grad is not None and torch.equal(layer.weight.grad, grad.t() @ xhat)
-    expected = layer.weight.detach() - grad.t() @ xhat
-    optimizer.step()
+    expected = grad.t() @ torch.tensor([[0.0, -2.0, 3.0, 0.0], [0.0, 5.0, 0.0, 4.0]])
+    assert torch.equal(layer.weight.grad, expected)
+    expected = layer.weight.detach() - expected
+    run.step()
     assert torch.equal(layer.weight, expected)
     # W = [[4, 4, -1, 5], [.5, -4.5, -5.75, 3]]: the four largest are 5, -4.5, -5.75 and the first 4.
-    assert layer.mask is not None
-    assert layer.mask.tolist() == [[True, False, False, True], [False, True, True, False]]
+    assert run.masks() == [[[1, 0, 0, 1], [0, 1, 1, 0]]]
 
 
 def test_activations_may_be_as_sparse_as_one_likes_and_the_master_weights_stay_dense() -> None:
-    model, sparsifier = made(SWAT(sparsity=0.5, activation_sparsity=0.75))
-    assert sparsifier.layers["0"].sparse_input.density == 0.25
-    x = torch.tensor([[1.0, -2.0, 3.0, 0.5]])
-    model(x).sum().backward()
-    assert sparsifier.layers["0"].weight.grad is not None
-    assert sparsifier.layers["0"].weight.grad.tolist() == [[0.0, 0.0, 3.0, 0.0]] * 2
-    assert sparsifier.finalize()[0].weight.count_nonzero() == 4
+    run = made(activation_sparsity=0.75)
+    assert run.view.sparse_input.density == 0.25
+    run.model(X).sum().backward()
+    assert run.view.weight.grad.tolist() == [[0.0, 0.0, 3.0, 0.0]] * 2
+    assert run.sparsifier.finalize().weight.count_nonzero() == 4
 
 
 def test_between_refreshes_mask_and_cut_off_are_reused() -> None:
-    model, sparsifier = made(SWAT(sparsity=0.5, refresh_every=3))
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.0))
-    sparsifier.attach(optimizer)
-    layer = sparsifier.layers["0"]
-    x = torch.tensor([[1.0, -2.0, 3.0, 0.5]])
-    kept = []
+    run, kept = made(refresh_every=3), []
     for step in range(4):
-        model(x * (1 + step)).sum().backward()
-        assert layer.weight.grad is not None
-        kept.append(int(layer.weight.grad.count_nonzero()) // 2)
-        optimizer.step()
-        optimizer.zero_grad()
+        run.model(X * (1 + step)).sum().backward()
+        kept.append(int(run.view.weight.grad.count_nonzero()) // 2)
+        run.step()
+        run.optimizer.zero_grad()
     # Exact, 2 of 4, at steps 0 and 3; between, what reaches the cut-off 2 of step 0: 2, 4, 6, 1 and 3, 6, 9, 1.5.
     assert kept == [2, 3, 3, 2]
 
 
 def test_between_refreshes_a_weight_that_crosses_the_cut_off_counts_at_once() -> None:
-    _, sparsifier = made(SWAT(sparsity=0.5, refresh_every=3))
-    layer = sparsifier.layers["0"]
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=1.0))
-    sparsifier.attach(optimizer)
-    count = layer.weight.numel()
-    assert layer.mask is not None
-    cutoff = layer.weight.detach().abs()[layer.mask].min()
-    target = layer.weight.detach().clone()
-    target[~layer.mask] = cutoff  # at the cut-off is kept
-    layer.weight.grad = layer.weight.detach() - target
-    optimizer.step()
+    run = made(lr=1.0, refresh_every=3)
+    layer = run.view
+    weight = layer.weight.detach().clone()
+    cutoff = weight.abs()[layer.mask].min()
+    run.step(torch.where(layer.mask, 0.0, weight - cutoff))  # at the cut-off is kept
     assert layer.mask.all()
-    layer.weight.grad = layer.weight.detach().clone()  # to 0: nothing would be left, so nothing changes
-    optimizer.step()
+    run.step(layer.weight.detach())  # to 0: nothing would be left, so nothing changes
     assert layer.mask.all() and layer.weight.count_nonzero() == 0
-    layer.weight.grad = torch.randn(layer.weight.shape)
-    optimizer.step()  # the third: a refresh, exact again
-    assert int(layer.mask.sum()) == count // 2
+    run.step(torch.randn(layer.weight.shape))  # the third: a refresh, exact again
+    assert run.kept() == [layer.weight.numel() // 2]
 
 
 def test_between_refreshes_blocks_are_chosen_exactly_at_every_step() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 8))
-    sparsifier = ts.sparsify(model, SWAT(sparsity=0.5, refresh_every=5), pattern="block:4")
-    layer = sparsifier.layers["0"]
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=1.0))
-    sparsifier.attach(optimizer)
+    run = Run(nn.Linear(8, 8), SWAT(sparsity=0.5, refresh_every=5), lr=1.0, pattern="block:4")
     for _ in range(3):
-        layer.weight.grad = torch.randn(8, 8)
-        optimizer.step()
-        norms = layer.weight.detach().abs().reshape(2, 4, 2, 4).sum((1, 3))
-        assert layer.mask is not None
-        blocks = layer.mask.reshape(2, 4, 2, 4).all(3).all(1)
+        run.step(torch.randn(8, 8))
+        norms = run.view.weight.detach().abs().reshape(2, 4, 2, 4).sum((1, 3))
+        blocks = run.view.mask.reshape(2, 4, 2, 4).all(3).all(1)
         assert int(blocks.sum()) == 2 and norms[blocks].min() > norms[~blocks].max()
 
 
 def test_padding_counts_for_no_cut_off_and_for_no_weight_gradient() -> None:
-    model, sparsifier = made(SWAT(sparsity=0.5))
+    run = made()
+    layer, sparsifier = run.view, run.sparsifier
     x = torch.tensor([[[1.0, -2.0, 3.0, 0.5], [90.0, 90.0, 90.0, 90.0]]])
     sparsifier.set_row_mask(torch.tensor([[True, False]]))
-    y = model(x)
-    assert torch.equal(y, x @ sparsifier.layers["0"].effective_weight().t())
+    y = run.model(x)
+    assert torch.equal(y, x @ layer.effective_weight().t())
     y.sum().backward()
-    assert sparsifier.layers["0"].weight.grad is not None
-    assert sparsifier.layers["0"].weight.grad.tolist() == [[0.0, -2.0, 3.0, 0.0]] * 2
+    assert layer.weight.grad.tolist() == [[0.0, -2.0, 3.0, 0.0]] * 2
     # A mask of another shape concerns another layer; two of one shape count together.
-    sparsifier.layers["0"].weight.grad = None
+    layer.weight.grad = None
     sparsifier.set_row_mask(
         torch.ones(3, 3, dtype=torch.bool), torch.tensor([[True, False]]), torch.tensor([[0, 1]]).bool()
     )
-    model(x).sum().backward()
-    assert sparsifier.layers["0"].weight.grad.tolist() == [[90.0] * 4] * 2
+    run.model(x).sum().backward()
+    assert layer.weight.grad.tolist() == [[90.0] * 4] * 2
     with pytest.raises(TypeError, match=r"set_row_mask: expected bool tensors, got torch.int64; pass attention_mask"):
         sparsifier.set_row_mask(torch.ones(1, 2, dtype=torch.int64))
 
 
 def test_shares_follow_the_mean_momentum_of_kept_weights() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    sparsifier = ts.sparsify(model, SWAT(sparsity=0.5, distribution="momentum"), include=["*"])
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.0), momentum=0.9)
-    sparsifier.attach(optimizer)
-    for layer, size in zip(model, (3.0, 1.0), strict=True):
-        layer.weight.grad = torch.full((4, 4), size)
-    optimizer.step()
+    run = Run(model, SWAT(sparsity=0.5, distribution="momentum"), momentum=0.9, include=["*"])
+    run.step(3.0, 1.0)
     # 16 of 32 weights, in shares 3 to 1: 12 and 4.
-    assert [int(layer.mask.sum()) for layer in sparsifier.layers.values() if layer.mask is not None] == [12, 4]
-    assert [layer.sparse_input.density for layer in sparsifier.layers.values()] == [0.75, 0.25]
-    for layer, size in zip(model, (31.0, 1.0), strict=True):
-        layer.weight.grad = torch.full((4, 4), size)
-        optimizer.state[layer.weight].clear()
-    optimizer.step()
+    assert run.kept() == [12, 4] and [view.sparse_input.density for view in run.views] == [0.75, 0.25]
+    run.optimizer.state.clear()
+    run.step(31.0, 1.0)
     # 31 to 1 would be 15.5 and 0.5: largest remainder, ties to the earlier layer; a layer keeps one at least.
-    assert [int(layer.mask.sum()) for layer in sparsifier.layers.values() if layer.mask is not None] == [16, 1]
-    assert [layer.sparse_input.density for layer in sparsifier.layers.values()] == [1.0, 1 / 16]
+    assert run.kept() == [16, 1] and [view.sparse_input.density for view in run.views] == [1.0, 1 / 16]
 
 
 def test_momentum_shares_need_momentum() -> None:
-    model, sparsifier = made(SWAT(sparsity=0.5, distribution="momentum"))
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.1))
-    sparsifier.attach(optimizer)
-    model(torch.ones(1, 4)).sum().backward()
+    run = made(distribution="momentum")
     with pytest.raises(ValueError, match=r'an optimizer with momentum or Adam.s averages for distribution "momentum"'):
-        optimizer.step()
+        run.step(1.0)
 
 
 @pytest.mark.parametrize("structure", ["channel", "filter"])
 def test_structure_keeps_whole_kernels_or_filters(structure: str) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 6, 3))
-    sparsifier = ts.sparsify(model, SWAT(sparsity=0.5, structure=structure), include=["*"])
-    layer = sparsifier.layers["0"]
-    assert layer.mask is not None
+    layer = Run(nn.Conv2d(4, 6, 3), SWAT(sparsity=0.5, structure=structure)).view
     mask, size = layer.mask, layer.weight.detach().abs()
     over = (2, 3) if structure == "channel" else (1, 2, 3)
     whole = mask.float().mean(over)
@@ -181,15 +140,13 @@ def test_structure_keeps_whole_kernels_or_filters(structure: str) -> None:
     ],
 )
 def test_a_convolutions_weight_gradient_is_made_of_its_largest_inputs(scope: str, options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 3, **options).double()
-    model = nn.Sequential(conv)
-    sparsifier = ts.sparsify(model, SWAT(sparsity=0.5, activation_sparsity=0.75, activation_scope=scope), include=["*"])
+    layer = Run(conv, SWAT(sparsity=0.5, activation_sparsity=0.75, activation_scope=scope)).view
     x = torch.randn(2, 4, 9, 9, dtype=torch.float64, requires_grad=True)
-    y = model(x)
+    y = layer(x)
     grad = torch.randn_like(y)
     y.backward(grad)
-    assert sparsifier.layers["0"].sparse_input.overflows == 0
+    assert layer.sparse_input.overflows == 0
 
     # What goes into the product, padded where the padding is not of zeros.
     given = x.detach()
@@ -202,22 +159,21 @@ def test_a_convolutions_weight_gradient_is_made_of_its_largest_inputs(scope: str
     k = round(0.25 * size.shape[1])
     cut = size.topk(k, dim=1).values[:, -1:]
     sparse = torch.where((size >= cut).view_as(given), given, 0.0)
-    what = sparsifier.layers["0"].effective_weight().requires_grad_()
+    w_hat = layer.effective_weight().requires_grad_()
     how = (options.get("stride", 1), inner, options.get("dilation", 1), options.get("groups", 1))
     bias = conv.bias
-    torch.testing.assert_close(y, F.conv2d(given, what, bias, *how))
-    (expected,) = torch.autograd.grad(F.conv2d(sparse, what, bias, *how), what, grad)
+    torch.testing.assert_close(y, F.conv2d(given, w_hat, bias, *how))
+    (expected,) = torch.autograd.grad(F.conv2d(sparse, w_hat, bias, *how), w_hat, grad)
     torch.testing.assert_close(conv.weight.grad, expected)
     dense = x.detach().requires_grad_()
     inputs = F.pad(dense, (1, 1, 1, 1), mode="reflect") if options.get("padding") == "same" else dense
-    (expected_x,) = torch.autograd.grad(F.conv2d(inputs, what.detach(), bias, *how), dense, grad)
+    (expected_x,) = torch.autograd.grad(F.conv2d(inputs, w_hat.detach(), bias, *how), dense, grad)
     torch.testing.assert_close(x.grad, expected_x)
 
 
 @pytest.mark.parametrize("module", [nn.Linear(64, 64, bias=False), nn.Conv2d(64, 64, 1, bias=False)])
 def test_the_memory_of_the_saved_input_falls(module: nn.Module) -> None:
-    model = nn.Sequential(module)
-    ts.sparsify(model, SWAT(sparsity=0.5, activation_sparsity=0.8), include=["*"])
+    model = Run(module, SWAT(sparsity=0.5, activation_sparsity=0.8)).model
     shape = (512, 64) if isinstance(module, nn.Linear) else (2, 64, 16, 16)
     x = torch.randn(shape, requires_grad=True)
     saved: list[int] = []
@@ -234,42 +190,22 @@ def test_the_memory_of_the_saved_input_falls(module: nn.Module) -> None:
 
 
 def test_inference_packs_nothing() -> None:
-    model, sparsifier = made(SWAT(sparsity=0.5))
-    layer = sparsifier.layers["0"]
+    run = made()
     with torch.no_grad():
-        assert not layer.packs_input()
-        assert torch.equal(model(torch.ones(1, 4)), layer.effective_weight().sum(1)[None])
+        assert not run.view.packs_input()
+        assert torch.equal(run.model(torch.ones(1, 4)), run.view.effective_weight().sum(1)[None])
 
 
 def test_an_overflow_loses_nothing_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    model, sparsifier = made(SWAT(sparsity=0.5, slack=1.0, refresh_every=10))
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.0))
-    sparsifier.attach(optimizer)
-    layer = sparsifier.layers["0"]
+    model = nn.Sequential(linear([4.0, -3.0, 2.0, 1.0], [0.5, -6.0, 0.25, 5.0]))
+    run = Run(model, SWAT(sparsity=0.5, slack=1.0, refresh_every=10), include=["*"])
     for factor in (1.0, 10.0, 10.0):
-        model(factor * torch.tensor([[1.0, -2.0, 3.0, 0.5]])).sum().backward()
-        assert layer.weight.grad is not None
-        grad = layer.weight.grad.clone()
-        optimizer.step()
-        optimizer.zero_grad()
+        run.optimizer.zero_grad()
+        run.model(factor * X).sum().backward()
+        grad = run.view.weight.grad.clone()
+        run.step()
     # All of 10, 20, 30, 5 reach the cut-off 2, twice the room.
     assert grad.tolist() == [[10.0, -20.0, 30.0, 5.0]] * 2
-    assert layer.sparse_input.overflows == 2
+    assert run.view.sparse_input.overflows == 2
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
     assert "swat: a batch kept more of the input of 0 than slack 1 leaves room for" in caplog.text
-
-
-def test_what_cannot_be_asked_for_is_refused() -> None:
-    for arguments, message in (
-        ({"activation_sparsity": 1.0}, r"sparsity in \[0, 1\)"),
-        ({"distribution": "even"}, "distribution to be one of uniform, erk, momentum"),
-        ({"structure": "kernel"}, "structure to be one of None, channel, filter"),
-        ({"activation_scope": "token"}, "activation_scope to be one of batch, sample, plane"),
-        ({"refresh_every": 0}, "refresh_every of at least 1"),
-        ({"refresh_every": 2, "activation_scope": "sample"}, 'activation_scope "batch" with refresh_every above 1'),
-        ({"slack": 0.5}, "slack of at least 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            SWAT(sparsity=0.5, **arguments)
-    with pytest.raises(ValueError, match='pattern "unstructured" beside structure "filter", got "block:2"'):
-        made(SWAT(sparsity=0.5, structure="filter"), pattern="block:2")

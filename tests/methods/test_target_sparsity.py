@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from method_runs import Regression, Run
 from transformers import AutoModelForCausalLM
 
 import tritonsparse as ts
@@ -28,31 +28,16 @@ def logit(value: float) -> float:
     return math.log(value / (1.0 - value))
 
 
-class Run:
-    """Two layers of 64 x 32 and 32 x 64 that learn a sparse map; the steps depend on the clock alone."""
+class Aimed(Regression):
+    """A regression of a sparse map."""
 
     def __init__(self, method: Any, steps: int, lr: float = 3e-3) -> None:
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
-        self.sparsifier = ts.sparsify(self.model, method, total_steps=steps, steps_per_epoch=20)
-        self.optimizer = torch.optim.AdamW(self.sparsifier.param_groups(lr=lr, weight_decay=0.01))
-        self.sparsifier.attach(self.optimizer)
         generator = torch.Generator().manual_seed(1)
-        self.truth = torch.randn(32, 32, generator=generator) * (torch.rand(32, 32, generator=generator) < 0.2)
-
-    def train(self, steps: int) -> list[float]:
-        seen = []
-        for _ in range(steps):
-            generator = torch.Generator().manual_seed(self.sparsifier.step)
-            x = torch.randn(64, 32, generator=generator)
-            (self.model(x) - (x @ self.truth.t()).relu()).square().mean().backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            seen.append(self.sparsifier.sparsity())
-        return seen
+        truth = torch.randn(32, 32, generator=generator) * (torch.rand(32, 32, generator=generator) < 0.2)
+        super().__init__(method, steps, truth, width=64, lr=lr)
 
     def logits(self) -> list[float]:
-        return [layer.threshold.item() for layer in self.sparsifier.layers.values()]
+        return [view.threshold.item() for view in self.views]
 
 
 def test_the_offset_by_hand() -> None:
@@ -99,8 +84,8 @@ PULLED = {"threshold_weight_decay": 0.05, "threshold_lr_scale": 10.0, "control_e
     ids=["str", "autosparse", "str, pulled", "autosparse, pulled"],
 )
 def test_the_target_is_met_whatever_pulls_at_the_thresholds(method: STR) -> None:
-    run = Run(method, 200)
-    seen = run.train(200)
+    run = Aimed(method, 200)
+    seen = run.seen(200)
     assert seen[-1] == pytest.approx(method.sparsity, abs=1e-3)
     # Held, within three points between corrections in so short a run, from `reach_by` on.
     assert max(abs(value - method.sparsity) for value in seen[150:]) < 0.03
@@ -110,80 +95,58 @@ def test_the_target_is_met_whatever_pulls_at_the_thresholds(method: STR) -> None
 
 def test_sparsity_follows_the_cubic_from_where_it_starts() -> None:
     method = STR(sparsity=0.9, threshold_init=-4.0, control_every=5)
-    run = Run(method, 100)
+    run = Aimed(method, 100)
     before = run.sparsifier.sparsity()
     assert 0.02 < before < 0.5
-    seen = run.train(100)
+    seen = run.seen(100)
     for step in range(5, 101, 5):
         assert seen[step - 1] == pytest.approx(cubic(step, 75, before, 0.9), abs=2e-3), step
-    clock = Clock(0, 100, None)
-    assert run.sparsifier.method.wanted(clock) == pytest.approx(before)
-    clock.step = 75
-    assert run.sparsifier.method.wanted(clock) == 0.9
+    assert run.method.wanted(Clock(0, 100)) == pytest.approx(before) and run.method.wanted(Clock(75, 100)) == 0.9
 
 
 def test_a_target_below_the_start_brings_weights_back() -> None:
-    run = Run(STR(sparsity=0.1, threshold_init=-2.0), 60)
+    run = Aimed(STR(sparsity=0.1, threshold_init=-2.0), 60)
     assert run.sparsifier.sparsity() > 0.6
-    assert run.train(60)[-1] == pytest.approx(0.1, abs=1e-3)
+    assert run.seen(60)[-1] == pytest.approx(0.1, abs=1e-3)
 
 
 def test_all_logits_move_by_the_same_offset() -> None:
-    run = Run(STR(sparsity=0.8, control_every=1, threshold_init=-3.0), 50, lr=0.0)
+    run = Aimed(STR(sparsity=0.8, control_every=1, threshold_init=-3.0), 50, lr=0.0)
     first, second = run.sparsifier.layers.values()
     with torch.no_grad():
         second.threshold.sub_(0.75)
-    run.train(50)
+    run.seen(50)
     assert (first.threshold - second.threshold).item() == pytest.approx(0.75, abs=1e-4)
     assert run.sparsifier.sparsity() == pytest.approx(0.8, abs=1e-3)
     assert first.threshold.item() > -3.0
 
 
-def test_a_stopped_run_goes_on_bit_for_bit() -> None:
-    method = AutoSparse(sparsity=0.8, control_every=7, min_density=0.05)
-    whole, first, second = (Run(method, 60) for _ in range(3))
-    whole.train(60)
-    first.train(23)
-    second.model.load_state_dict(first.model.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
-    second.sparsifier.load_state_dict(first.sparsifier.state_dict())
-    second.train(37)
-    assert second.logits() == whole.logits()
-    assert all(torch.equal(a, b) for a, b in zip(second.model.parameters(), whole.model.parameters(), strict=True))
-
-
 def test_no_target_leaves_the_logits_to_training_alone() -> None:
     """The paper: with no target and nothing to floor, the controller must not be there."""
-    runs = [Run(STR(threshold_init=-3.0, min_density=floor), 40) for floor in (0.0, 0.01)]
+    runs = [Aimed(STR(threshold_init=-3.0, min_density=floor), 40) for floor in (0.0, 0.01)]
     for run in runs:
-        run.train(40)
+        run.seen(40)
     assert runs[0].logits() == runs[1].logits() != [-3.0, -3.0]
     assert runs[0].sparsifier.state_dict()["method_state"] == {}
 
 
 @pytest.mark.parametrize("cls", [STR, AutoSparse])
 def test_a_target_of_zero_is_the_dense_model(mlp: Build, cls: Any) -> None:
-    model = mlp()
-    sparsifier = ts.sparsify(model, cls(sparsity=0.0), total_steps=4, steps_per_epoch=2)
-    assert [layer.kind for layer in sparsifier.layers.values()] == ["dense", "dense"]
-    assert [layer.threshold for layer in sparsifier.layers.values()] == [None, None]
-    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.1))
-    sparsifier.attach(optimizer)
-    for _ in range(4):
-        model(torch.randn(2, 8)).sum().backward()
-        optimizer.step()
-    assert sparsifier.sparsity() == 0.0
+    run = Run(mlp(), cls(sparsity=0.0), lr=0.1, total_steps=4, steps_per_epoch=2)
+    assert [(view.kind, view.threshold) for view in run.views] == [("dense", None)] * 2
+    run.train(4, lambda: run.model(torch.randn(2, 8)).sum())
+    assert run.sparsifier.sparsity() == 0.0
 
 
 def test_a_layer_that_runs_away_is_held_at_its_floor_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(STR(threshold_init=-6.0, min_density=0.02, control_every=2), 40, lr=0.0)
+    run = Aimed(STR(threshold_init=-6.0, min_density=0.02, control_every=2), 40, lr=0.0)
     layer = run.sparsifier.layers["2"]
     with caplog.at_level(logging.WARNING, "tritonsparse"):
         for _ in range(4):
             with torch.no_grad():
                 layer.threshold.fill_(0.0)  # T = 1/2, above every weight
             assert layer.kept_count() == 0
-            run.train(2)
+            run.seen(2)
             # round(.02 x 2048) = 41
             assert layer.kept_count() == 41
     assert [record.message for record in caplog.records] == [
@@ -197,19 +160,19 @@ def test_a_layer_that_runs_away_is_held_at_its_floor_and_named_once(caplog: pyte
 
 
 def test_the_target_is_met_around_a_layer_at_its_floor() -> None:
-    run = Run(STR(sparsity=0.7, min_density=0.1, control_every=1), 40, lr=0.0)
+    run = Aimed(STR(sparsity=0.7, min_density=0.1, control_every=1), 40, lr=0.0)
     with torch.no_grad():
         run.sparsifier.layers["2"].weight.mul_(0.01)  # all of it would go first
-    assert run.train(40)[-1] == pytest.approx(0.7, abs=1e-3)
+    assert run.seen(40)[-1] == pytest.approx(0.7, abs=1e-3)
     kept = {name: layer.kept_count() / layer.weight.numel() for name, layer in run.sparsifier.layers.items()}
     assert kept["2"] == pytest.approx(0.1, abs=1e-3) and kept["0"] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_without_a_floor_a_layer_may_empty() -> None:
-    run = Run(STR(threshold_init=-6.0, min_density=0.0, control_every=1), 40, lr=0.0)
+    run = Aimed(STR(threshold_init=-6.0, min_density=0.0, control_every=1), 40, lr=0.0)
     with torch.no_grad():
         run.sparsifier.layers["2"].threshold.fill_(0.0)
-    run.train(2)
+    run.seen(2)
     assert run.sparsifier.layers["2"].kept_count() == 0
 
 
@@ -217,31 +180,6 @@ def test_sparsify_takes_a_target_for_the_learned_methods(mlp: Build) -> None:
     sparsifier = ts.sparsify(mlp(), "autosparse", sparsity=0.8, total_steps=10, steps_per_epoch=5)
     assert sparsifier.method.sparsity == 0.8
     assert {layer.kind for layer in sparsifier.layers.values()} == {"soft"}
-
-
-@pytest.mark.parametrize("cls", [STR, AutoSparse])
-def test_a_target_needs_the_length_of_the_run(mlp: Build, refused: Any, cls: Any) -> None:
-    model = mlp()
-    with refused(model, ValueError, "expected total_steps="):
-        ts.sparsify(model, cls(sparsity=0.8), steps_per_epoch=5)
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"sparsity": 1.0}, r"a sparsity in \[0, 1\)"),
-        ({"sparsity": 0.995}, r"a sparsity of at most 1 - min_density = 0\.99, got 0\.995; lower min_density"),
-        ({"reach_by": 1.5}, r"reach_by in \[0, 1\]"),
-        ({"control_every": 0}, "control_every of at least 1"),
-        ({"min_density": 1.0}, r"min_density in \[0, 1\)"),
-        ({"sparsity": 0.5, "threshold_init": -3200.0}, "threshold_init of at least -30 with a sparsity"),
-        ({"sparsity": 0.5, "threshold_init": -math.inf}, "threshold_init of at least -30 with a sparsity"),
-    ],
-    ids=str,
-)
-def test_fields_that_do_not_fit_are_refused(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=f"autosparse: expected {words}"):
-        AutoSparse(**fields)
 
 
 def test_a_saved_model_is_aimed_as_before(gpt2: Build, tmp_path: Path) -> None:

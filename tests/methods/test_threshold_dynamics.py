@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from method_runs import Run, linear
 
-import tritonsparse as ts
 from tritonsparse.methods import STR
 
 STEPS_PER_EPOCH = 5005  # ImageNet at batch 256
@@ -32,16 +31,14 @@ def recurrence(epochs: int, steps: int = STEPS_PER_EPOCH) -> list[float]:
 
 
 def train(epochs: int, steps: int = STEPS_PER_EPOCH) -> list[float]:
-    sparsifier = ts.sparsify(nn.Linear(1, 1, bias=False), STR(threshold_init=-3200.0))
-    optimizer = torch.optim.SGD(sparsifier.param_groups(weight_decay=DECAY), lr=0.256, momentum=0.875)
-    sparsifier.attach(optimizer)
-    s, after = sparsifier.layers[""].threshold, []
+    run = Run(linear([0.5]), STR(threshold_init=-3200.0), lr=0.256, weight_decay=DECAY, momentum=0.875)
+    s, after = run.view.threshold, []
     s.grad = torch.zeros(1)
     for epoch in range(epochs):
-        for group in optimizer.param_groups:
+        for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(epoch)
         for _ in range(steps):
-            optimizer.step()
+            run.step()
         after.append(s.item())
     return after
 

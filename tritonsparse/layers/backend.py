@@ -52,17 +52,19 @@ class Backend:
         name: "torch", "triton", "fused", "block" or "semi_structured".
         reason: why, in a sentence for the report.
         sparse_grad_input: whether dX is a 2:4 product too, under "semi_structured".
+        without_triton: make the effective weight by PyTorch, where a back end that is not Triton's runs without it.
     """
 
     asked: str
     name: str
     reason: str
     sparse_grad_input: bool = False
+    without_triton: bool = False
 
     @property
     def elementwise(self) -> str:
         """What makes the effective weight: "torch" or "triton"."""
-        return "torch" if self.name == "torch" else "triton"
+        return "torch" if self.name == "torch" or self.without_triton else "triton"
 
 
 def check_backend(asked: str, pattern: Pattern) -> None:
@@ -137,9 +139,11 @@ def choose_backend(asked: str, weight: Tensor, shape: tuple[int, int] | None, pa
         pattern: of its masks.
     """
     transposable = isinstance(pattern, NM) and pattern.transposable
+    kernels_run = weight.is_cuda and _triton.AVAILABLE
     if asked != "auto":
-        return Backend(asked, asked, "asked for", transposable)
-    if not (weight.is_cuda and _triton.AVAILABLE):
+        # The 2:4 product is torch's own and needs no Triton.
+        return Backend(asked, asked, "asked for", transposable, asked == "semi_structured" and not kernels_run)
+    if not kernels_run:
         reason = "no GPU" if not weight.is_cuda else "Triton is not installed"
         return Backend(asked, "torch", f"auto: {reason}", transposable)
     if shape is not None and isinstance(pattern, NM) and (pattern.n, pattern.m) == (2, 4):

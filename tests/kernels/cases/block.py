@@ -6,7 +6,7 @@ What is pruned holds NaN, in a matrix and behind packed blocks: one read of it a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from tritonsparse.kernels.block.linear import block_linear
 from tritonsparse.kernels.block.packed import packed_block_linear
 from tritonsparse.kernels.block.topology import Topology, build_index_reference
 from tritonsparse.kernels.weight.view import View
+
+from .matrices import laid_out
 
 F16, F32, F64, BF16 = torch.float16, torch.float32, torch.float64, torch.bfloat16
 NAN = float("nan")
@@ -93,7 +95,10 @@ LARGE = (
         for shape in (
             (1, 256, 512, (64, 64)),
             (7, 100, 130, (16, 32)),
+            (16, 1024, 2048, (16, 16)),
+            (129, 1000, 712, (32, 32)),
             (513, 1000, 520, (64, 32)),
+            (1024, 768, 512, (128, 16)),
             (1024, 512, 768, (16, 128)),
             (300, 512, 768, (256, 32)),
             (300, 480, 960, (48, 48)),
@@ -137,13 +142,6 @@ def as_blocks(matrix: Tensor, flags: Tensor, case: Case, fill: float) -> Tensor:
     return padded.reshape(flags.shape[0], r, flags.shape[1], c).transpose(1, 2)[flags]
 
 
-def strided(matrix: Tensor) -> Tensor:
-    """The same values, every second of a row, a row below the start."""
-    wide = matrix.new_full((matrix.shape[0] + 1, 2 * matrix.shape[1]), NAN)
-    wide[1:, ::2] = matrix
-    return wide[1:, ::2]
-
-
 def operands(case: Case, device: str = "cpu", seed: int = 0) -> Operands:
     random = torch.Generator(device).manual_seed(seed)
 
@@ -166,9 +164,10 @@ def operands(case: Case, device: str = "cpu", seed: int = 0) -> Operands:
     elif case.form == "transposed":
         weight = weight.t().contiguous()
     elif case.form == "strided":
-        weight, x, grad_y, kept = strided(weight), strided(x), grad_y.t().contiguous().t(), kept.t().contiguous().t()
+        weight, x = laid_out(weight, "strided"), laid_out(x, "strided")
+        grad_y, kept = laid_out(grad_y, "transposed"), laid_out(kept, "transposed")
     layout = BlockLayout(build_index_reference(kept), case.block, (case.n, case.k), case.form == "transposed", count)
-    of_grad = layout._replace(index=build_index_reference(wanted), count=count and int(wanted.sum()) + 1)
+    of_grad = replace(layout, index=build_index_reference(wanted), count=count and int(wanted.sum()) + 1)
     dense, alpha = torch.where(mask, matrix.to(case.x).double(), 0.0), torch.tensor(0.25, device=device)
     return Operands(case, x, grad_y, normal(case.n), weight, dense, kept, wanted, alpha, layout, of_grad)
 

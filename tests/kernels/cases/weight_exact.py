@@ -77,6 +77,12 @@ EXACT = {
         [[1.5, 1.5 + 2**-23]], View("step", torch.tensor([0.5])), [[1.5, 1.5 + 2**-23]],
         [[32.0, 32.0]], [[51.2, 32.0]], [-19.2],
     ),
+    # Kept and pruned weights that H does not reach.
+    "step, NaN and infinity": Exact(
+        [[INF, NAN, 3.0], [0.5, -0.5, 0.0]], View("step", torch.tensor([0.5, 2.0])),
+        [[INF, NAN, 3.0], [0.0, 0.0, 0.0]], [[2.0, 4.0, NAN], [NAN, INF, 1.0]],
+        [[2.0, 4.0, NAN], [0.0, 0.0, 0.0]], [0.0, 0.0],
+    ),
     # Bits of W where T = 0, but -0 becomes +0. 1e-40 is a denormal.
     "soft, T = 0": Exact(
         [[1e-40, -1e-40, 0.0, -0.0, INF, -INF]], _soft(-INF), [[1e-40, -1e-40, 0.0, 0.0, INF, -INF]],

@@ -9,6 +9,7 @@ from tritonsparse.kernels.block import _gemm_kernel, _grad_kernel, _index_kernel
 from tritonsparse.kernels.block._gemm_tiles import block_tiles
 from tritonsparse.kernels.block._grad_tiles import block_grad_tiles, takes_rows
 from tritonsparse.kernels.block.packed import FEW, few_rows_tiles
+from tritonsparse.kernels.fused.gemm import SUM_TILE
 
 from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
 
@@ -97,7 +98,7 @@ def block_gemm_cases() -> Iterator[Case]:
     sums: dict[str, Any] = {
         **{"y": "*bf16", "y_parts": "*fp32", "bias": "*bf16", "p_start": "*i32?", "total": "i32", "N": "i32"},
         **{"lines": "i32?", "tiles": "i32?", "programs": "i32?", "SIDE_N": 64},
-        **{"TILES_K": 2, "SPLITS": 4, "SUM_TILE": _gemm_kernel.SUM_TILE},
+        **{"TILES_K": 2, "SPLITS": 4, "SUM_TILE": SUM_TILE},
     }
     kernel = _gemm_kernel._sum_line_parts_kernel
     yield Case(kernel.__name__, kernel, sums, 4, 64, targets=HOPPER)

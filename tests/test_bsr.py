@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from small_runs import IDS, Build, assert_same
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -25,13 +25,6 @@ import tritonsparse as ts
 from tritonsparse.checkpoint.bsr import BLOCKS
 from tritonsparse.layers.bsr import BlockConv2d, BlockLayer, BlockLinear
 
-Build = Callable[..., Any]
-IDS = torch.arange(2, 14).reshape(2, 6)
-
-
-def sparse(model: nn.Module, sparsity: float = 0.75, pattern: str = "block:8", **options: Any) -> ts.Sparsifier:
-    return ts.sparsify(model, "static", sparsity=sparsity, pattern=pattern, **options)
-
 
 def mixed() -> nn.Sequential:
     """A linear layer, a Conv1D, a convolution of one pixel with a stride, and one of nine."""
@@ -42,18 +35,32 @@ def mixed() -> nn.Sequential:
     )  # fmt: skip
 
 
+def t5() -> T5ForConditionalGeneration:
+    """Asks its layers for their weights: it looks at the dtype of `wo.weight` in every forward."""
+    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(config)
+
+
+def sparse(model: nn.Module, sparsity: float = 0.75, pattern: str = "block:8") -> ts.Sparsifier:
+    return ts.sparsify(model, "static", sparsity=sparsity, pattern=pattern)
+
+
+def both(model: nn.Module) -> tuple[Any, Any]:
+    """The model finalized as a dense one, and with packed blocks."""
+    sparsifier = sparse(model)
+    return copy.deepcopy(sparsifier).finalize().eval(), sparsifier.finalize(format="bsr").eval()
+
+
 def block_layers(model: nn.Module) -> dict[str, BlockLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BlockLayer)}
 
 
 def test_outputs_and_gradients_are_those_of_the_dense_model() -> None:
-    sparsifier = sparse(mixed())
-    dense, packed = copy.deepcopy(sparsifier).finalize(), sparsifier.finalize(format="bsr")
-    assert {name: type(layer) for name, layer in block_layers(packed).items()} == {
-        "0": BlockLinear, "1": BlockLinear, "3": BlockConv2d,
-    }  # fmt: skip
-    x = torch.randn(5, 16)
-    grad_y = torch.randn(5, 8, 1, 1)
+    dense, packed = both(mixed())
+    classes = {"0": BlockLinear, "1": BlockLinear, "3": BlockConv2d}
+    assert {name: type(layer) for name, layer in block_layers(packed).items()} == classes
+    x, grad_y = torch.randn(5, 16), torch.randn(5, 8, 1, 1)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     outputs = [model(each) for model, each in zip((dense, packed), inputs, strict=True)]
     torch.testing.assert_close(outputs[1], outputs[0])
@@ -71,10 +78,8 @@ def test_outputs_and_gradients_are_those_of_the_dense_model() -> None:
             assert torch.allclose(kept.to_dense(), torch.where(kept.to_dense() != 0, matrix, 0.0), atol=1e-6), name
 
 
-def test_only_kept_blocks_are_held_and_the_dense_weight_is_there_when_asked_for() -> None:
-    sparsifier = sparse(mixed())
-    dense = copy.deepcopy(sparsifier).finalize()
-    packed = sparsifier.finalize(format="bsr")
+def test_only_kept_blocks_are_held_and_the_dense_weight_is_there_when_asked_for(tmp_path: Path) -> None:
+    dense, packed = both(mixed())
     linear = packed[0]
     # A quarter of 3 x 2 blocks, rounded half up, is 2.
     assert list(dict(linear.named_parameters())) == ["values", "bias"] and linear.values.shape == (2, 8, 8)
@@ -83,75 +88,64 @@ def test_only_kept_blocks_are_held_and_the_dense_weight_is_there_when_asked_for(
     assert torch.equal(packed[1].to_dense(), dense[1].weight.t())
     assert torch.equal(packed[3].weight, dense[3].weight)
     assert repr(linear) == "BlockLinear(16, 24, bias=True, blocks=2 of 8x8)"
+    ts.save_bsr(packed, tmp_path)
+    with safe_open(str(tmp_path / BLOCKS), framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
+    assert shapes["0.values"] == [2, 8, 8] and "0.weight" not in shapes and shapes["4.weight"] == [8, 8, 3, 3]
 
 
 def test_a_layer_above_the_density_stays_dense_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    model = mixed()
-    sparsifier = sparse(model)
-    assert sparsifier.layers["0"].mask is not None
+    sparsifier = sparse(mixed())
     sparsifier.layers["0"].mask.fill_(True)
     with caplog.at_level(logging.INFO):
         packed = sparsifier.finalize(format="bsr", max_density=0.9)
-    assert type(packed[0]) is nn.Linear and "0" not in block_layers(packed) and len(block_layers(packed)) == 2
+    assert type(packed[0]) is nn.Linear and block_layers(packed).keys() == {"1", "3"}
     assert "2 layers packed, 2 stay dense (0: 100% of its blocks kept; 4: a convolution of more than" in caplog.text
 
 
-def test_a_layer_of_which_nothing_is_kept_gives_its_bias() -> None:
+def test_nothing_kept_gives_the_bias_and_a_kept_block_of_zeros_stays_trainable() -> None:
     sparsifier = sparse(mixed())
-    sparsifier.layers["0"].mask.zero_()  # type: ignore[union-attr]
-    packed = sparsifier.finalize(format="bsr")
-    assert torch.equal(packed[0](torch.randn(3, 16)), packed[0].bias.expand(3, 24)) and packed[0].density() == 0.0
-
-
-def test_a_kept_block_of_zeros_stays_trainable() -> None:
-    sparsifier = sparse(mixed())
+    sparsifier.layers["0"].mask.zero_()
     with torch.no_grad():
-        sparsifier.layers["0"].weight.zero_()
-    assert len(sparsifier.finalize(format="bsr")[0].values) == 2
+        sparsifier.layers["1"].weight.zero_()
+    kept = int(sparsifier.layers["1"].mask.sum()) // 64
+    packed: Any = sparsifier.finalize(format="bsr")
+    assert torch.equal(packed[0](torch.randn(3, 16)), packed[0].bias.expand(3, 24)) and packed[0].density() == 0.0
+    assert len(packed[1].values) == kept > 0
 
 
 @pytest.mark.parametrize(
-    ("format", "options", "words"),
+    ("options", "finalized", "words"),
     [
-        ("csr", {}, ['expected format "dense" or "bsr", got \'csr\'']),
-        (
-            "bsr",
-            {"pattern": "unstructured"},
-            ["expected a pattern of blocks", "got 'unstructured'; sparsify"],
-        ),
-        ("bsr", {"max_density": 0.0}, ["max_density in (0, 1], got 0.0"]),
-        (
-            "bsr",
-            {"max_density": 0.1},
-            ["at most 10% of its blocks kept", "0 has 33% of its blocks kept; raise"],
-        ),
-        ("bsr", {"sparsity": 0.0}, ["0 has 100% of its blocks kept"]),
+        ({}, {"format": "csr"}, ['expected format "dense" or "bsr", got \'csr\'']),
+        ({"pattern": "unstructured"}, {}, ["expected a pattern of blocks", "got 'unstructured'; sparsify"]),
+        ({}, {"max_density": 0.0}, ["max_density in (0, 1], got 0.0"]),
+        ({}, {"max_density": 0.1}, ["at most 10% of its blocks kept", "0 has 33% of its blocks kept; raise"]),
+        ({"sparsity": 0.0}, {}, ["0 has 100% of its blocks kept"]),
     ],
 )
 def test_what_cannot_be_packed_is_refused_and_the_sparsifier_lives_on(
-    refused: Build, format: str, options: dict[str, Any], words: list[str]
+    refused: Build, options: dict[str, Any], finalized: dict[str, Any], words: list[str]
 ) -> None:
     model = mixed()
-    max_density = options.get("max_density", 0.5)
-    sparsifier = sparse(model, **{key: value for key, value in options.items() if key != "max_density"})
+    sparsifier = sparse(model, **options)
     with refused(model, ValueError, *words):
-        sparsifier.finalize(format=format, max_density=max_density)
+        sparsifier.finalize(**{"format": "bsr", **finalized})
     assert sparsifier.sparsity() >= 0.0
 
 
 def test_autocast_multiplies_in_its_dtype() -> None:
-    packed = sparse(mixed()).finalize(format="bsr")
+    _, packed = both(mixed())
     x = torch.randn(5, 16)
     with torch.autocast("cpu", torch.bfloat16):
         y = packed[0](x)
-    assert y.dtype == torch.bfloat16
     expected = torch.nn.functional.linear(x.bfloat16(), packed[0].to_dense().bfloat16(), packed[0].bias.bfloat16())
-    assert torch.equal(y, expected)
+    assert y.dtype == torch.bfloat16 and torch.equal(y, expected)
     assert packed.half()[0](x.half()).dtype == torch.float16 and packed[0].index.dtype == torch.int32
 
 
 def test_a_packed_model_compiles_into_one_graph() -> None:
-    packed = sparse(mixed()).finalize(format="bsr")
+    _, packed = both(mixed())
     x = torch.randn(5, 16)
     compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
     y = compiled(x)
@@ -162,7 +156,7 @@ def test_a_packed_model_compiles_into_one_graph() -> None:
 
 
 def test_packed_layers_train_and_keep_their_topology() -> None:
-    packed = sparse(mixed()).finalize(format="bsr")
+    _, packed = both(mixed())
     pruned = packed[0].to_dense() == 0
     optimizer = torch.optim.AdamW(packed.parameters(), lr=0.01)
     losses = []
@@ -183,10 +177,7 @@ def test_packed_layers_train_and_keep_their_topology() -> None:
 def test_a_saved_model_loads_as_it_was(
     request: pytest.FixtureRequest, tmp_path: Path, name: str, auto: Any, dtype: torch.dtype
 ) -> None:
-    model = request.getfixturevalue(name)().to(dtype)
-    sparsifier = sparse(model)
-    dense = copy.deepcopy(sparsifier).finalize().eval()
-    packed = sparsifier.finalize(format="bsr").eval()
+    dense, packed = both(request.getfixturevalue(name)().to(dtype))
     ts.save_bsr(packed, tmp_path / "saved")
     again = ts.load_bsr(tmp_path / "saved", auto)
     inputs = {"input_ids": IDS} | ({"decoder_input_ids": IDS} if name == "marian" else {})
@@ -195,37 +186,18 @@ def test_a_saved_model_loads_as_it_was(
     torch.testing.assert_close(dense(**inputs).logits, expected)
     ours, theirs = again.state_dict(), packed.state_dict()
     assert {key: value.dtype for key, value in ours.items()} == {key: value.dtype for key, value in theirs.items()}
-    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    assert_same(ours, theirs)
     # The table and the head that is tied to it are one tensor still.
     assert again.get_input_embeddings().weight is again.get_output_embeddings().weight
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
 
 
-def test_generating_gives_the_tokens_of_the_dense_model(gpt2: Build) -> None:
-    sparsifier = sparse(gpt2())
-    dense = copy.deepcopy(sparsifier).finalize().eval()
-    packed = sparsifier.finalize(format="bsr").eval()
-    tokens = [model.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=1) for model in (dense, packed)]
-    assert torch.equal(*tokens)
-
-
-def test_a_model_that_asks_its_layers_for_their_weights_runs() -> None:
-    # T5 looks at the dtype of `wo.weight` in every forward.
-    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    torch.manual_seed(0)
-    sparsifier = sparse(T5ForConditionalGeneration(config))
-    dense = copy.deepcopy(sparsifier).finalize().eval()
-    packed = sparsifier.finalize(format="bsr").eval()
-    inputs = {"input_ids": IDS, "decoder_input_ids": IDS}
-    torch.testing.assert_close(packed(**inputs).logits, dense(**inputs).logits)
-
-
-def test_the_file_holds_the_kept_blocks_and_no_dense_weight(tmp_path: Path) -> None:
-    packed = sparse(mixed()).finalize(format="bsr")
-    ts.save_bsr(packed, tmp_path)
-    with safe_open(str(tmp_path / BLOCKS), framework="pt") as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
-    assert shapes["0.values"] == [2, 8, 8] and "0.weight" not in shapes and shapes["4.weight"] == [8, 8, 3, 3]
+def test_models_generate_the_tokens_of_the_dense_one_and_run_where_they_ask_for_weights(gpt2: Build) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1}
+    dense, packed = (model.generate(IDS, **options) for model in both(gpt2()))
+    assert torch.equal(dense, packed)
+    dense, packed = (model(input_ids=IDS, decoder_input_ids=IDS).logits for model in both(t5()))
+    torch.testing.assert_close(packed, dense)
 
 
 def test_any_module_is_saved_and_loaded_into_a_fresh_one_with_shared_layers_shared(tmp_path: Path) -> None:
@@ -234,7 +206,7 @@ def test_any_module_is_saved_and_loaded_into_a_fresh_one_with_shared_layers_shar
         shared = nn.Linear(16, 16)
         return nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(16, 8))
 
-    packed = sparse(build(0)).finalize(format="bsr")
+    packed = both(build(0))[1]
     assert isinstance(packed[2], BlockLinear) and packed[0] is packed[2]
     ts.save_bsr(packed, tmp_path)
     again = ts.load_bsr(tmp_path, build(1))
@@ -245,8 +217,7 @@ def test_any_module_is_saved_and_loaded_into_a_fresh_one_with_shared_layers_shar
 def test_loading_into_another_model_or_folder_is_refused(
     tmp_path: Path, refused: Build, mlp: Build, gpt2: Build
 ) -> None:
-    packed = sparse(mixed()).finalize(format="bsr")
-    ts.save_bsr(packed, tmp_path)
+    ts.save_bsr(both(mixed())[1], tmp_path)
     model = mlp()
     with refused(model, ValueError, "stock linear layer at '1', got ReLU", "build the model that was saved"):
         ts.load_bsr(tmp_path, model)
@@ -261,7 +232,7 @@ def test_loading_into_another_model_or_folder_is_refused(
 
 
 def test_the_dense_way_of_saving_is_refused_while_blocks_are_packed(gpt2: Build, tmp_path: Path) -> None:
-    packed = sparse(gpt2()).finalize(format="bsr")
+    packed = both(gpt2())[1]
     with pytest.raises(RuntimeError, match=r"from_pretrained would draw random weights; call tritonsparse.save_bsr"):
         packed.save_pretrained(tmp_path)
     ts.save_bsr(packed, tmp_path)
