@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from .._eager import on_device_of
 from .._triton import INTERPRETED, tl, triton
 from ._keys import TileTable, launch_constants, load_keys
 
@@ -198,7 +199,7 @@ def launch_select(
         state[0] -= 2**31
         return state
 
-    with torch.cuda.device_of(table.addresses):
+    with on_device_of(table.addresses):
         if hint is not None:
             predicted, margin = hint, MARGIN
         # All ranks have to go the same way, so a small part of many is not a small whole.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from .._eager import on_device_of
 from .._operands import expect
 from .._triton import tl, triton
 from ._keys import CHUNK, TileTable, check_ranked, key_chunks, launch_constants, load_keys, table_of
@@ -113,7 +114,7 @@ def _launch_masks(table: TileTable, magnitude: bool, key: torch.Tensor) -> torch
     tiles = table.sizes.numel()
     ties = torch.empty(tiles, dtype=torch.int64, device=table.sizes.device)
     if tiles:
-        with torch.cuda.device_of(table.sizes):
+        with on_device_of(table.sizes):
             _mask_kernel[(tiles,)](
                 ties, table.masks, table.addresses, table.sizes, key, **launch_constants(table, magnitude)
             )
@@ -130,7 +131,7 @@ def _launch_take_back(
 ) -> None:
     """Clear the ties beyond the first `ties_kept`, of which `before` `[tiles]` lie before each tile."""
     if ties.numel():
-        with torch.cuda.device_of(ties):
+        with on_device_of(ties):
             _take_back_kernel[(ties.numel(),)](
                 table.masks, table.addresses, table.sizes, key, ties, before, ties_kept,
                 **launch_constants(table, magnitude),

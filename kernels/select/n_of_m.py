@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._eager import on_device_of
 from .._operands import FLOATS, check_triton_dtype, expect
 from .._triton import require, tl, triton
 from ..weight.forward import strides
@@ -85,7 +86,7 @@ def _launch(scores: Tensor, n: int, m: int, magnitude: bool) -> tuple[Tensor, Te
     width = triton.next_power_of_2(m)
     groups = scores.numel() // m
     if groups:
-        with torch.cuda.device_of(scores):
+        with on_device_of(scores):
             _n_of_m_kernel[(triton.cdiv(groups, TILE // width),)](
                 mask, nan_found, scores, groups, scores.shape[1] // m, *strides(scores), KEPT=n, LENGTH=m,
                 MAGNITUDE=magnitude, GROUPS=TILE // width, WIDTH=width, num_warps=NUM_WARPS,

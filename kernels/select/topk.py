@@ -9,7 +9,7 @@ result never depends on the prediction. Nothing is sorted, and no contiguous ten
 
 Between ranks go six counts and a histogram of each digit (2 KiB), never a value, so every rank finds the same cut-off.
 
-Called by `mask.py`; `masks.py` draws the masks.
+`masks.py` draws the masks of a cut-off.
 """
 # n: elements of all tensors of this rank
 
