@@ -213,8 +213,11 @@ def _inputs(run: Run) -> Iterator[Tensor]:
         yield run.preprocessing.normalise(batch.pixels.to(device))
 
 
-def finish(run: Run) -> None:
-    """Average if asked, evaluate on the test set, save the finalized model, results and plots."""
+def finish(run: Run, *, last: bool = True) -> None:
+    """Average if asked, evaluate on the test set, save the finalized model, results and plots.
+
+    last: no run follows in these processes, which may part.
+    """
     args, loop = run.args, run.loop
     sparsifier, accelerator = loop.sparsifier, loop.accelerator
     averaged = program.average(args, loop)
@@ -240,7 +243,13 @@ def finish(run: Run) -> None:
             f"{numbers['eval_loss']:.4f}"
         )
         results.show_costs(document, report, output_dir)
-    accelerator.end_training()
+    if last:
+        accelerator.end_training()
+    else:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        # What the first process has written is there for all.
+        accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

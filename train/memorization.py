@@ -79,7 +79,7 @@ class Experiment:
                 logger.info("***** %s *****", name)
                 one = image_classification.prepare(args, lambda images: _corruption(self.args, images))
                 one.loop.run()
-                image_classification.finish(one)
+                image_classification.finish(one, last=False)
                 # The next run may want another tracker's folder.
                 AcceleratorState._reset_state()
             self.documents[name] = json.loads(path.read_text(encoding="utf-8"))
@@ -119,6 +119,7 @@ def _label(sparsity: float) -> str:
 
 def finish(experiment: Experiment) -> None:
     """Write `memorization.json` and its picture, and say what the last epochs came to."""
+    PartialState().destroy_process_group()
     if not PartialState().is_main_process:
         return
     folder = Path(experiment.args.output_dir)

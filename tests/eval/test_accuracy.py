@@ -1,4 +1,4 @@
-"""Accuracy: exact on hand-sized logits, over any batching, ranks and the command line."""
+"""Accuracy: exact on hand-sized logits, over any batching, ranks and the command line; batch norms counted again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForIm
 from tritonsparse.train.images.batch_norm import reestimate
 
 PLAIN = Preprocessing((0.0,), (1.0,))
+EMBEDDED = ["--dataset_name", "embedded", "--device", "cpu"]
 
 
 class Scripted(nn.Module):
@@ -38,77 +40,50 @@ def images(labels: list[int]) -> ImageSet:
     return ImageSet(torch.tensor(labels), [str(i) for i in range(7)], pixels)
 
 
-def test_top1_top5_and_loss_are_counted_by_hand() -> None:
-    # Row 0: label 0 first. Row 1: label 2 is fourth. Row 2: label 6 is sixth, out of five. Row 3: all alike.
-    table = torch.tensor([
-        [9.0, 1, 1, 1, 1, 1, 1], [5, 4, 2, 3, 1, 0, 0], [6, 5, 4, 3, 2, 0, 1], [0, 0, 0, 0, 0, 0, 0],
-    ])  # fmt: skip
-    labels = [0, 2, 6, 0]
-    found = accuracy(Scripted(table), images(labels), PLAIN, batch_size=3)
-    losses = [
-        math.log(sum(math.exp(v) for v in row)) - row[label] for row, label in zip(table.tolist(), labels, strict=True)
-    ]
-    # The tie of row 3 is topk's: label 0 may or may not come first, but it is counted as one of them.
-    assert found.images == 4
-    assert found.top1 in (0.25, 0.5) and found.top5 in (0.5, 0.75)
-    assert found.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
-    assert accuracy(Scripted(table[:3]), images(labels[:3]), PLAIN).top1 == pytest.approx(1 / 3)
-    assert accuracy(Scripted(table[:3]), images(labels[:3]), PLAIN).top5 == pytest.approx(2 / 3)
-
-
-def test_fewer_than_six_classes_are_always_among_five() -> None:
-    table = torch.randn(4, 3)
-    assert accuracy(Scripted(table), images([0, 1, 2, 0]), PLAIN).top5 == 1.0
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_and_batches_add_up_to_the_whole(world: int) -> None:
-    torch.manual_seed(0)
-    table, labels = torch.randn(10, 7), torch.randint(7, (10,)).tolist()
-    whole = accuracy(Scripted(table), images(labels), PLAIN, batch_size=10)
-    parts = [
-        accuracy_sums(Scripted(table), images(labels), PLAIN, batch_size=2, rank=rank, world=world).values
-        for rank in range(world)
-    ]
-    found = Sums(torch.stack(parts).sum(0)).mean()
-    assert (found.top1, found.top5, found.images) == (whole.top1, whole.top5, 10)
-    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
-
-
-def test_other_labels_can_be_asked_about() -> None:
-    table = torch.eye(7)[:4]
-    truth = images([0, 1, 2, 3])
-    assert accuracy_sums(Scripted(table), truth, PLAIN).mean().top1 == 1.0
-    assert accuracy_sums(Scripted(table), truth, PLAIN, labels=torch.tensor([0, 0, 0, 3])).mean().top1 == 0.5
-
-
 def build() -> CifarResNetForImageClassification:
     torch.manual_seed(0)
     return CifarResNetForImageClassification(CifarResNetConfig(depth=8, widths=[4, 4, 8], num_channels=1, image_size=8))
 
 
+def test_top1_top5_and_loss_are_counted_by_hand() -> None:
+    # Row 0: label 0 first. Row 1: label 4 is fifth. Row 2: label 6 is sixth, out of five. Row 3: all alike.
+    table = torch.tensor([
+        [9.0, 1, 1, 1, 1, 1, 1], [5, 4, 2, 3, 1, 0, 0], [6, 5, 4, 3, 2, 0, 1], [0, 0, 0, 0, 0, 0, 0],
+    ])  # fmt: skip
+    labels = [0, 4, 6, 0]
+    found = accuracy(Scripted(table), images(labels), PLAIN, batch_size=3)
+    pairs = zip(table.tolist(), labels, strict=True)
+    losses = [math.log(sum(math.exp(value) for value in row)) - row[label] for row, label in pairs]
+    # The tie of row 3 is topk's: label 0 may or may not come first, but it is counted as one of them.
+    assert found.images == 4 and found.top1 in (0.25, 0.5) and found.top5 in (0.5, 0.75)
+    assert found.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
+    three = accuracy(Scripted(table[:3]), images(labels[:3]), PLAIN)
+    assert (three.top1, three.top5) == pytest.approx((1 / 3, 2 / 3))
+    # Fewer than six classes are always among five; other labels can be asked about.
+    assert accuracy(Scripted(torch.randn(4, 3)), images([0, 1, 2, 0]), PLAIN).top5 == 1.0
+    certain, truth = Scripted(torch.eye(7)[:4]), images([0, 1, 2, 3])
+    assert accuracy_sums(certain, truth, PLAIN).mean().top1 == 1.0
+    assert accuracy_sums(certain, truth, PLAIN, labels=torch.tensor([0, 0, 0, 3])).mean().top1 == 0.5
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_and_batches_add_up_to_the_whole(world: int) -> None:
+    torch.manual_seed(0)
+    model, tests = Scripted(torch.randn(10, 7)), images(torch.randint(7, (10,)).tolist())
+    whole = accuracy(model, tests, PLAIN, batch_size=10)
+    parts = [accuracy_sums(model, tests, PLAIN, batch_size=2, rank=rank, world=world).values for rank in range(world)]
+    found = Sums(torch.stack(parts).sum(0)).mean()
+    assert (found.top1, found.top5, found.images) == (whole.top1, whole.top5, 10)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
 def test_the_model_is_evaluated_in_evaluation_mode_and_left_as_it_was() -> None:
     model, digits = build().train(), load_images("embedded")["test"]
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    mean, std = channel_statistics(digits)
-    first = accuracy(model, digits, Preprocessing(mean, std), batch_size=100)
-    assert model.training and first == accuracy(model, digits, Preprocessing(mean, std), batch_size=100)
+    preprocessing = Preprocessing(*channel_statistics(digits))
+    first = accuracy(model, digits, preprocessing, batch_size=100)
+    assert model.training and first == accuracy(model, digits, preprocessing, batch_size=100)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
-
-
-def test_the_command_line_reads_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, digits = build(), load_images("embedded")
-    mean, std = channel_statistics(digits["train"])
-    model.save_pretrained(tmp_path)
-    preprocessing = Preprocessing(mean, std)
-    preprocessing.save(tmp_path)
-    assert accuracy_program.main(["--model", str(tmp_path), "--dataset_name", "embedded", "--device", "cpu"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    expected = accuracy(model, digits["test"], preprocessing)
-    assert Accuracy(**{key: printed[key] for key in ("top1", "top5", "loss", "images")}) == expected
-    arguments = ["--model", str(tmp_path), "--dataset_name", "embedded", "--device", "cpu", "--max_samples", "10"]
-    assert accuracy_program.main(arguments) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == 10
 
 
 def test_twins_are_compared_image_by_image() -> None:
@@ -123,26 +98,27 @@ def test_twins_are_compared_image_by_image() -> None:
     assert first.training and not second.training
 
 
-def test_the_command_line_compares_twins_and_refuses_strangers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = build()
-    for name in ("dense", "sparse"):
+def test_the_command_line_reads_a_saved_model_and_compares_twins(tmp_path: Path, capsys: Any) -> None:
+    digits = load_images("embedded")
+    preprocessing, model = Preprocessing(*channel_statistics(digits["train"])), build()
+    expected = accuracy(model, digits["test"], preprocessing)
+    for name in ("sparse", "dense"):
         model.save_pretrained(tmp_path / name)
-        Preprocessing((0.3,), (0.4,)).save(tmp_path / name)
+        preprocessing.save(tmp_path / name)
         with torch.no_grad():
             model.blocks[0].get_parameter("conv1.weight").zero_()  # the second is another model
-    options = ["--model", str(tmp_path / "sparse"), "--dataset_name", "embedded", "--device", "cpu"]
-    assert accuracy_program.main([*options, "--twin", str(tmp_path / "sparse")]) == 0
-    itself = json.loads(capsys.readouterr().out)
-    assert itself["twin"]["agreement"] == 1.0 and itself["twin"]["top1"] == itself["top1"]
-    assert itself["twin"]["cross_entropy"] == pytest.approx(itself["twin"]["entropy"])
-    assert accuracy_program.main([*options, "--twin", str(tmp_path / "dense")]) == 0
-    other = json.loads(capsys.readouterr().out)["twin"]
-    assert other["cross_entropy"] > other["entropy"] and other["predictions"] == other["images"] == itself["images"]
-    Preprocessing((0.5,), (0.4,)).save(tmp_path / "dense")
-    assert accuracy_program.main([*options, "--twin", str(tmp_path / "dense")]) == 2
-    assert "same classes and preprocessing" in capsys.readouterr().err
+
+    def run(*options: str) -> dict[str, float]:
+        assert accuracy_program.main(["--model", str(tmp_path / "sparse"), *EMBEDDED, *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    printed = run()
+    assert Accuracy(**{key: printed[key] for key in ("top1", "top5", "loss", "images")}) == expected
+    assert run("--max_samples", "10")["images"] == 10
+    itself, other = (run("--twin", str(tmp_path / name))["twin"] for name in ("sparse", "dense"))
+    assert itself["agreement"] == 1.0 and itself["top1"] == expected.top1
+    assert itself["cross_entropy"] == pytest.approx(itself["entropy"])
+    assert other["cross_entropy"] > other["entropy"] and other["predictions"] == other["images"] == expected.images
 
 
 @pytest.mark.parametrize(
@@ -151,38 +127,31 @@ def test_the_command_line_compares_twins_and_refuses_strangers(
         (["--dataset_name", "embedded", "--split", "validation"], "--split among train, test"),
         (["--data_dir", "nowhere"], "IDX files"),
         ([], "a dataset's name or a folder"),
+        ([*EMBEDDED, "--twin", "{folder}/other"], "same classes and preprocessing"),
     ],
 )
-def test_bad_input_is_one_sentence(
-    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    build().save_pretrained(tmp_path)
-    Preprocessing((0.3,), (0.4,)).save(tmp_path)
-    assert accuracy_program.main(["--model", str(tmp_path), *options]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1 and words in errors[0]
+def test_bad_input_is_one_sentence(options: list[str], words: str, tmp_path: Path, capsys: Any) -> None:
+    for name, mean in (("model", 0.3), ("other", 0.5)):
+        build().save_pretrained(tmp_path / name)
+        Preprocessing((mean,), (0.4,)).save(tmp_path / name)
+    options = [option.replace("{folder}", str(tmp_path)) for option in options]
+    assert accuracy_program.main(["--model", str(tmp_path / "model"), *options]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert words in error
 
 
 def test_reestimated_statistics_are_the_plain_averages_over_the_batches() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5))
-
-    class Wrapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = model
-
+    class Named(nn.Sequential):
         def forward(self, pixel_values: Tensor) -> Tensor:
-            y: Tensor = self.layers(pixel_values)
-            return y
+            return super().forward(pixel_values)
 
+    model = Named(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5)).train()
     batches = [torch.randn(5, 1, 4, 4) + shift for shift in (0.0, 2.0, -1.0)]
     with torch.no_grad():
         outputs = [model[0](batch).transpose(0, 1).flatten(1).double() for batch in batches]
     model[1].running_mean.fill_(7.0)
-    wrapped = Wrapped().train()
     model[2].eval()
-    assert reestimate(wrapped, batches) == 1
+    assert reestimate(model, batches) == 1
     mean = torch.stack([output.mean(1) for output in outputs]).mean(0)
     variance = torch.stack([output.var(1) for output in outputs]).mean(0)
     assert torch.allclose(model[1].running_mean.double(), mean, atol=1e-6)

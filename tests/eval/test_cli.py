@@ -1,17 +1,23 @@
-"""The `tritonsparse` command as one would type it."""
+"""The `tritonsparse` command as one would type it, and what it says of the machine."""
 
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, ResNetConfig
 
-from tritonsparse.eval import cli, doctor, layer_bench
+import tritonsparse
+from tritonsparse.eval import cli, doctor, layer_bench, machine
 from tritonsparse.kernels import measured
+
+H200 = "NVIDIA H200"
 
 
 @pytest.fixture
@@ -21,99 +27,110 @@ def llama(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_without_a_command_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_and_versions_are_printed(capsys: Any) -> None:
     assert cli.main([]) == 0
     assert "usage: tritonsparse COMMAND" in capsys.readouterr().out
     assert cli.main(["doctr"]) == 2
     assert "expected a command, doctor or bench, got 'doctr'" in capsys.readouterr().err
-
-
-def test_doctor_names_versions_and_what_triton_can_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert f"torch           {torch.__version__}" in out and "Triton kernels" in out and "transformers" in out
 
 
-def test_doctor_predicts_every_layer_of_a_model_for_a_gpu_that_is_not_there(
-    llama: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["doctor", "--model_name_or_path", llama, "--device_name", "NVIDIA H200", "--tokens", "8192"]
+def test_doctor_predicts_every_layer_of_a_model_for_a_gpu_that_is_not_there(llama: str, capsys: Any) -> None:
+    command = ["doctor", "--model_name_or_path", llama, "--device_name", H200, "--tokens", "8192"]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert out.count("element  triton") == 14  # two layers of seven
     assert "lm_head" in out and "dense: output head" in out
     assert "element regime: no product gets shorter by unstructured zeros" in out
-    layers, _ = doctor.outlook(doctor.configured(llama), 8192, "NVIDIA H200")
+    layers, _ = doctor.outlook(doctor.configured(llama), 8192, H200)
     # 2 M N K / 790 TFLOP/s three times, 6 bytes a weight at 4.3 TB/s; ours 10 bytes a weight more.
     product, byte = 2 * 8192 * 4096 * 4096 / 790e12, 4096 * 4096 / 4.3e12
     assert layers[0].dense_ms == pytest.approx(1e3 * (3 * product + 6 * byte))
     assert layers[0].sparse_ms == pytest.approx(1e3 * (3 * product + 16 * byte))
     # At few tokens the weight's traffic is all there is.
-    assert {row.backend for row in doctor.outlook(doctor.configured(llama), 16, "NVIDIA H200")[0]} == {"fused"}
+    assert {row.backend for row in doctor.outlook(doctor.configured(llama), 16, H200)[0]} == {"fused"}
 
 
-def test_doctor_says_of_blocks_what_was_measured(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (n, k) = doctor.configured(llama), (4096, 4096)
+def test_doctor_says_of_blocks_what_was_measured(llama: str, monkeypatch: Any) -> None:
+    model, square = doctor.configured(llama), (4096, 4096)
     fields = ("device", "n", "k", "rows", "columns", "dtype", "max_density")
-    entry = dict(zip(fields, ("nvidia-h200", n, k, 64, 64, "bfloat16", 0.5), strict=True))
+    entry = dict(zip(fields, ("nvidia-h200", *square, 64, 64, "bfloat16", 0.5), strict=True))
     monkeypatch.setattr(measured, "read_block_table", lambda: (entry,))
-    layers, _ = doctor.outlook(model, 8192, "NVIDIA H200", pattern="block:64", density=0.5)
-    square = [row for row in layers if row.shape == (n, k)]
-    assert {row.backend for row in square} == {"block"} and {row.sparse_ms for row in square} == {None}
-    others = [row for row in layers if row.shape != (n, k)]
+    layers, _ = doctor.outlook(model, 8192, H200, pattern="block:64", density=0.5)
+    others = [row for row in layers if row.shape != square]
+    assert {(row.backend, row.sparse_ms) for row in layers if row.shape == square} == {("block", None)}
     assert others and all(row.backend == "triton" and "not measured" in row.why for row in others)
-    denser, _ = doctor.outlook(model, 8192, "NVIDIA H200", pattern="block:64", density=0.6)
+    denser, _ = doctor.outlook(model, 8192, H200, pattern="block:64", density=0.6)
     assert {row.backend for row in denser} == {"triton"}
 
 
 def test_doctor_predicts_nothing_where_rates_are_unknown_and_takes_convolutions(tmp_path: Path) -> None:
     ResNetConfig(architectures=["ResNetForImageClassification"]).save_pretrained(tmp_path)
     layers, _ = doctor.outlook(doctor.configured(str(tmp_path)), 64, "Some GPU", pattern="block:16")
-    assert {row.backend for row in layers} == {"triton"} and {row.regime for row in layers} == {"block"}
-    assert all(row.dense_ms is None and row.sparse_ms is None for row in layers)
+    assert {(row.backend, row.regime, row.dense_ms, row.sparse_ms) for row in layers} == {
+        ("triton", "block", None, None)
+    }
     assert len(layers) == 53
 
 
-def test_doctor_refuses_in_one_sentence(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--model_name_or_path", str(tmp_path / "nothing")]) == 1
-    assert cli.main(["doctor", "--model_name_or_path", llama, "--tokens", "0"]) == 1
-    assert cli.main(["doctor", "--model_name_or_path", llama, "--pattern", "stripes"]) == 1
-    assert cli.main(["doctor", "--model_name_or_path", llama, "--density", "0"]) == 1
-    errors = capsys.readouterr().err
-    assert "expected at least 1 token, got 0" in errors and "'stripes'" in errors
-    assert "expected a density in (0, 1], got 0" in errors
+def test_doctor_refuses_in_one_sentence(llama: str, capsys: Any) -> None:
+    model = ["--model_name_or_path", llama]
+    for options, words in (
+        (["--model_name_or_path", f"{llama}/nothing"], "tritonsparse doctor: "),
+        ([*model, "--tokens", "0"], "expected at least 1 token, got 0"),
+        ([*model, "--pattern", "stripes"], "'stripes'"),
+        ([*model, "--density", "0"], "expected a density in (0, 1], got 0"),
+    ):
+        assert cli.main(["doctor", *options]) == 1
+        assert words in capsys.readouterr().err
 
 
-def test_bench_times_a_layer_beside_the_dense_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_times_a_layer_beside_the_dense_one_and_gives_a_wrong_one_no_time(monkeypatch: Any, capsys: Any) -> None:
     assert cli.main(["bench", "--smoke"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {row["way"]: row for row in json.loads(lines[-1])}
     assert {"dense", "eager", "torch", "torch, cached"} <= rows.keys()
     assert all(row["right"] and row["median_ms"] > 0 for row in rows.values())
-    assert rows["dense"]["ratio"] == 1.0
-    assert "ratio" in lines[1]
+    assert rows["dense"]["ratio"] == 1.0 and "ratio" in lines[1]
 
-
-def test_bench_gives_a_wrong_layer_no_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def wrong(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = nn.functional.linear(x, 1.1 * self.weight, self.bias)
-        return y
+        return nn.functional.linear(x, 1.1 * self.weight, self.bias)
 
     monkeypatch.setattr(layer_bench.Eager, "forward", wrong)
     assert cli.main(["bench", "--smoke"]) == 1
     assert "torch                 WRONG" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+    for arguments, message in (
         (["--shape", "4096"], "expected --shape OUTPUTSxINPUTS, got '4096'"),
         (["--tokens", "0"], "expected --tokens and --runs of at least 1, got 0 and 30"),
-    ],
-)
-def test_bench_refuses_sizes_that_are_none(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["bench", *arguments])
-    assert message in capsys.readouterr().err
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["bench", *arguments])
+        assert message in capsys.readouterr().err
+
+
+def test_the_processor_is_named_as_linux_names_it_elsewhere_by_the_platform(monkeypatch: Any) -> None:
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    text = "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz: x\nmodel name\t: other\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert machine.processor() == "Some CPU @ 3 GHz: x"
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert machine.processor() == (platform.processor() or platform.machine()) != ""
+
+
+def test_the_commit_is_that_of_the_checkout_and_says_when_files_differ(tmp_path: Path, monkeypatch: Any) -> None:
+    package = tmp_path / "tritonsparse"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(tritonsparse, "__file__", str(package / "__init__.py"))
+    assert machine.commit() is None  # an installation
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "m"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert machine.commit() == head[:12]
+    (package / "__init__.py").write_text("x = 1\n")
+    assert machine.commit() == f"{head[:12]}-dirty"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import MarianConfig, MarianMTModel
 
 import tritonsparse as ts
 from tritonsparse.eval import csr, onnx_export, speed
@@ -45,10 +44,10 @@ def classifier(**options: Any) -> CifarResNetForImageClassification:
 
 
 @given(
-    st.integers(1, 12), st.integers(1, 9), st.lists(st.integers(1, 4), max_size=2), st.booleans(), st.integers(0, 999)
+    st.integers(1, 12), st.integers(1, 9), st.lists(st.integers(1, 4), max_size=2), st.booleans(), st.integers(0, 99)
 )
 @quick
-def test_a_compressed_linear_layer_gives_the_layer_s_output(
+def test_a_compressed_linear_layer_is_the_layer(
     inputs: int, outputs: int, batch: list[int], bias: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -63,7 +62,7 @@ def test_a_compressed_linear_layer_gives_the_layer_s_output(
     st.tuples(st.integers(0, 2), st.integers(0, 2)), st.integers(1, 2), st.booleans(), st.integers(0, 999),
 )  # fmt: skip
 @quick
-def test_a_compressed_convolution_gives_the_layer_s_output(
+def test_a_compressed_convolution_is_the_layer(
     inputs: int, outputs: int, batch: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
     padding: tuple[int, int], dilation: int, bias: bool, seed: int,
 ) -> None:  # fmt: skip
@@ -74,24 +73,16 @@ def test_a_compressed_convolution_gives_the_layer_s_output(
     assert torch.allclose(CsrConv2d(layer)(x), layer(x), atol=1e-12)
 
 
-def test_grouped_and_reflecting_convolutions_are_not_tried() -> None:
-    layers = [
-        nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same"),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ConvTranspose2d(4, 4, 3),
-    ]  # fmt: skip
-    assert not any(csr._is_convolution(layer) for layer in layers)
-    assert csr._is_convolution(nn.Conv2d(4, 4, 3, padding="valid"))
+@pytest.fixture
+def wins(monkeypatch: Any) -> Callable[[bool], None]:
+    """`wins(fast)`: compressed rows are timed faster than dense ones, or slower."""
+    return lambda fast: monkeypatch.setattr(csr, "_medians", lambda *_: (2.0, 1.0) if fast else (1.0, 2.0))
 
 
-def rigged(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    monkeypatch.setattr(csr, "_medians", lambda *_: (2.0, 1.0) if fast else (1.0, 2.0))
-
-
-def test_layers_that_win_are_replaced_in_a_copy_and_the_outputs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    rigged(monkeypatch, fast=True)
-    model = classifier()
-    inputs = {"pixel_values": torch.randn(3, 3, 12, 12)}
+def test_layers_that_win_are_replaced_in_a_copy_and_the_outputs_stay(wins: Any) -> None:
+    model, inputs = classifier(), {"pixel_values": torch.randn(3, 3, 12, 12)}
     expected = model(**inputs).logits
+    wins(True)
     compressed, timings = use_csr(model, inputs, least_sparsity=0.4)
     assert len(timings) == 10 and {timing.name for timing in timings} >= {"conv", "blocks.1.projection.0", "classifier"}
     assert all(timing.used and 0.4 < timing.sparsity < 0.6 for timing in timings)
@@ -103,13 +94,19 @@ def test_layers_that_win_are_replaced_in_a_copy_and_the_outputs_stay(monkeypatch
     assert relative_error(compressed(**other).logits, model(**other).logits) < 1e-6
 
 
-def test_layers_that_lose_and_layers_of_few_zeros_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    rigged(monkeypatch, fast=False)
+def test_layers_that_lose_layers_of_few_zeros_and_other_layers_stay(wins: Any) -> None:
+    wins(False)
     inputs = {"pixel_values": torch.randn(1, 3, 12, 12)}
     compressed, timings = use_csr(classifier(), inputs, least_sparsity=0.4)
     assert len(timings) == 10 and not any(timing.used for timing in timings)
     assert not any(isinstance(module, CsrLinear | CsrConv2d) for module in compressed.modules())
     assert use_csr(classifier(), inputs, least_sparsity=0.9)[1] == []
+    same, reflecting = {"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}
+    others = [nn.Conv2d(4, 4, 3, **options) for options in ({"groups": 2}, same, reflecting)]
+    assert not any(csr._is_convolution(layer) for layer in (*others, nn.ConvTranspose2d(4, 4, 3)))
+    assert csr._is_convolution(nn.Conv2d(4, 4, 3, padding="valid"))
+    with pytest.raises(ValueError, match="float32 or float64 model on the CPU"):
+        use_csr(classifier().bfloat16(), {})
 
 
 @pytest.fixture
@@ -124,37 +121,16 @@ def one_thread() -> Iterator[None]:
 def test_what_is_really_faster_is_found_by_measuring(one_thread: None) -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(prune(nn.Linear(1024, 1024), 0.999), prune(nn.Linear(1024, 1024), 0.5))
-
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = layers
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = self.layers(x)
-            return y
-
-    _, timings = use_csr(Named(), {"x": torch.randn(64, 1024)}, repeats=5)
+    _, timings = use_csr(layers, {"input": torch.randn(64, 1024)}, repeats=11)
     # A thousandth of the products against all; half of them, in a layout that is several times slower a product.
     assert [timing.used for timing in timings] == [True, False], timings
 
 
-def test_another_dtype_is_refused() -> None:
-    with pytest.raises(ValueError, match="float32 or float64 model on the CPU"):
-        use_csr(classifier().bfloat16(), {})
-
-
 def test_timings_are_those_of_each_model_and_taken_in_turn() -> None:
     order: list[str] = []
-
-    def forward(name: str, seconds: float) -> Any:
-        def run() -> None:
-            order.append(name)
-            time.sleep(seconds)
-
-        return run
-
-    found = measure({"slow": forward("slow", 0.02), "fast": forward("fast", 0.002)}, batch_size=8, runs=5, warmup=2)
+    seconds = {"slow": 0.02, "fast": 0.002}
+    forwards = {name: lambda name=name: (order.append(name), time.sleep(seconds[name])) for name in seconds}
+    found = measure(forwards, batch_size=8, runs=5, warmup=2)
     assert order == ["slow", "fast"] * 7
     assert found["slow"].median >= 0.02 > found["fast"].p20 >= 0.002
     for timing in found.values():
@@ -165,82 +141,70 @@ def test_timings_are_those_of_each_model_and_taken_in_turn() -> None:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     classifier().save_pretrained(folder)
     Preprocessing((0.5,) * 3, (0.5,) * 3).save(folder)
     return folder
 
 
-def test_the_command_line_compares_in_one_run(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rigged(monkeypatch, fast=True)
-    command = ["--model", str(saved), "--batch_sizes", "1", "2", "--device", "cpu", "--runs", "2", "--threads", "1"]
-    assert speed.main([*command, "--output", str(tmp_path / "speed.json")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    document = json.loads(lines[-1])
-    assert document == json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
-    assert [(row["batch_size"], row["model"], row["verdict"]) for row in document["rows"]] == [
-        (1, "dense", "ok"), (1, "compressed rows", "ok"), (2, "dense", "ok"), (2, "compressed rows", "ok"),
-    ]  # fmt: skip
+@pytest.fixture
+def compared(capsys: Any) -> Callable[..., tuple[dict[str, Any], list[str]]]:
+    """`compared(model, *options, status=0)` runs the program: its document and its other lines."""
+
+    def run(model: Path, *options: str, status: int = 0) -> tuple[dict[str, Any], list[str]]:
+        assert speed.main(["--model", str(model), "--device", "cpu", "--runs", "1", *options]) == status
+        *lines, last = capsys.readouterr().out.splitlines()
+        return json.loads(last), lines
+
+    return run
+
+
+def test_the_command_line_compares_in_one_run(saved: Path, tmp_path: Path, compared: Any, wins: Any) -> None:
+    wins(True)
+    file = tmp_path / "speed.json"
+    options = ("--batch_sizes", "1", "2", "--runs", "2", "--threads", "1", "--output", str(file))
+    document, lines = compared(saved, *options)
+    assert document == json.loads(file.read_text(encoding="utf-8"))
+    rows = [(row["batch_size"], row["model"], row["verdict"]) for row in document["rows"]]
+    assert rows == [(size, model, "ok") for size in (1, 2) for model in ("dense", "compressed rows")]
     # Matrices of norms do not count: half of the weights of 9 convolutions and the classifier.
     assert document["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert document["rows"][0]["speedup"] == 1.0 and document["environment"]["threads"] == 1
     assert any(line.strip().startswith("2  compressed rows") for line in lines)
 
 
-def test_a_dense_checkpoint_is_pruned_to_what_is_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rigged(monkeypatch, fast=True)
+def test_a_dense_checkpoint_is_pruned_as_asked(tmp_path: Path, compared: Any, wins: Any, capsys: Any) -> None:
+    wins(True)
     torch.manual_seed(0)
-    CifarResNetForImageClassification(CifarResNetConfig(depth=8, widths=[8, 8, 8], image_size=8)).save_pretrained(
-        tmp_path
-    )
-    command = ["--model", str(tmp_path), "--batch_sizes", "1", "--device", "cpu", "--runs", "1"]
-    assert speed.main([*command, "--prune", "0.75"]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    config = CifarResNetConfig(depth=8, widths=[8, 8, 8], image_size=8)
+    CifarResNetForImageClassification(config).save_pretrained(tmp_path)
+    document, _ = compared(tmp_path, "--batch_sizes", "1", "--prune", "0.75")
     assert document["sparsity"] == pytest.approx(0.75, abs=0.005) and document["pruned_to"] == 0.75
     assert [layer["sparsity"] for layer in document["rows"][1]["layers"]] == pytest.approx([0.75] * 8, abs=0.01)
-    assert speed.main([*command, "--prune", "1.0"]) == 2
+    assert speed.main(["--model", str(tmp_path), "--device", "cpu", "--prune", "1.0"]) == 2
     assert "--prune in (0, 1)" in capsys.readouterr().err
-
-
-def test_the_largest_weights_are_those_kept() -> None:
+    # The largest weights are those kept.
     layer = nn.Linear(4, 1, bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[0.1, -3.0, 2.0, -0.2]]))
-    assert speed.pruned(nn.Sequential(layer), 0.5)[0].weight.tolist() == [[0.0, -3.0, 2.0, 0.0]]  # type: ignore[index]
+    layer.weight.data.copy_(torch.tensor([[0.1, -3.0, 2.0, -0.2]]))
+    assert speed.pruned(nn.Sequential(layer), 0.5)[0].weight.tolist() == [[0.0, -3.0, 2.0, 0.0]]
+    # A folder without a model is one sentence.
+    assert speed.main(["--model", str(tmp_path / "none"), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_a_wrong_output_prints_no_time(
-    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rigged(monkeypatch, fast=True)
+def test_a_wrong_output_prints_no_time(saved: Path, compared: Any, wins: Any, monkeypatch: Any) -> None:
+    wins(True)
     monkeypatch.setattr(CsrLinear, "forward", lambda self, x: torch.zeros(*x.shape[:-1], 5))
-    assert speed.main(["--model", str(saved), "--batch_sizes", "1", "--device", "cpu", "--runs", "1"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    row = json.loads(lines[-1])["rows"][1]
+    document, lines = compared(saved, "--batch_sizes", "1", status=1)
+    row = document["rows"][1]
     assert row["verdict"] == "WRONG" and "median" not in row
     assert any("WRONG: error" in line for line in lines)
 
 
-def test_translation_models_are_compared_on_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = MarianConfig(
-        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
-        decoder_attention_heads=2, decoder_ffn_dim=32, max_position_embeddings=16, pad_token_id=0, eos_token_id=1,
-        decoder_start_token_id=1,
-    )  # fmt: skip
-    MarianMTModel(config).save_pretrained(tmp_path)
-    command = ["--model", str(tmp_path), "--batch_sizes", "2", "--length", "8", "--device", "cpu", "--runs", "1"]
-    assert speed.main(command) == 0
-    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == 2
-
-
-def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert speed.main(["--model", str(tmp_path), "--device", "cpu"]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+def test_translation_models_are_compared_on_tokens(tmp_path: Path, marian: Any, compared: Any) -> None:
+    marian().save_pretrained(tmp_path)
+    assert len(compared(tmp_path, "--batch_sizes", "2", "--length", "8")[0]["rows"]) == 2
 
 
 def test_sparse_layers_are_not_exported(tmp_path: Path) -> None:
@@ -252,9 +216,7 @@ def test_sparse_layers_are_not_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript or onnxruntime is not installed")
-def test_onnx_keeps_the_zeros_and_the_outputs_at_any_batch(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_onnx_keeps_the_zeros_and_the_outputs_at_any_batch(saved: Path, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "model.onnx"
     assert onnx_export.main(["--model", str(saved), "--output", str(path)]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])

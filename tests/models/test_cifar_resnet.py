@@ -23,19 +23,17 @@ def build(**options: Any) -> CifarResNetForImageClassification:
 # He et al., table 6: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M parameters. The exact counts are of the text's layers:
 # convolutions 432 + 6n 9 16^2 / 3 ..., two numbers a channel of every norm, 650 of the classifier.
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
-def test_parameters_are_the_paper_s(depth: int, millions: float) -> None:
-    n = (depth - 2) // 6
+def test_parameters_and_multiply_adds_are_the_paper_s(depth: int, millions: float) -> None:
+    n, model = (depth - 2) // 6, build(depth=depth)
     convolutions = 432 + 9 * (2 * n * 16**2 + (16 * 32 + (2 * n - 1) * 32**2) + (32 * 64 + (2 * n - 1) * 64**2))
     norms = 2 * (16 + 2 * n * (16 + 32 + 64))
-    total = sum(parameter.numel() for parameter in build(depth=depth).parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
     assert total == convolutions + norms + 650
     assert round(total / 1e6, 2 if millions < 1 else 1) == millions
-
-
-def test_resnet20_costs_forty_million_multiply_adds() -> None:
-    macs = layer_macs(build().eval(), pixel_values=torch.randn(1, 3, 32, 32))
-    # 27 16 at 32^2; 6 layers of 9 16^2 at 32^2; (9 16 32 + 5 9 32^2) at 16^2; (9 32 64 + 5 9 64^2) at 8^2; 640.
-    assert sum(macs.values()) == 442_368 + 14_155_776 + 12_976_128 + 12_976_128 + 640 == 40_551_040
+    if depth == 20:
+        macs = layer_macs(model.eval(), pixel_values=torch.randn(1, 3, 32, 32))
+        # 27 16 at 32^2; 6 layers of 9 16^2 at 32^2; (9 16 32 + 5 9 32^2) at 16^2; (9 32 64 + 5 9 64^2) at 8^2; 640.
+        assert sum(macs.values()) == 442_368 + 14_155_776 + 12_976_128 + 12_976_128 + 640 == 40_551_040
 
 
 @pytest.mark.parametrize("shortcut", ["identity", "projection"])
@@ -49,16 +47,12 @@ def test_images_of_several_sizes_run(shortcut: str, channels: int, side: int) ->
 
 
 def test_the_identity_shortcut_pads_channels_with_zeros_and_has_no_parameters() -> None:
-    model = build(depth=8, num_channels=1).eval()
-    block = model.blocks[1]
+    block, x = build(depth=8, num_channels=1).eval().blocks[1], torch.rand(1, 16, 6, 6)
     for convolution in (block.conv1, block.conv2):
         nn.init.zeros_(convolution.weight)
-    x = torch.rand(1, 16, 6, 6)
     y = block(x)
-    assert y.shape == (1, 32, 3, 3)
-    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
-    assert not y[:, :8].any() and not y[:, 24:].any()
-    assert block.projection is None
+    assert y.shape == (1, 32, 3, 3) and torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any() and not y[:, 24:].any() and block.projection is None
 
 
 def test_it_is_saved_and_loaded_by_the_auto_classes(tmp_path: Path) -> None:
@@ -73,24 +67,19 @@ def test_it_is_saved_and_loaded_by_the_auto_classes(tmp_path: Path) -> None:
     assert torch.equal(again(x, return_dict=False)[0], model(x).logits)
 
 
-def test_convolutions_start_as_he_has_them_and_norms_at_one() -> None:
+def test_convolutions_start_as_he_has_them_norms_at_one_and_all_are_sparsified() -> None:
     model = build(widths=[64, 64, 64])
     # Deviation sqrt(2 / (9 64)) over 36,864 draws.
     assert float(model.blocks[0].conv1.weight.detach().std()) == pytest.approx((2 / 576) ** 0.5, rel=0.02)
     assert all((norm.weight == 1).all() for norm in model.modules() if isinstance(norm, nn.BatchNorm2d))
-
-
-def test_every_weight_is_sparsified() -> None:
-    model = build(depth=8)
-    sparsifier = ts.sparsify(model, "static", sparsity=0.5)
+    sparsifier = ts.sparsify(build(depth=8), "static", sparsity=0.5)
     assert len(sparsifier.layers) == 8 and sparsifier.skipped == []
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"depth": 18}, "6n + 2"), ({"widths": [16, 32]}, "three widths"), ({"shortcut": "none"}, "projection")],
+    [({"depth": 18}, "6n \\+ 2"), ({"widths": [16, 32]}, "three widths"), ({"shortcut": "none"}, "projection")],
 )
 def test_sizes_that_make_no_network_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match="CifarResNetConfig: expected") as caught:
+    with pytest.raises(ValueError, match=f"CifarResNetConfig: expected.*{words}"):
         CifarResNetConfig(**options)
-    assert words in str(caught.value)

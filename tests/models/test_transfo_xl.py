@@ -61,32 +61,15 @@ def test_forward_memory_losses_and_gradients_are_those_of_the_class_that_was(tit
         assert abs(float((grad * probe).sum()) - wanted) <= 1e-5 * norm * float(probe.norm()) + 1e-6, name
 
 
-@pytest.mark.parametrize(
-    ("changes", "millions"),
-    [
-        ({"d_model": 512, "d_embed": 512, "n_head": 8, "d_inner": 2048, "n_layer": 16, "div_val": 1}, 191.95),
-        ({"d_model": 1024, "d_embed": 1024, "n_head": 16, "d_inner": 4096, "n_layer": 18, "div_val": 4}, 285.2),
-    ],
-    ids=["NVIDIA base", "NVIDIA large"],
-)
-def test_parameter_counts_of_the_published_sizes(changes: dict[str, Any], millions: float) -> None:
-    config = TransfoXLConfig(vocab_size=267735, cutoffs=[19997, 39997, 199997], untie_r=False, **changes)
-    with torch.device("meta"):
-        model = TransfoXLLMHeadModel(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
-
-
+@torch.no_grad()
 def test_a_long_text_scores_alike_however_it_is_cut_into_segments() -> None:
     """Without clamping and with memory for everything, segments are only a way of computing."""
-    model = build(mem_len=64, clamp_len=-1, same_length=False)
-    ids = torch.randint(100, (2, 25))
-    with torch.no_grad():
-        whole = model(ids[:, :-1], target_ids=ids[:, 1:]).losses
-        mems, pieces = None, []
-        for start, stop in ((0, 7), (7, 8), (8, 24)):
-            outputs = model(ids[:, start:stop], mems=mems, target_ids=ids[:, start + 1 : stop + 1])
-            mems = outputs.mems
-            pieces.append(outputs.losses)
+    model, ids = build(mem_len=64, clamp_len=-1, same_length=False), torch.randint(100, (2, 25))
+    whole, mems, pieces = model(ids[:, :-1], target_ids=ids[:, 1:]).losses, None, []
+    for start, stop in ((0, 7), (7, 8), (8, 24)):
+        outputs = model(ids[:, start:stop], mems=mems, target_ids=ids[:, start + 1 : stop + 1])
+        mems = outputs.mems
+        pieces.append(outputs.losses)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
     assert mems is not None and mems[0].shape == (24, 2, 32)
 
@@ -100,29 +83,22 @@ def test_the_memory_keeps_the_last_inputs_and_no_graph() -> None:
     assert torch.equal(longer.mems[0][0], outputs.mems[0][2]) and not longer.mems[0].requires_grad
 
 
-def test_labels_are_targets_that_the_model_shifts() -> None:
-    model = build()
-    ids = torch.randint(100, (2, 9))
+def test_log_probabilities_sum_to_one_and_are_the_losses_and_labels_are_targets_that_the_model_shifts() -> None:
+    model, ids = build(), torch.randint(100, (2, 9))
+    logp = model(ids[:, :-1]).logits
+    torch.testing.assert_close(logp.exp().sum(-1), torch.ones(2, 8))
+    by_targets = model(ids[:, :-1], target_ids=ids[:, 1:])
+    torch.testing.assert_close(by_targets.losses, -logp.gather(-1, ids[:, 1:, None]).squeeze(-1))
     ignored = ids.clone()
     ignored[0, 3] = -100
     by_labels = model(ids, labels=ignored)
-    by_targets = model(ids[:, :-1], target_ids=ids[:, 1:])
     assert by_labels.losses.shape == (2, 8) and by_labels.losses[0, 2] == 0
     kept = by_labels.losses != 0
     torch.testing.assert_close(by_labels.losses[kept], by_targets.losses[kept])
     torch.testing.assert_close(by_labels.loss, by_targets.losses[kept].mean())
 
 
-def test_log_probabilities_sum_to_one_and_are_the_losses() -> None:
-    model = build()
-    ids = torch.randint(100, (2, 9))
-    logp = model(ids[:, :-1]).logits
-    torch.testing.assert_close(logp.exp().sum(-1), torch.ones(2, 8))
-    found = -logp.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    torch.testing.assert_close(model(ids[:, :-1], target_ids=ids[:, 1:]).losses, found)
-
-
-def test_same_length_shows_every_position_as_many_tokens() -> None:
+def test_same_length_shows_every_position_as_many_tokens_and_the_shift_puts_each_distance_at_its_key() -> None:
     config = TransfoXLConfig(**{**vectors.SIZES, "mem_len": 4, "d_embed": 32})
     # Three new positions after four of memory: each sees four tokens with itself, one more by NVIDIA's rule.
     seen = visible(3, 4, config, torch.device("cpu"))
@@ -130,9 +106,6 @@ def test_same_length_shows_every_position_as_many_tokens() -> None:
     config.same_length_rule = "nvidia"
     wider = visible(3, 4, config, torch.device("cpu"))
     assert wider.int().tolist() == [[1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1]]
-
-
-def test_the_shift_puts_each_distance_at_its_key() -> None:
     # Two queries, four keys: column j of the input is distance 3 - j. Query 1 (the last) sees them as they are,
     # query 0 one to the left.
     scores = torch.tensor([[[[3.0, 2.0, 1.0, 0.0], [30.0, 20.0, 10.0, 0.0]]]])
@@ -163,22 +136,18 @@ def test_the_loss_op_has_the_reference_s_gradients(projected: bool) -> None:
 
 
 def test_the_loss_compiles_as_one_graph_and_equals_eager() -> None:
-    model = build()
-    ids = torch.randint(100, (2, 9))
+    model, ids = build(), torch.randint(100, (2, 9))
     eager = model(ids[:, :-1], target_ids=ids[:, 1:])
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda ids, targets: model(ids, target_ids=targets).loss, backend="aot_eager", fullgraph=True
-    )
-    loss = compiled(ids[:, :-1], ids[:, 1:])
+    step = torch.compile(lambda ids, targets: model(ids, target_ids=targets).loss, backend="aot_eager", fullgraph=True)
+    loss = step(ids[:, :-1], ids[:, 1:])
     torch.testing.assert_close(loss, eager.loss)
     loss.backward()
     assert model.transformer.layers[0].dec_attn.qkv_net.weight.grad is not None
 
 
 def test_attention_weights_explain_the_output_of_the_fused_path() -> None:
-    model = build()
-    ids = torch.randint(100, (2, 6))
+    model, ids = build(), torch.randint(100, (2, 6))
     fused, told = model(ids), model(ids, output_attentions=True, output_hidden_states=True)
     torch.testing.assert_close(fused.logits, told.logits)
     assert told.attentions[0].shape == (2, 4, 6, 6) and len(told.hidden_states) == 3
@@ -186,8 +155,7 @@ def test_attention_weights_explain_the_output_of_the_fused_path() -> None:
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
-    ids = torch.randint(100, (2, 9))
-    grads = []
+    ids, grads = torch.randint(100, (2, 9)), []
     for checkpointed in (False, True):
         model = build().train()
         if checkpointed:
@@ -198,21 +166,19 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 
 
 def test_a_saved_model_is_loaded_by_the_auto_class_with_its_ties(tmp_path: Path) -> None:
-    model = build(div_val=2)
+    model, ids = build(div_val=2), torch.randint(100, (1, 5))
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert isinstance(AutoConfig.from_pretrained(tmp_path), TransfoXLConfig)
-    ids = torch.randint(100, (1, 5))
     assert torch.equal(model(ids).logits, again(ids).logits)
-    assert again.crit.out_layers[1].weight is again.transformer.word_emb.emb_layers[1].weight
-    assert again.crit.out_projs[1] is again.transformer.word_emb.emb_projs[1]
-    assert again.crit.out_projs[0] is not again.transformer.word_emb.emb_projs[0]
+    embedding = again.transformer.word_emb
+    assert again.crit.out_layers[1].weight is embedding.emb_layers[1].weight
+    assert [again.crit.out_projs[i] is embedding.emb_projs[i] for i in (0, 1)] == [False, True]
 
 
 def test_generation_by_memory_equals_reading_everything_again() -> None:
     model = build(clamp_len=-1, same_length=False, mem_len=32)
-    ids = torch.randint(1, 100, (1, 5))
-    expected = ids
+    ids = expected = torch.randint(1, 100, (1, 5))
     for _ in range(4):
         expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], dim=1)
     generated = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -222,11 +188,8 @@ def test_generation_by_memory_equals_reading_everything_again() -> None:
 def test_its_layers_become_sparse_and_its_softmax_stays_dense() -> None:
     model = build()
     sparsifier = ts.sparsify(model, "gmp", sparsity=0.5, total_steps=1)
-    assert set(sparsifier.layers) == {
-        f"transformer.layers.{layer}.{name}"
-        for layer in range(2)
-        for name in ("dec_attn.qkv_net", "dec_attn.r_net", "dec_attn.o_net", "pos_ff.CoreNet.0", "pos_ff.CoreNet.3")
-    }
+    names = ("dec_attn.qkv_net", "dec_attn.r_net", "dec_attn.o_net", "pos_ff.CoreNet.0", "pos_ff.CoreNet.3")
+    assert set(sparsifier.layers) == {f"transformer.layers.{layer}.{name}" for layer in range(2) for name in names}
     assert type(model.crit.out_layers[0]) is nn.Linear
 
 
@@ -248,33 +211,32 @@ def test_sizes_that_do_not_fit_are_refused(arguments: dict[str, Any], words: str
 
 
 def test_a_memory_of_another_shape_is_refused() -> None:
-    model = build()
-    ids = torch.randint(100, (2, 4))
+    model, ids = build(), torch.randint(100, (2, 4))
     mems = model(ids).mems
-    with pytest.raises(ValueError, match=r"each \[M, 1, 32\], got .*or None for a new batch"):
-        model(ids[:1], mems=mems)
-    with pytest.raises(ValueError, match="mems of 2 layers"):
-        model(ids, mems=mems[:1])
-    with pytest.raises(ValueError, match="at most mem_len = 16 tokens, got 40; cut"):
-        model(ids, mems=[torch.zeros(40, 2, 32)] * 2)
-    with pytest.raises(ValueError, match="got both; pass one"):
-        model(ids, labels=ids, target_ids=ids)
+    for call, words in (
+        (lambda: model(ids[:1], mems=mems), r"each \[M, 1, 32\], got .*or None for a new batch"),
+        (lambda: model(ids, mems=mems[:1]), "mems of 2 layers"),
+        (lambda: model(ids, mems=[torch.zeros(40, 2, 32)] * 2), "at most mem_len = 16 tokens, got 40; cut"),
+        (lambda: model(ids, labels=ids, target_ids=ids), "got both; pass one"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def test_a_vocabulary_counts_words_as_the_papers_do(tmp_path: Path) -> None:
-    lines = [" b a b \n", "\n", "c a b <unk>\n"]
-    vocabulary = Vocabulary.count(lines)
+    vocabulary = Vocabulary.count([" b a b \n", "\n", "c a b <unk>\n"])
     # b 3, a 2, then c and <unk> once each in order of appearance; <eos> is id 0 whatever its count.
     assert vocabulary.words == ["<eos>", "b", "a", "c", "<unk>"]
     assert vocabulary.encode(["b x", ""]).tolist() == [1, 4, 0, 0]
     vocabulary.save(tmp_path / "vocabulary.txt")
     assert Vocabulary.load(tmp_path / "vocabulary.txt").words == vocabulary.words
-    with pytest.raises(ValueError, match="got 'x' in line 1"):
-        Vocabulary(["<eos>", "b"]).encode(["b x"])
-    with pytest.raises(ValueError, match="expected every word once, got 'b' twice"):
-        Vocabulary(["<eos>", "b", "b"])
-    with pytest.raises(ValueError, match="<eos> as the first word"):
-        Vocabulary(["b"])
+    for call, words in (
+        (lambda: Vocabulary(["<eos>", "b"]).encode(["b x"]), "got 'x' in line 1"),
+        (lambda: Vocabulary(["<eos>", "b", "b"]), "expected every word once, got 'b' twice"),
+        (lambda: Vocabulary(["b"]), "<eos> as the first word"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def as_nvidia(model: TransfoXLLMHeadModel) -> dict[str, torch.Tensor]:
@@ -287,20 +249,17 @@ def as_nvidia(model: TransfoXLLMHeadModel) -> dict[str, torch.Tensor]:
     return result
 
 
-def test_a_checkpoint_of_the_original_codes_is_the_same_model() -> None:
-    sizes = {"div_val": 1, "untie_r": False}
-    model = build(**sizes)
-    again = from_original(as_nvidia(model), model.config).eval()
-    ids = torch.randint(100, (1, 5))
+def test_a_checkpoint_of_the_original_codes_is_the_same_model_and_one_of_other_sizes_is_refused() -> None:
+    model, ids = build(div_val=1, untie_r=False), torch.randint(100, (1, 5))
+    state = as_nvidia(model)
+    again = from_original(state, model.config).eval()
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert again.crit.out_layers[0].weight is again.transformer.word_emb.emb_layers[0].weight
-    assert set(rename(as_nvidia(model))) == set(model.state_dict())
-
-
-def test_a_checkpoint_of_other_sizes_is_refused_by_the_first_tensor_that_differs() -> None:
-    model = build(div_val=1, untie_r=False)
-    state = as_nvidia(model)
-    with pytest.raises(ValueError, match=r"expected transformer.layers.2.* of shape \[.*got no such tensor"):
-        from_original(state, build(div_val=1, untie_r=False, n_layer=3).config)
-    with pytest.raises(ValueError, match=r"expected transformer.layers.1.* of shape None, got \["):
-        from_original(state, build(div_val=1, untie_r=False, n_layer=1).config)
+    assert set(rename(state)) == set(model.state_dict())
+    # By the first tensor that differs.
+    for layers, words in (
+        (3, r"expected transformer.layers.2.* of shape \[.*got no such tensor"),
+        (1, r"expected transformer.layers.1.* of shape None, got \["),
+    ):
+        with pytest.raises(ValueError, match=words):
+            from_original(state, build(div_val=1, untie_r=False, n_layer=layers).config)

@@ -1,4 +1,4 @@
-"""The embedded corpus: its splits, its digest, and what every pair looks like."""
+"""The embedded corpus: its splits, its digest, what every pair looks like, and the figures in it in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import re
 
 import pytest
 
+from tritonsparse.train.embedded import german as de
 from tritonsparse.train.embedded.corpus import generate
+from tritonsparse.train.embedded.english import cardinal, ordinal
+from tritonsparse.train.embedded.figures import clock, date, digits
 
 # SHA-256 of repr(generate()): seed 0, default sizes.
 DIGEST = "90813cb6b7a4c59d54863127808ff03196745f3bb0a8a066b832278039efae6f"
@@ -45,10 +48,10 @@ def test_a_smaller_split_is_the_beginning_of_a_larger_one(corpus: Corpus) -> Non
     assert small == {"train": corpus["train"][:50], "test": corpus["test"][:7]}
 
 
-@pytest.mark.parametrize(("sizes", "words"), [({"dev": 3}, "train, validation, test"), ({"train": -1}, "at least 0")])
-def test_sizes_that_cannot_be_are_an_error(sizes: dict[str, int], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        generate(sizes=sizes)
+def test_sizes_that_cannot_be_are_an_error() -> None:
+    for sizes, words in (({"dev": 3}, "train, validation, test"), ({"train": -1}, "at least 0")):
+        with pytest.raises(ValueError, match=words):
+            generate(sizes=sizes)
 
 
 def test_every_pair_is_written_naturally(corpus: Corpus) -> None:
@@ -78,3 +81,86 @@ def test_dates_name_the_right_day_of_the_week(corpus: Corpus) -> None:
             assert when.strftime("%A").lower() in english.lower()
             checked += 1
     assert checked > 20
+
+
+@pytest.mark.parametrize(
+    ("n", "english", "german"),
+    [
+        (0, "zero", "null"), (1, "one", "eins"), (12, "twelve", "zwölf"), (16, "sixteen", "sechzehn"),
+        (17, "seventeen", "siebzehn"), (20, "twenty", "zwanzig"), (21, "twenty-one", "einundzwanzig"),
+        (30, "thirty", "dreißig"), (66, "sixty-six", "sechsundsechzig"), (77, "seventy-seven", "siebenundsiebzig"),
+        (101, "one hundred and one", "einhunderteins"), (700, "seven hundred", "siebenhundert"),
+        (1001, "one thousand and one", "eintausendeins"), (21_000, "twenty-one thousand", "einundzwanzigtausend"),
+        (101_101, "one hundred and one thousand one hundred and one", "einhunderteintausendeinhunderteins"),
+        (345_678, "three hundred and forty-five thousand six hundred and seventy-eight",
+         "dreihundertfünfundvierzigtausendsechshundertachtundsiebzig"),
+    ],
+)  # fmt: skip
+def test_number_words(n: int, english: str, german: str) -> None:
+    assert (cardinal(n), de.cardinal(n)) == (english, german)
+
+
+ONES = "eins zwei drei vier fünf sechs sieben acht neun"
+TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig"
+UNITS = {word: n for n, word in enumerate(ONES.split(), 1)} | {"ein": 1}
+OTHERS = {"null": 0, "zehn": 10, "elf": 11, "zwölf": 12, "sechzehn": 16, "siebzehn": 17}
+
+
+def _read_german(word: str) -> int:
+    """The number a German word says, by splitting and adding; shares nothing with what wrote it."""
+    for power, name in ((1000, "tausend"), (100, "hundert")):
+        if name in word:
+            head, tail = word.split(name)
+            return power * _read_german(head) + (_read_german(tail) if tail else 0)
+    known = UNITS | OTHERS | {word: 10 * n for n, word in enumerate(TENS.split(), 2)}
+    if word in known:
+        return known[word]
+    if "und" in word:
+        head, tail = word.split("und")
+        assert head != "eins"
+        return UNITS[head] + known[tail]
+    return UNITS[word.removesuffix("zehn")] + 10
+
+
+def test_german_number_words_say_their_number() -> None:
+    numbers = [*range(2200), *range(2200, 1_000_000, 487), 999_999]
+    words = [de.cardinal(n) for n in numbers]
+    assert [_read_german(word) for word in words] == numbers
+    # "eins" only at the end, and only where the number ends in 01
+    assert all(word.endswith("eins") == (n % 100 == 1) for n, word in zip(numbers, words, strict=True))
+    assert not any("eins" in word[:-4] for word in words)
+
+
+@pytest.mark.parametrize(
+    ("n", "english", "german"),
+    [
+        (1, "first", "erst"), (3, "third", "dritt"), (7, "seventh", "siebt"), (8, "eighth", "acht"),
+        (19, "nineteenth", "neunzehnt"), (20, "twentieth", "zwanzigst"), (21, "twenty-first", "einundzwanzigst"),
+        (100, "one hundredth", "einhundertst"), (101, "one hundred and first", "einhunderterst"),
+        (112, "one hundred and twelfth", "einhundertzwölft"),
+    ],
+)  # fmt: skip
+def test_ordinals(n: int, english: str, german: str) -> None:
+    assert (ordinal(n), de.ordinal(n)) == (english, german)
+
+
+def test_years_figures_and_dates_are_written_as_each_language_does() -> None:
+    assert de.year(1987) == "neunzehnhundertsiebenundachtzig" and de.year(1905) == "neunzehnhundertfünf"
+    assert de.year(2024) == "zweitausendvierundzwanzig"
+    assert digits(1_234_567, 2) == ("12,345.67", "12.345,67")
+    assert digits(5, 1) == ("0.5", "0,5") and digits(1234) == ("1,234", "1.234")
+    assert date(datetime.date(1987, 3, 14)) == ("14 March 1987", "14. März 1987")
+
+
+@pytest.mark.parametrize(
+    ("hour", "minute", "english", "german"),
+    [
+        (3, 30, "half past three", "halb vier"), (12, 30, "half past twelve", "halb eins"),
+        (1, 0, "one o'clock", "ein Uhr"), (4, 45, "a quarter to five", "Viertel vor fünf"),
+        (1, 15, "a quarter past one", "Viertel nach eins"), (12, 50, "ten to one", "zehn vor eins"),
+        (3, 25, "twenty-five past three", "fünf vor halb vier"), (6, 10, "ten past six", "zehn nach sechs"),
+        (3, 35, "twenty-five to four", "fünf nach halb vier"),
+    ],
+)  # fmt: skip
+def test_times_of_day(hour: int, minute: int, english: str, german: str) -> None:
+    assert clock(hour, minute) == (english, german)

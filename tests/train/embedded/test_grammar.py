@@ -145,7 +145,7 @@ MILK = noun_phrase("the", WORDS["milk"], mass=True)
 Words = str | NounPhrase | None
 
 
-def say(subject: Words, verb: str, tense: str, what: Words = None, to: Words = None, **options: Any) -> Clause:
+def say(subject: Words, verb: str, tense: str = "", what: Words = None, to: Words = None, **options: Any) -> Clause:
     """A clause of words; `rest` is (English, German), or what `relation` takes."""
 
     def phrase(words: Words) -> NounPhrase | None:
@@ -154,7 +154,9 @@ def say(subject: Words, verb: str, tense: str, what: Words = None, to: Words = N
     rest = options.pop("rest", ("", ""))
     if len(rest) > 2:
         rest = relation(*rest[:3], the(rest[3]))
-    return clause(phrase(subject), VERBS[verb], tense, Complements(phrase(what), phrase(to), rest), **options)
+    return clause(
+        phrase(subject), VERBS[verb], tense or "present", Complements(phrase(what), phrase(to), rest), **options
+    )
 
 
 TODAY, NOW, YESTERDAY = ("today", "heute"), ("now", "jetzt"), ("yesterday", "gestern")
@@ -166,19 +168,18 @@ MAIN, LAST, QUESTION = "main", "verb last", "verb first"
 # One row a construction: (clause, order of the German clause, English = German); a question asks both.
 SAID = [
     # accusative objects, separable verbs
-    (say(HE, "sehen", "present", "the big dog"), MAIN, "he sees the big dog = er sieht den großen Hund"),
-    (say(YOU, "abholen", "present", "the child"), MAIN, "you pick up the child = du holst das Kind ab"),
-    (say(SHE, "abholen", "present", HE), MAIN, "she picks him up = sie holt ihn ab"),
-    (say(WE, "suchen", "present", HE), MAIN, "we look for him = wir suchen ihn"),
+    (say(HE, "sehen", "", "the big dog"), MAIN, "he sees the big dog = er sieht den großen Hund"),
+    (say(YOU, "abholen", "", "the child"), MAIN, "you pick up the child = du holst das Kind ab"),
+    (say(SHE, "abholen", "", HE), MAIN, "she picks him up = sie holt ihn ab"),
+    (say(WE, "suchen", "", HE), MAIN, "we look for him = wir suchen ihn"),
     (say(WE, "aufstehen", "want"), MAIN, "we want to get up = wir wollen aufstehen"),
-    (say(SHE, "aufstehen", "present"), LAST, "she gets up = sie aufsteht"),
+    (say(SHE, "aufstehen"), LAST, "she gets up = sie aufsteht"),
     # verb second with something in front
-    (say(SHE, "lesen", "present", "a letter", time=TODAY, **FIRST), MAIN,
+    (say(SHE, "lesen", "", "a letter", time=TODAY, **FIRST), MAIN,
      "today she reads a letter = heute liest sie einen Brief"),
     (say(ME, "kaufen", "past", "a hat", time=YESTERDAY, **FIRST), MAIN,
      "yesterday I bought a hat = gestern habe ich einen Hut gekauft"),
-    (say(WE, "arbeiten", "present", time=NOW, **FIRST, **NEGATED), MAIN,
-     "now we don't work = jetzt arbeiten wir nicht"),
+    (say(WE, "arbeiten", "", time=NOW, **FIRST, **NEGATED), MAIN, "now we don't work = jetzt arbeiten wir nicht"),
     # perfect with haben and sein
     (say(THEY, "gehen", "past", rest=TO), MAIN, "they went to the station = sie sind zum Bahnhof gegangen"),
     (say(SHE, "trinken", "perfect", MILK, **ALREADY), MAIN,
@@ -193,48 +194,43 @@ SAID = [
     (say("my friend", "kommen", "past", rest=INTO), LAST,
      "my friend came into the house = mein Freund ins Haus gekommen ist"),
     (say(HE, "öffnen", "must", "the suitcase"), LAST, "he has to open the suitcase = er den Koffer öffnen muss"),
-    (say(ME, "sein", "present", rest=("tired", "müde")), LAST, "I am tired = ich müde bin"),
+    (say(ME, "sein", "", rest=("tired", "müde")), LAST, "I am tired = ich müde bin"),
     # modal verbs
-    (say(ME, "helfen", "can", to="the old woman"), MAIN,
-     "I can help the old woman = ich kann der alten Frau helfen"),
+    (say(ME, "helfen", "can", to="the old woman"), MAIN, "I can help the old woman = ich kann der alten Frau helfen"),
     (say(HE, "einladen", "would like", "every guest"), MAIN,
      "he would like to invite every guest = er möchte jeden Gast einladen"),
     (say(HE, "warten", "had to", **NEGATED), MAIN, "he didn't have to wait = er musste nicht warten"),
     # kein and nicht
-    (say(SHE, "haben", "present", "no brother", **NEGATED), MAIN, "she doesn't have a brother = sie hat keinen Bruder"),
-    (say(SHE, "haben", "present", "no brothers", **NEGATED), MAIN,
-     "she doesn't have any brothers = sie hat keine Brüder"),
-    (say(SHE, "kennen", "present", "your boss", **NEGATED), MAIN,
-     "she doesn't know your boss = sie kennt deinen Chef nicht"),
+    (say(SHE, "haben", "", "no brother", **NEGATED), MAIN, "she doesn't have a brother = sie hat keinen Bruder"),
+    (say(SHE, "haben", "", "no brothers", **NEGATED), MAIN, "she doesn't have any brothers = sie hat keine Brüder"),
+    (say(SHE, "kennen", "", "your boss", **NEGATED), MAIN, "she doesn't know your boss = sie kennt deinen Chef nicht"),
     (say(HE, "sein", "past", rest=("hungry", "hungrig"), **NEGATED), MAIN, "he wasn't hungry = er war nicht hungrig"),
-    (say(ME, "sein", "present", rest=("rich", "reich"), **NEGATED), MAIN, "I am not rich = ich bin nicht reich"),
-    (say(ME, "warten", "present", rest=FOR, **NEGATED), MAIN,
-     "I don't wait for the girl = ich warte nicht auf das Mädchen"),
+    (say(ME, "sein", "", rest=("rich", "reich"), **NEGATED), MAIN, "I am not rich = ich bin nicht reich"),
+    (say(ME, "warten", "", rest=FOR, **NEGATED), MAIN, "I don't wait for the girl = ich warte nicht auf das Mädchen"),
     # two objects, pronouns before time
     (say(HE, "geben", "past", "a apple", "the child", time=YESTERDAY), MAIN,
      "he gave the child an apple yesterday = er hat gestern dem Kind einen Apfel gegeben"),
     (say(HE, "zeigen", "will", "his dog", ME, time=("tomorrow", "morgen")), MAIN,
      "he will show me his dog tomorrow = er wird mir morgen seinen Hund zeigen"),
     # two-way prepositions
-    (say(HE, "legen", "present", "the book", rest=ON), MAIN,
-     "he lays the book on the table = er legt das Buch auf den Tisch"),
-    (say("the book", "liegen", "present", rest=UNDER), MAIN,
+    (say(HE, "legen", "", "the book", rest=ON), MAIN, "he lays the book on the table = er legt das Buch auf den Tisch"),
+    (say("the book", "liegen", "", rest=UNDER), MAIN,
      "the book lies under the chairs = das Buch liegt unter den Stühlen"),
-    (say("a cat", "schlafen", "present", rest=IN), MAIN,
+    (say("a cat", "schlafen", "", rest=IN), MAIN,
      "a cat sleeps in the old kitchen = eine Katze schläft in der alten Küche"),
     # questions
-    (say("your sister", "lesen", "present", "the newspaper"), QUESTION,
+    (say("your sister", "lesen", "", "the newspaper"), QUESTION,
      "does your sister read the newspaper = liest deine Schwester die Zeitung"),
     (say(YOU, "schwimmen", "past"), QUESTION, "did you swim = bist du geschwommen"),
     (say(THEY, "sein", "past", rest=("happy", "glücklich")), QUESTION, "were they happy = waren sie glücklich"),
     (say(WHO, "stehlen", "past", "my bag"), MAIN, "who stole my bag = wer hat meine Tasche gestohlen"),
     # comparison, passive, adverbs of frequency
-    (say(HE, "sein", "present", rest=("older than the queen", "älter als die Königin")), MAIN,
+    (say(HE, "sein", "", rest=("older than the queen", "älter als die Königin")), MAIN,
      "he is older than the queen = er ist älter als die Königin"),
     (say("the houses", "bauen", "passive", time=("in 1990", "im Jahr 1990")), MAIN,
      "the houses were built in 1990 = die Häuser wurden im Jahr 1990 gebaut"),
-    (say(THEY, "singen", "present", adverb="often"), MAIN, "they often sing = sie singen oft"),
-    (say(SHE, "sein", "present", rest=("lazy", "faul"), adverb="never"), MAIN, "she is never lazy = sie ist nie faul"),
+    (say(THEY, "singen", "", adverb="often"), MAIN, "they often sing = sie singen oft"),
+    (say(SHE, "sein", "", rest=("lazy", "faul"), adverb="never"), MAIN, "she is never lazy = sie ist nie faul"),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ def numbered(count: int) -> ImageSet:
     return ImageSet(torch.arange(count), [str(i) for i in range(count)], pixels)
 
 
-def seen(batches: ImageBatches, epoch: int) -> list[list[list[int]]]:
+def seen(epoch: int, count: int, size: int, **options: Any) -> list[list[list[int]]]:
     """Labels, by step and by batch; that pixels and labels go together is checked on the way."""
-    result = []
+    batches, result = ImageBatches(numbered(count), PLAIN, size, **options), []
     for step in range(batches.steps_per_epoch):
         parts = batches.step_batches(epoch, step)
         for part in parts:
@@ -38,14 +39,9 @@ def seen(batches: ImageBatches, epoch: int) -> list[list[list[int]]]:
 
 @given(st.integers(8, 60), st.integers(1, 9), st.integers(1, 2), st.integers(1, 2), st.integers(0, 3))
 @quick
-def test_an_epoch_takes_every_image_once_over_all_ranks(
-    count: int, size: int, world: int, accumulated: int, epoch: int
-) -> None:
+def test_an_epoch_takes_every_image_once(count: int, size: int, world: int, accumulated: int, epoch: int) -> None:
     group = world * accumulated
-    ranks = [
-        seen(ImageBatches(numbered(count), PLAIN, size, group=group, rank=rank, world=world), epoch)
-        for rank in range(world)
-    ]
+    ranks = [seen(epoch, count, size, group=group, rank=rank, world=world) for rank in range(world)]
     steps = ImageBatches(numbered(count), PLAIN, size, group=group).steps_per_epoch
     assert all(len(rank) == steps and all(len(step) == accumulated for step in rank) for rank in ranks)
     taken = [label for rank in ranks for step in rank for batch in step for label in batch]
@@ -57,28 +53,35 @@ def test_an_epoch_takes_every_image_once_over_all_ranks(
 
 
 def test_two_ranks_share_what_one_process_accumulates() -> None:
-    together = seen(ImageBatches(numbered(40), PLAIN, 5, group=2), 1)
-    ranks = [seen(ImageBatches(numbered(40), PLAIN, 5, group=2, rank=rank, world=2), 1) for rank in range(2)]
+    together = seen(1, 40, 5, group=2)
+    ranks = [seen(1, 40, 5, group=2, rank=rank, world=2) for rank in range(2)]
     assert [[step[0], other[0]] for step, other in zip(*ranks, strict=True)] == together
+    # The first batches, for statistics, are those of every rank.
+    first = [ImageBatches(numbered(20), PLAIN, 6, group=2, rank=rank, world=2).first(2) for rank in range(2)]
+    one, other = ([batch.labels.tolist() for batch in batches] for batches in first)
+    assert one == other and [len(part) for part in one] == [6, 6]
 
 
 def test_epochs_are_shuffled_differently_and_the_same_again() -> None:
-    batches = ImageBatches(numbered(30), PLAIN, 6, seed=3)
-    first, second = seen(batches, 0), seen(batches, 1)
+    first, second = seen(0, 30, 6, seed=3), seen(1, 30, 6, seed=3)
     assert first != second
     assert sorted(label for step in first for batch in step for label in batch) == list(range(30))
-    assert seen(ImageBatches(numbered(30), PLAIN, 6, seed=3), 1) == second
-    assert seen(ImageBatches(numbered(30), PLAIN, 6, seed=4), 1) != second
+    assert seen(1, 30, 6, seed=3) == second != seen(1, 30, 6, seed=4)
 
 
 @pytest.mark.parametrize("augmentation", ["crop_flip", "crop", "imagenet", "none"])
 def test_threads_and_position_change_no_pixel(augmentation: str) -> None:
     torch.manual_seed(0)
     images = ImageSet(torch.arange(20), [""], torch.randint(256, (20, 3, 12, 10), dtype=torch.uint8))
-    preprocessing = Preprocessing((0.5,), (0.5,), 8, 8)
 
     def batches(workers: int, size: int) -> ImageBatches:
-        return ImageBatches(images, preprocessing, size, augmentation, seed=1, workers=workers)
+        return ImageBatches(images, Preprocessing((0.5,), (0.5,), 8, 8), size, augmentation, seed=1, workers=workers)
+
+    def by_label(*parts: Any) -> dict[int, Tensor]:
+        return {int(n): image for part in parts for n, image in zip(part.labels, part.pixels, strict=True)}
+
+    def same(one: dict[int, Tensor], other: dict[int, Tensor]) -> bool:
+        return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
     serial = [batches(0, 5).step_batches(2, step)[0] for step in range(4)]
     threaded = batches(3, 5)
@@ -88,23 +91,15 @@ def test_threads_and_position_change_no_pixel(augmentation: str) -> None:
     # From the middle of an epoch, as a resumed run begins.
     assert torch.equal(batches(2, 5).step_batches(2, 3)[0].pixels, serial[3].pixels)
     # An image is what it is in whatever batch it lies.
-    whole = batches(0, 20).step_batches(2, 0)[0]
-    by_label = {int(label): image for label, image in zip(whole.labels, whole.pixels, strict=True)}
-    assert all(
-        torch.equal(image, by_label[int(label)])
-        for batch in serial
-        for label, image in zip(batch.labels, batch.pixels, strict=True)
-    )
-    again = batches(0, 20).step_batches(3, 0)[0]
-    same = [torch.equal(image, by_label[int(label)]) for label, image in zip(again.labels, again.pixels, strict=True)]
-    assert all(same) == (augmentation == "none")
+    whole = by_label(batches(0, 20).step_batches(2, 0)[0])
+    assert same(by_label(*serial), whole)
+    assert same(by_label(batches(0, 20).step_batches(3, 0)[0]), whole) == (augmentation == "none")
 
 
 def shifts(how: str, image: Tensor) -> set[tuple[int, int, bool]]:
-    """Every (down, right, mirrored) that a hundred draws give, found by comparing with all there could be."""
-    padded = torch.nn.functional.pad(image, (PADDING,) * 4)
+    """Every (down, right, mirrored) that 300 draws give, found by comparing with all there could be."""
+    padded, known = torch.nn.functional.pad(image, (PADDING,) * 4), {}
     height, width = image.shape[1:]
-    known = {}
     for top in range(2 * PADDING + 1):
         for left in range(2 * PADDING + 1):
             cut = padded[:, top : top + height, left : left + width]
@@ -139,41 +134,18 @@ def test_rectangles_have_the_areas_and_ratios_that_are_asked_for() -> None:
     assert float(areas.min()) > 0.075 and 0.45 < float(areas.mean()) < 0.58
     assert 0.73 < float(ratios.min()) < 0.78 and 1.28 < float(ratios.max()) < 1.37
     assert float(ratios.log().mean().abs()) < 0.02
+    # 2 x 400, too long for any: whatever the area, w / h of at most 4/3 wants h > 2 unless the area is tiny.
+    assert (0, (400 - 3) // 2, 2, 3) in {random_rectangle(2, 400, Random(number)) for number in range(30)}
 
 
-def test_an_image_too_long_for_any_rectangle_is_cut_in_the_middle() -> None:
-    # 2 x 100: whatever the area, w / h of at most 4/3 wants h > 2 unless the area is tiny.
-    found = {random_rectangle(2, 400, Random(number)) for number in range(30)}
-    assert (0, (400 - 3) // 2, 2, 3) in found
-
-
-def test_the_first_batches_are_those_of_every_rank() -> None:
-    parts = [
-        [batch.labels.tolist() for batch in ImageBatches(numbered(20), PLAIN, 6, group=2, rank=rank, world=2).first(2)]
-        for rank in range(2)
-    ]
-    assert parts[0] == parts[1] and [len(part) for part in parts[0]] == [6, 6]
-
-
-def test_other_labels_take_the_place_of_the_set_s() -> None:
-    batches = ImageBatches(numbered(6), PLAIN, 6, labels=torch.arange(6) + 100)
-    (batch,) = batches.step_batches(0, 0)
-    assert (batch.labels - 100).tolist() == batch.pixels[:, 0, 0, 0].tolist()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"augmentation": "mixup"}, "crop_flip, crop, imagenet, none"),
-        ({"augmentation": "imagenet"}, "--image_size"),
-        ({"group": 4}, "at least 8 images"),
-        ({"batch_size": 0}, "batch size of at least 1"),
-    ],
-)
-def test_what_cannot_be_batched_is_refused(options: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match="ImageBatches: expected") as caught:
-        ImageBatches(**{"images": numbered(7), "preprocessing": PLAIN, "batch_size": 2, **options})  # type: ignore[arg-type]
-    assert words in str(caught.value)
+def test_what_cannot_be_batched_is_refused() -> None:
+    refused: dict[str, dict[str, Any]] = {
+        "crop_flip, crop, imagenet, none": {"augmentation": "mixup"}, "--image_size": {"augmentation": "imagenet"},
+        "at least 8 images": {"group": 4}, "batch size of at least 1": {"batch_size": 0},
+    }  # fmt: skip
+    for words, options in refused.items():
+        with pytest.raises(ValueError, match=f"ImageBatches: expected.*{words}"):
+            ImageBatches(numbered(7), PLAIN, **{"batch_size": 2, **options})
 
 
 def test_corrupted_labels_are_never_the_true_ones_and_the_rest_stay() -> None:
@@ -189,8 +161,8 @@ def test_corrupted_labels_are_never_the_true_ones_and_the_rest_stay() -> None:
     assert steps[0] == 0 and int((steps[1:] - 400 / 9).abs().max()) < 4 * (400 * 8 / 81) ** 0.5
     assert torch.equal(corrupt(images, 400, seed=1).labels, found.labels)
     assert not torch.equal(corrupt(images, 400, seed=2).labels, found.labels)
-
-
-def test_more_corrupted_images_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="between 1 and 7 images"):
         corrupt(numbered(7), 8, seed=0)
+    # Other labels take the place of the set's.
+    (batch,) = ImageBatches(numbered(6), PLAIN, 6, labels=torch.arange(6) + 100).step_batches(0, 0)
+    assert (batch.labels - 100).tolist() == batch.pixels[:, 0, 0, 0].tolist()

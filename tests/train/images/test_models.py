@@ -18,30 +18,20 @@ CLASSES = [str(number) for number in range(1000)]
 
 # STR's own counts (its csv of budgets; arXiv:2002.03231): ResNet-50 without the 100,352 of its average pool.
 @pytest.mark.parametrize(
-    ("name", "layers", "weights", "macs"),
-    [("resnet50", 54, 25_502_912, 4_089_184_256), ("mobilenet_v1", 28, 4_209_088, 568_740_352)],
+    ("name", "layers", "depthwise", "weights", "macs"),
+    [("resnet50", 54, 0, 25_502_912, 4_089_184_256), ("mobilenet_v1", 28, 13, 4_209_088, 568_740_352)],
 )
-def test_weights_and_multiply_adds_are_str_s(name: str, layers: int, weights: int, macs: int) -> None:
+def test_weights_and_multiply_adds_are_str_s(name: str, layers: int, depthwise: int, weights: int, macs: int) -> None:
     with torch.device("meta"):
         model = build_model(name, CLASSES, 3, 224).eval()
         found = layer_macs(model, pixel_values=torch.empty(1, 3, 224, 224))
     sizes = {name: model.get_submodule(name).weight.numel() for name in found}
     assert (len(found), sum(sizes.values()), sum(found.values())) == (layers, weights, macs)
-
-
-def test_mobilenet_s_depthwise_convolutions_are_dense_by_default_and_sparse_when_named() -> None:
-    with torch.device("meta"):
-        model = build_model("mobilenet_v1", CLASSES, 3, 224)
+    # Depthwise convolutions are dense by default and sparse when named; all else is sparse.
     chosen, skipped = select(model, None, None)
-    assert len(chosen) == 28 - 13
-    assert [skip.reason for skip in skipped] == ["depthwise convolution"] * 13
-    assert len(select(model, ["*"], None)[0]) == 28
-
-
-def test_every_layer_of_resnet50_is_sparsified() -> None:
-    with torch.device("meta"):
-        chosen, skipped = select(build_model("resnet50", CLASSES, 3, 224), None, None)
-    assert len(chosen) == 54 and skipped == []
+    assert len(chosen) == layers - depthwise
+    assert [skip.reason for skip in skipped] == ["depthwise convolution"] * depthwise
+    assert len(select(model, ["*"], None)[0]) == layers
 
 
 def test_mobilenet_trains_without_its_dropout_and_with_torch_s_momentum() -> None:
@@ -59,17 +49,13 @@ def test_every_small_preset_takes_grey_images_and_knows_its_classes(name: str) -
         assert model(torch.randn(2, 1, 28, 28)).logits.shape == (2, 3)
 
 
-def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"preset: expected one of .*resnet20.*, got 'resnet9'"):
-        build_model("resnet9", CLASSES, 3, 32)
-
-
-def test_a_saved_model_gets_a_new_head_for_other_classes(tmp_path: Path) -> None:
+def test_a_saved_model_gets_a_new_head_for_other_classes_and_an_unknown_preset_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = CifarResNetForImageClassification(CifarResNetConfig(depth=8, widths=[4, 4, 8], num_labels=10))
     model.save_pretrained(tmp_path)
-    same = load_model(str(tmp_path), [str(number) for number in range(10)])
+    same, other = load_model(str(tmp_path), CLASSES[:10]), load_model(str(tmp_path), ["a", "b"])
     assert torch.equal(same.classifier.weight, model.classifier.weight)
-    other = load_model(str(tmp_path), ["a", "b"])
     assert other.classifier.weight.shape == (2, 8) and other.config.id2label == {0: "a", 1: "b"}
     assert torch.equal(other.conv.weight, model.conv.weight)
+    with pytest.raises(ValueError, match=r"preset: expected one of .*resnet20.*, got 'resnet9'"):
+        build_model("resnet9", CLASSES, 3, 32)

@@ -48,6 +48,11 @@ class Steps:
         return self.steps[step]
 
 
+def split(*sizes: int) -> list[Rows]:
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [Rows(list(range(start, start + size))) for start, size in zip(starts, sizes, strict=True)]
+
+
 def squared_error(model: nn.Module, rows: Rows) -> Tensor:
     return ((model(INPUTS[rows.indices]) - TARGETS[rows.indices]) ** 2).sum()
 
@@ -59,20 +64,18 @@ Make = Callable[..., Loop]
 def make(tmp_path: Path) -> Make:
     """A run on 8 -> 16 -> 4: "0" has 128 weights, "2" has 64."""
 
-    def build(steps: list[list[Rows]], method: Any = "dense", total: int = 4, **changes: Any) -> Loop:
+    def build(steps: list[list[Rows]], method: Any = "dense", total: int = 4, lr: float = 0.05, **changes: Any) -> Loop:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         sparsifier = ts.sparsify(model, method, total_steps=total, steps_per_epoch=len(steps))
-        optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.05))
+        optimizer = torch.optim.SGD(sparsifier.param_groups(lr=lr))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         accelerator = Accelerator(cpu=True)
         prepared, wrapped = accelerator.prepare(model, optimizer)
         sparsifier.attach(wrapped)
         sparsifier.register(accelerator)
-        options = {"max_grad_norm": 0.0, "logging_steps": 1, "checkpointing_steps": None}
-        settings = Settings(
-            output_dir=tmp_path, total_steps=total, checkpoints_total_limit=None, configuration={}, **options | changes
-        )
+        options = {"max_grad_norm": 0.0, "logging_steps": 1, "checkpointing_steps": None} | changes
+        settings = Settings(tmp_path, total, checkpoints_total_limit=None, configuration={}, **options)
         return Loop(
             accelerator, prepared, wrapped, scheduler, sparsifier, TrainingMeter(sparsifier), Steps(steps),
             squared_error, lambda: {"bleu": 1.0}, settings,
@@ -81,16 +84,9 @@ def make(tmp_path: Path) -> Make:
     return build
 
 
-def split(*sizes: int) -> list[Rows]:
-    starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    return [Rows(list(range(start, start + size))) for start, size in zip(starts, sizes, strict=True)]
-
-
 @pytest.mark.parametrize("sizes", [(12, 12), (23, 1), (1, 2, 3, 18)])
 @pytest.mark.parametrize("clip", [0.0, 0.1])
-def test_accumulated_micro_batches_are_one_batch_of_their_tokens(
-    make: Make, sizes: tuple[int, ...], clip: float
-) -> None:
+def test_micro_batches_are_one_batch_of_their_tokens(make: Make, sizes: tuple[int, ...], clip: float) -> None:
     whole, parts = make([split(24)], max_grad_norm=clip), make([split(*sizes)], max_grad_norm=clip)
     whole.run()
     parts.run()
@@ -109,40 +105,32 @@ def test_clipping_holds_the_whole_step_to_the_norm(make: Make) -> None:
     assert math.sqrt(sum(float((change**2).sum()) for change in moved)) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_the_logged_loss_is_the_mean_over_the_tokens_since_the_last_row(make: Make) -> None:
+def test_losses_are_means_over_the_tokens_since_the_last_row_and_over_the_steps_of_an_epoch(make: Make) -> None:
     # Learning rate 0: every step sees the first weights, so the mean over the window is a plain sum.
-    loop = make([split(3, 5), split(1), split(10), split(2, 2)], logging_steps=3)
-    for group in loop.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = 0.0
-    loop.scheduler.base_lrs = [0.0] * len(loop.scheduler.base_lrs)
+    loop = make([split(3, 5), split(1), split(10), split(2, 2)], total=8, lr=0.0, logging_steps=3)
     sums = [float(sum(squared_error(loop.model, rows) for rows in step).detach()) for step in loop.batches.steps]
     loop.run()
-    assert [row["step"] for row in loop.history] == [3, 4]
+    assert [row["step"] for row in loop.history] == [3, 4, 6, 8]
     assert loop.history[0]["loss"] == pytest.approx(sum(sums[:3]) / (8 + 1 + 10), rel=1e-5)
     assert loop.history[1]["loss"] == pytest.approx(sums[3] / 4, rel=1e-5)
-
-
-@pytest.mark.parametrize("steps", [(8, 8), (20, 4)])
-def test_the_epoch_loss_is_observed_once_a_step(make: Make, steps: tuple[int, ...]) -> None:
-    loop = make([split(steps[0]), split(steps[1])])
-    loop.run()
-    losses = [row["loss"] for row in loop.history]
-    expected = [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2]
-    assert loop.sparsifier.epoch_losses == pytest.approx(expected, rel=1e-5)
+    # Observed once a step, however it is accumulated.
+    mean = sum(loss / tokens for loss, tokens in zip(sums, (8, 1, 10, 4), strict=True)) / 4
+    assert loop.sparsifier.epoch_losses == pytest.approx([mean, mean], rel=1e-5)
 
 
 def test_a_row_is_complete_and_rows_come_at_logging_steps_and_epoch_ends(make: Make) -> None:
-    loop = make([split(8)] * 3, method=AutoSparse(threshold_init=-1.0), total=7, logging_steps=2)
+    loop, dense = make([split(8)] * 3, AutoSparse(threshold_init=-1.0), 7, logging_steps=2), make([split(8)])
     loop.run()
-    assert [row["step"] for row in loop.history] == [2, 3, 4, 6, 7]
-    keys = (
-        "step epoch loss learning_rate tokens_per_second sparsity layer_sparsity train_flops_fraction thresholds alpha"
-    )
+    dense.run()
+    keys = "step epoch loss learning_rate tokens_per_second sparsity layer_sparsity train_flops_fraction"
     for row in loop.history:
-        assert list(row) == keys.split()
+        assert list(row) == [*keys.split(), "thresholds", "alpha"]
         assert set(row["layer_sparsity"]) == set(row["thresholds"]) == {"0", "2"}
         kept = 128 * (1 - row["layer_sparsity"]["0"]) + 64 * (1 - row["layer_sparsity"]["2"])
         assert row["sparsity"] == pytest.approx(1 - kept / 192)
+    for row in dense.history:
+        assert list(row) == keys.split() and (row["train_flops_fraction"], row["sparsity"]) == (1.0, 0.0)
+    assert [row["step"] for row in loop.history] == [2, 3, 4, 6, 7]
     assert [row["epoch"] for row in loop.history] == pytest.approx([2 / 3, 1, 4 / 3, 2, 7 / 3])
     # The rate of the step to come: lr0 / (1 + steps taken).
     assert loop.history[0]["learning_rate"] == pytest.approx(0.05 / 3)
@@ -150,44 +138,22 @@ def test_a_row_is_complete_and_rows_come_at_logging_steps_and_epoch_ends(make: M
     assert loop.evaluations == [{"epoch": e, "step": s, "phase": "sparse", "bleu": 1.0} for e, s in places]
 
 
-def test_dense_rows_have_neither_thresholds_nor_alpha(make: Make) -> None:
-    loop = make([split(8)])
+@pytest.mark.parametrize("method", [GMP(sparsity=0.5, initial_sparsity=0.5, update_every=1), STR(threshold_init=-1.0)])
+def test_the_flops_fraction_is_the_mean_density_over_the_steps(make: Make, method: Any) -> None:
+    loop = make([split(8)] * 4, method)
     loop.run()
-    assert "thresholds" not in loop.history[-1]
-    assert "alpha" not in loop.history[-1]
-    assert {row["train_flops_fraction"] for row in loop.history} == {1.0}
-    assert {row["sparsity"] for row in loop.history} == {0.0}
+    # All three passes have the density of the view, which is counted after each step.
+    densities = [1 - row["sparsity"] for row in loop.history]
+    means = [sum(densities[: n + 1]) / (n + 1) for n in range(4)]
+    assert [row["train_flops_fraction"] for row in loop.history] == pytest.approx(means)
+    assert all(density < 1 for density in densities) and (method.name == "str" or set(densities) == {0.5})
 
 
-def test_the_flops_fraction_of_a_constant_mask_is_its_density(make: Make) -> None:
-    half = GMP(sparsity=0.5, initial_sparsity=0.5, end=1.0, update_every=1)
-    loop = make([split(8)] * 2, method=half)
+def test_a_row_makes_the_effective_weights_once(make: Make, monkeypatch: Any) -> None:
+    loop, made, effective_weight = make([split(8)] * 2, STR(threshold_init=-1.0), 1), [], SparseLayer.effective_weight
+    monkeypatch.setattr(SparseLayer, "effective_weight", lambda layer: (made.append(layer), effective_weight(layer))[1])
     loop.run()
-    assert {row["sparsity"] for row in loop.history} == {0.5}
-    assert [row["train_flops_fraction"] for row in loop.history] == pytest.approx([0.5] * 4)
-
-
-def test_the_flops_fraction_is_the_mean_over_the_steps(make: Make) -> None:
-    loop = make([split(8)] * 4, method=STR(threshold_init=-1.0))
-    loop.run()
-    # STR's three passes all have the density of the view, which is counted after each step.
-    expected = sum(1 - row["sparsity"] for row in loop.history) / 4
-    assert loop.history[-1]["train_flops_fraction"] == pytest.approx(expected)
-
-
-def test_a_row_makes_the_effective_weights_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = make([split(8)] * 2, method=STR(threshold_init=-1.0), total=1)
-    made: list[SparseLayer] = []
-    effective_weight = SparseLayer.effective_weight
-
-    def record(layer: SparseLayer) -> Tensor:
-        made.append(layer)
-        return effective_weight(layer)
-
-    monkeypatch.setattr(SparseLayer, "effective_weight", record)
-    loop.run()
-    assert len(loop.history) == 1
-    assert made == list(loop.sparsifier.layers.values())
+    assert len(loop.history) == 1 and made == list(loop.sparsifier.layers.values())
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

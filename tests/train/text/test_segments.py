@@ -1,96 +1,80 @@
-"""Columns of a stream, blocks of a stream: what each step holds, whatever ranks and accumulation."""
+"""Columns and blocks of a stream, whatever ranks and accumulation; the memory that is carried along columns."""
 
 from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tritonsparse.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel
+from tritonsparse.train.text.memory import SegmentMemory
 from tritonsparse.train.text.segments import BlockBatches, PartEpochs, SegmentBatches
 
 STREAM = np.arange(100, 123, dtype=np.int32)
+WORDS = np.random.default_rng(0).integers(30, size=100).astype(np.int32)
 
 
-def test_columns_go_on_from_step_to_step_by_hand() -> None:
-    # 23 tokens in 2 columns of 11: 100 ... 110 and 111 ... 121; 122 is left over.
-    batches = SegmentBatches(STREAM, batch_size=2, tgt_len=4)
-    assert batches.steps_per_epoch == 3
-    steps = [batches.step_batches(0, step)[0] for step in range(3)]
-    assert [segment.first for segment in steps] == [True, False, False]
-    assert [segment.input_ids.tolist() for segment in steps] == [
-        [[100, 101, 102, 103], [111, 112, 113, 114]],
-        [[104, 105, 106, 107], [115, 116, 117, 118]],
-        [[108, 109], [119, 120]],
-    ]
-    assert [segment.target_ids.tolist() for segment in steps] == [
-        [[101, 102, 103, 104], [112, 113, 114, 115]],
-        [[105, 106, 107, 108], [116, 117, 118, 119]],
-        [[109, 110], [120, 121]],
-    ]
-    assert [segment.weight for segment in steps] == [8, 8, 4]
-
-
-@given(
-    tokens=st.integers(20, 200), batch_size=st.sampled_from([2, 4, 6]), tgt_len=st.integers(1, 6), roll=st.booleans()
-)
+@given(st.integers(20, 200), st.sampled_from([2, 4, 6]), st.integers(1, 6), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_an_epoch_reads_each_column_once_rolled_or_not(tokens: int, batch_size: int, tgt_len: int, roll: bool) -> None:
-    stream = np.arange(tokens, dtype=np.int32)
-    length = tokens // batch_size
+    stream, length = np.arange(tokens, dtype=np.int32), tokens // batch_size
     if length < tgt_len + 1:
         with pytest.raises(ValueError, match="one segment a column"):
             SegmentBatches(stream, batch_size=batch_size, tgt_len=tgt_len)
         return
     batches = SegmentBatches(stream, batch_size=batch_size, tgt_len=tgt_len, roll=roll, seed=3)
+    columns = torch.arange(batch_size * length).view(batch_size, length)
     for epoch in (0, 1):
         steps = [batches.step_batches(epoch, step)[0] for step in range(batches.steps_per_epoch)]
         inputs = torch.cat([segment.input_ids for segment in steps], dim=1)
         targets = torch.cat([segment.target_ids for segment in steps], dim=1)
+        # Whole segments but for the last; memory begins with the first.
+        widths = [min(tgt_len, length - 1 - begin) for begin in range(0, length - 1, tgt_len)]
+        assert [(each.weight, each.first) for each in steps] == [(batch_size * w, n == 0) for n, w in enumerate(widths)]
         assert inputs.shape == targets.shape == (batch_size, length - 1)
         assert torch.equal(inputs[:, 1:], targets[:, :-1])
         whole = torch.cat([inputs, targets[:, -1:]], dim=1)
-        columns = torch.arange(batch_size * length).view(batch_size, length)
         assert torch.equal(whole.sort(dim=1).values, columns)
         for row, column in zip(whole, columns, strict=True):
             # A rotation: it begins somewhere in its column and wraps once.
             assert torch.equal(row, column.roll(-int(row[0] - column[0])))
-        if not roll:
-            assert torch.equal(whole, columns)
+        assert roll or torch.equal(whole, columns)
 
 
 def test_the_roll_is_a_function_of_seed_and_epoch() -> None:
-    def starts(seed: int, epoch: int) -> list[int]:
+    def starts(seed: int, epoch: int) -> tuple[int, ...]:
         batches = SegmentBatches(np.arange(4000, dtype=np.int32), batch_size=4, tgt_len=5, roll=True, seed=seed)
-        return batches.step_batches(epoch, 0)[0].input_ids[:, 0].tolist()
+        return tuple(batches.step_batches(epoch, 0)[0].input_ids[:, 0].tolist())
 
     assert starts(0, 1) == starts(0, 1)
-    assert len({tuple(starts(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert len({starts(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
 @pytest.mark.parametrize(("chunks", "world"), [(1, 1), (2, 1), (1, 2), (3, 2), (2, 3)])
-@pytest.mark.parametrize("kind", ["segments", "blocks"])
-def test_ranks_and_accumulation_only_divide_the_columns(kind: str, chunks: int, world: int) -> None:
-    stream = np.arange(500, dtype=np.int32)
+@pytest.mark.parametrize("kind", [SegmentBatches, BlockBatches])
+def test_ranks_and_accumulation_only_divide_the_columns(kind: Any, chunks: int, world: int) -> None:
+    sizes = {"tgt_len": 5, "roll": True} if kind is SegmentBatches else {"block_size": 5}
 
-    def build(chunks: int, world: int, rank: int) -> SegmentBatches | BlockBatches:
-        if kind == "segments":
-            return SegmentBatches(
-                stream, batch_size=6, tgt_len=5, roll=True, seed=1, chunks=chunks, rank=rank, world=world
-            )
-        return BlockBatches(stream, batch_size=6, block_size=5, seed=1, chunks=chunks, rank=rank, world=world)
+    def build(**options: int) -> Any:
+        return kind(np.arange(500, dtype=np.int32), batch_size=6, seed=1, **sizes, **options)
 
-    (whole,) = build(1, 1, 0).step_batches(2, 3)
-    parts = [build(chunks, world, rank).step_batches(2, 3) for rank in range(world)]
+    (whole,) = build().step_batches(2, 3)
+    ranks = [build(chunks=chunks, rank=rank, world=world) for rank in range(world)]
+    parts = [rank.step_batches(2, 3) for rank in ranks]
     rebuilt = torch.cat([parts[rank][chunk].input_ids for chunk in range(chunks) for rank in range(world)])
     assert torch.equal(rebuilt, whole.input_ids)
-    assert build(chunks, world, 0).steps_per_epoch == build(1, 1, 0).steps_per_epoch
+    assert ranks[0].steps_per_epoch == build().steps_per_epoch
 
 
 def test_blocks_cover_the_stream_once_an_epoch_in_another_order_each() -> None:
-    stream = np.arange(101, dtype=np.int32)
-    batches = BlockBatches(stream, batch_size=5, block_size=4)
+    batches = BlockBatches(np.arange(101, dtype=np.int32), batch_size=5, block_size=4)
     assert (batches.blocks, batches.steps_per_epoch) == (25, 5)
     orders = []
     for epoch in (0, 1):
@@ -100,7 +84,7 @@ def test_blocks_cover_the_stream_once_an_epoch_in_another_order_each() -> None:
         assert sorted(targets.flatten().tolist()) == list(range(1, 101))
         orders.append(targets[:, 0].tolist())
     assert orders[0] != orders[1]
-    assert torch.equal(batches.step_batches(0, 2)[0].target_ids[:, 0], torch.tensor(orders[0][10:15]))
+    assert batches.step_batches(0, 2)[0].target_ids[:, 0].tolist() == orders[0][10:15]
 
 
 @pytest.mark.parametrize("steps", [2, 3, 7])
@@ -112,20 +96,66 @@ def test_parts_of_epochs_are_the_same_steps_in_the_same_order(steps: int) -> Non
         (expected,) = whole.step_batches(step // 3, step % 3)
         (found,) = parts.step_batches(step // steps, step % steps)
         assert torch.equal(found.input_ids, expected.input_ids) and found.first == expected.first == (step % 3 == 0)
-    with pytest.raises(ValueError, match="--steps_per_epoch"):
-        PartEpochs(whole, 0)
 
 
 def test_what_does_not_fit_is_refused_with_the_option_to_change() -> None:
-    for build in (
-        lambda: SegmentBatches(STREAM, batch_size=3, tgt_len=2, chunks=2),
-        lambda: BlockBatches(STREAM, batch_size=3, block_size=2, world=2),
+    segments, blocks = partial(SegmentBatches, STREAM, batch_size=2), partial(BlockBatches, STREAM)
+    for build, words in (
+        (lambda: segments(batch_size=3, tgt_len=2, chunks=2), "--batch_size or --gradient_accumulation_steps"),
+        (lambda: blocks(batch_size=3, block_size=2, world=2), "--batch_size or --gradient_accumulation_steps"),
+        (lambda: segments(tgt_len=12), r"2 columns x 13 tokens\), got 23 tokens; lower --batch_size or --tgt_len"),
+        (lambda: blocks(batch_size=6, block_size=4), "at least 6 blocks of 4 tokens, got 23 tokens"),
+        (lambda: segments(tgt_len=0), "tgt_len of at least 1"),
+        (lambda: PartEpochs(segments(tgt_len=4), 0), "--steps_per_epoch"),
     ):
-        with pytest.raises(ValueError, match="--batch_size or --gradient_accumulation_steps"):
+        with pytest.raises(ValueError, match=words):
             build()
-    with pytest.raises(ValueError, match=r"2 columns x 13 tokens\), got 23 tokens; lower --batch_size or --tgt_len"):
-        SegmentBatches(STREAM, batch_size=2, tgt_len=12)
-    with pytest.raises(ValueError, match="at least 6 blocks of 4 tokens, got 23 tokens"):
-        BlockBatches(STREAM, batch_size=6, block_size=4)
-    with pytest.raises(ValueError, match="tgt_len of at least 1"):
-        SegmentBatches(STREAM, batch_size=2, tgt_len=0)
+
+
+@pytest.fixture
+def model() -> TransfoXLLMHeadModel:
+    torch.manual_seed(0)
+    config = TransfoXLConfig(
+        vocab_size=30, cutoffs=[10], d_model=16, d_embed=16, n_head=2, d_head=8, d_inner=32, div_val=1, n_layer=2,
+        mem_len=64, clamp_len=-1, same_length=False, init_std=0.3, dropout=0.0,
+    )  # fmt: skip
+    return TransfoXLLMHeadModel(config).double()
+
+
+def losses(memory: SegmentMemory, model: Any, batches: SegmentBatches, steps: range) -> list[float]:
+    return [sum(memory(model, segment).item() for segment in batches.step_batches(0, step)) for step in steps]
+
+
+def test_the_losses_of_an_epoch_are_those_of_whole_columns_and_of_the_next(model: TransfoXLLMHeadModel) -> None:
+    batches, memory = SegmentBatches(WORDS, batch_size=2, tgt_len=7), SegmentMemory()
+    columns = torch.from_numpy(WORDS.reshape(2, 50).astype(np.int64))
+    whole = model(columns[:, :-1], target_ids=columns[:, 1:]).losses
+    first = losses(memory, model, batches, range(7))
+    assert first == pytest.approx([piece.sum().item() for piece in whole.split(7, dim=1)], rel=1e-9)
+    # The memory starts anew where the stream does, and holds no graph.
+    assert losses(memory, model, batches, range(7)) == first
+    assert memory(model, batches.step_batches(0, 0)[0]).requires_grad
+    assert not any(tensor.requires_grad for tensor in memory.chunks[0])
+
+
+def test_each_chunk_of_columns_has_a_memory_of_its_own(model: TransfoXLLMHeadModel) -> None:
+    together, apart = (SegmentBatches(WORDS, batch_size=4, tgt_len=6, chunks=chunks) for chunks in (1, 2))
+    steps, memory = range(together.steps_per_epoch), SegmentMemory()
+    assert losses(memory, model, apart, steps) == pytest.approx(losses(SegmentMemory(), model, together, steps))
+    assert sorted(memory.chunks) == [0, 1] and memory.chunks[0][0].shape[1] == 2
+
+
+def test_a_saved_memory_goes_on_as_if_never_stopped(tmp_path: Path, model: TransfoXLLMHeadModel) -> None:
+    """Twelve chunks, of which 10 sorts before 2."""
+    batches = SegmentBatches(WORDS, batch_size=12, tgt_len=3, chunks=12)
+    memory, resumed, accelerators = SegmentMemory(), SegmentMemory(), []
+    for each in (memory, resumed):
+        accelerators.append(Accelerator(cpu=True))
+        accelerators[-1].prepare(model)
+        each.register(accelerators[-1])
+    losses(memory, model, batches, range(2))
+    accelerators[0].save_state(str(tmp_path))
+    expected = losses(memory, model, batches, range(2, 3))
+    accelerators[1].load_state(str(tmp_path))
+    assert losses(resumed, model, batches, range(2, 3)) == expected
+    assert (tmp_path / "memory_0.safetensors").is_file()

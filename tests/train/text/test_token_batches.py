@@ -18,8 +18,8 @@ def corpus(count: int = 120, longest: int = 20) -> list[tuple[list[int], list[in
     draw = random.Random(0)
     lengths = [(draw.randint(2, longest), draw.randint(2, longest)) for _ in range(count)]
     return [
-        ([100 + i, *[7] * (source - 2), END], [100 + i, *[8] * (target - 2), END])
-        for i, (source, target) in enumerate(lengths)
+        ([100 + i, *[7] * (left - 2), END], [100 + i, *[8] * (right - 2), END])
+        for i, (left, right) in enumerate(lengths)
     ]
 
 
@@ -45,58 +45,42 @@ def test_three_pairs_are_padded_as_by_hand() -> None:
     assert batch.decoder_input_ids.tolist() == [[1, 7, 0, 0], [1, 9, 10, 11], [1, 14, 15, 0]]
     assert batch.weight == 2 + 4 + 3
     assert {getattr(batch, name).dtype for name in vars(batch)} == {torch.int64}
+    # What the model gets is everything but the labels.
+    assert set(batch.inputs(torch.device("cpu"))) == {"input_ids", "attention_mask", "decoder_input_ids"}
 
 
-def test_what_the_model_gets_is_everything_but_the_labels() -> None:
-    inputs = make().collate([0, 1]).inputs(torch.device("cpu"))
-    assert set(inputs) == {"input_ids", "attention_mask", "decoder_input_ids"}
-
-
-def test_no_batch_holds_more_padded_tokens_than_the_budget_and_most_are_nearly_full() -> None:
-    batches = make(corpus(600))
-    costs = []
+def test_batches_keep_to_the_budget_are_nearly_full_and_hold_pairs_of_like_length() -> None:
+    pairs, costs, spreads = corpus(600), [], []
+    batches = make(pairs)
     for indices in batches.batches:
         batch = batches.collate(indices)
         costs.append(len(indices) * max(batch.input_ids.shape[1], batch.labels.shape[1]))
-    assert max(costs) <= 60
-    assert sum(costs) / len(costs) > 0.8 * 60
-
-
-def test_pairs_of_like_length_share_a_batch() -> None:
-    pairs = corpus(600)
-    spreads = []
-    for indices in make(pairs).batches:
         lengths = [max(len(side) for side in pairs[index]) for index in indices]
         spreads.append(max(lengths) - min(lengths))
+    assert max(costs) <= 60 and sum(costs) / len(costs) > 0.8 * 60
     assert max(spreads) <= 4  # short ones fill a batch of several lengths; a random batch spreads over 18
     assert sum(spread <= 1 for spread in spreads) > 0.9 * len(spreads)
+    # A pair that fills the budget alone is a batch of its own, and two that fill it together are one.
+    assert make([([5] * 29 + [END], [6, END])] * 2).batches in ([[0, 1]], [[1, 0]])
+    assert sorted(make([([5] * 59 + [END], [6, END]), ([5, END], [6, END])]).batches) == [[0], [1]]
 
 
-@pytest.mark.parametrize("number", [0, 1, 5])
-def test_an_epoch_has_every_pair_exactly_once(number: int) -> None:
-    seen = sorted(index for step in epoch(make(), number) for index in step)
-    assert seen == list(range(120))
-
-
-def test_an_epoch_is_cut_to_whole_groups_and_holds_no_pair_twice() -> None:
-    whole = len(make().batches)
-    batches = make(group=4)
-    seen = [index for step in epoch(batches, 0) for index in step]
+def test_an_epoch_has_every_pair_once_or_is_cut_to_whole_groups_and_leaves_out_others_each_time() -> None:
+    for number in (0, 1, 5):
+        assert sorted(index for step in epoch(make(), number) for index in step) == list(range(120))
+    whole, batches, left_out = len(make().batches), make(group=4), []
     assert whole % 4, "the case needs a rest"
     assert batches.steps_per_epoch == whole // 4
-    assert len(seen) == len(set(seen)) < 120
-
-
-def test_another_epoch_leaves_out_other_pairs() -> None:
-    batches = make(group=4)
-    left_out = [set(range(120)) - {i for step in epoch(batches, number) for i in step} for number in (0, 1)]
+    for number in (0, 1):
+        seen = [index for step in epoch(batches, number) for index in step]
+        assert len(seen) == len(set(seen)) < 120
+        left_out.append(set(range(120)) - set(seen))
     assert left_out[0] != left_out[1]
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_share_the_batches_of_every_step_equally(world: int) -> None:
-    alone = make(group=4)
-    ranks = [make(group=4, rank=rank, world=world) for rank in range(world)]
+    alone, ranks = make(group=4), [make(group=4, rank=rank, world=world) for rank in range(world)]
     assert {rank.steps_per_epoch for rank in ranks} == {alone.steps_per_epoch}
     for step in range(alone.steps_per_epoch):
         shares = [rank.step_batches(2, step) for rank in ranks]
@@ -106,14 +90,10 @@ def test_ranks_share_the_batches_of_every_step_equally(world: int) -> None:
         assert sorted(together) == sorted(held(alone.step_batches(2, step)))
 
 
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    assert epoch(make(), 3) == epoch(make(), 3)
-    assert epoch(make(), 3) != epoch(make(), 4)
-    assert epoch(make(), 3) != epoch(make(seed=1), 3)
-
-
-def test_the_order_does_not_depend_on_what_was_read_before() -> None:
-    batches = make()
+def test_the_order_is_a_function_of_seed_and_epoch_and_not_of_what_was_read_before() -> None:
+    third, batches = epoch(make(), 3), make()
+    assert epoch(make(), 3) == third
+    assert third != epoch(make(), 4) and third != epoch(make(seed=1), 3)
     random.seed(5)
     later = held(batches.step_batches(1, 7))
     epoch(batches, 0)
@@ -121,21 +101,11 @@ def test_the_order_does_not_depend_on_what_was_read_before() -> None:
     assert held(batches.step_batches(1, 7)) == later
 
 
-def test_a_pair_that_fills_the_budget_alone_is_a_batch_of_its_own() -> None:
-    batches = make([([5] * 59 + [END], [6, END]), ([5, END], [6, END])])
-    assert sorted(batches.batches) == [[0], [1]]
-
-
-def test_a_pair_longer_than_the_budget_is_refused_with_its_length() -> None:
-    with pytest.raises(ValueError, match=r"at most max_tokens=60 tokens, got one of 61.*--max_tokens_per_batch"):
-        make([([5, END], [6] * 60 + [END])])
-
-
-def test_fewer_batches_than_one_step_needs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"at least 8 batches.*got 1 of 60 tokens from 2 pairs; lower"):
-        make([([5, END], [6, END])] * 2, group=8)
-
-
-def test_no_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 batches"):
-        make([])
+def test_what_cannot_be_batched_is_refused() -> None:
+    for pairs, group, words in (
+        ([([5, END], [6] * 60 + [END])], 1, r"at most max_tokens=60 tokens, got one of 61.*--max_tokens_per_batch"),
+        ([([5, END], [6, END])] * 2, 8, r"at least 8 batches.*got 1 of 60 tokens from 2 pairs; lower"),
+        ([], 1, "at least 1 batches"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(pairs, group=group)

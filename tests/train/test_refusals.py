@@ -1,0 +1,126 @@
+"""What the user can mend is one sentence on stderr, exit status 2, and nothing is written."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+TRANSLATION = [
+    ("--method=gmp --sparsity=1.0", "gmp: expected a sparsity in [0, 1), the fraction of zeros, got 1.0"),
+    ("--method=gmp --sparsity=-0.1", "got -0.1"),
+    ("--method=gmp", "missing 1 required keyword-only argument: 'sparsity'"),
+    ("--pattern=2:4", "method 'autosparse' supports (block, unstructured), got '2:4'"),
+    ("--method=magic", "topkast, got 'magic'; choose one"),
+    ("--flops_convention=macs", "a FLOPs convention of autosparse, rigl, acdc, swat, got 'macs'; choose one"),
+    ("--method=dense --sparsity=0.5", "fields of method 'dense'"),
+    ('--method_args={"alfa":1}', "unexpected keyword argument 'alfa'"),
+    ('--method_args={"alpha":2}', "expected alpha in [0, 1], got 2"),
+    ('--method_args={"alpha":"much"}', "fields of method 'autosparse'"),
+    ("--method=dense --auto_tune=nowhere.json", "expected all_results.json of a run with --method dense"),
+    ("--model_name_or_path=some/model --preset=transformer-big", "no --preset beside --model_name_or_path"),
+    ("--preset=huge", "a preset among transformer-tiny"),
+    ("--vocab_size=20000", "pass --vocab_size"),
+    ("--vocab_size=20", "pass a larger --vocab_size"),
+    ("--max_tokens_per_batch=5", "raise --max_tokens_per_batch"),
+    ("--max_source_length=2", "raise --max_source_length"),
+    ("--gradient_accumulation_steps=1000", "or --gradient_accumulation_steps"),
+    ("--include no_such_*", "no_such_*"),
+    ("--lr_scheduler_type=steep", "steep"),
+    ("--source_lang=fr", "en-de or de-en for dataset_name 'embedded', got fr-de"),
+    ("--report_to=comet_ml", "expected an installed tracker, got 'comet_ml'"),
+    ("--report_to=abacus", "abacus"),
+    ("--recipe=nothing", "expected a .toml file or one of"),
+    ("--num_train_epochs=3", "got both; give one"),
+    ("--resume_from_checkpoint=no/step_4", "name a step_N or epoch_N folder, or 'latest'"),
+    ("--train_file={folder}/nowhere.jsonl", "{folder}/nowhere.jsonl"),
+    ("--train_file={folder}/none.jsonl", "{folder}/none.jsonl, got an empty file"),
+    ("--train_file={folder}/a.de", "got 3 and 2; align the two files line by line"),
+    ("--train_file={folder}/whole.tsv", "expected a validation split, got none; pass --validation_file"),
+    ("--train_file={folder}/whole.tsv --dataset_name=embedded", "either dataset_name or local files"),
+    ("--dataset_name=nobody/no-such-corpus", "error: load_parallel: expected a dataset that can be loaded, got "
+     "'nobody/no-such-corpus' ... or read local files with --train_file and --validation_file"),
+    *((f"--model_name_or_path={name}", "error: translation: expected a seq2seq checkpoint (a local folder or a "
+       f"reachable hub id), got {name!r} ... pass another --model_name_or_path")
+      for name in ("nobody/no-such-model", "./no-such-folder")),
+]  # fmt: skip
+LANGUAGE = [
+    ("--preset=transfoxl-huge", "expected --preset among transfoxl-tiny"),
+    ("--optim=sgd", "expected --optim among adamw, lamb"),
+    ("--min_learning_rate=1", "expected --min_learning_rate from 0 to --learning_rate 0.01"),
+    ("--tgt_len=0", "expected --tgt_len of at least 1"),
+    ("--mem_len=-1", "expected --mem_len of at least 0"),
+    ("--tgt_len=200", "expected a text of at least one segment a column"),
+    ("--mem_len=150", "expected a memory shorter than a column"),
+    ("--batch_size=3 --gradient_accumulation_steps=2", "1 process(es) x 2 accumulation steps divide, got 3"),
+    ("--eval_tgt_len=100", "expected a validation text of at least one segment a column"),
+    ("--test_tgt_len=500", "expected a test text of at least one segment a column"),
+    ("--block_size=8", "expected no --block_size for a Transformer-XL"),
+    ("--preset=gpt2-tiny --tgt_len=8", "expected no --tgt_len for a causal model without a memory"),
+    ("--preset=gpt2-tiny --vocab_size=300 --block_size=17", "at most the model's 16 positions"),
+    ("--preset=gpt2-tiny --vocab_size=200", "expected vocab_size above 257"),
+    ("--method=wanda", "expected --method among"),
+    ("--model_name_or_path=nowhere/at/all --preset=gpt2-tiny", "expected no --preset beside --model_name_or_path"),
+    ("--train_file=/no/such/text", "expected a text file, got /no/such/text"),
+    ("--recipe=demo", "expected arguments of this program as keys"),
+]
+# Token streams are written before a text that is too short is refused.
+STREAMS = "--max_train_steps=2 --method=dense --cache_dir={folder}/cache"
+IMAGES = [
+    ("--preset=resnet9", "preset: expected one of"),
+    ("--augmentation=mixup", "crop_flip, crop, imagenet, none"),
+    ("--augmentation=imagenet", "--image_size"),
+    ("--method=lottery", "--method among"),
+    ("--data_dir=nowhere", "folders of classes"),
+    ("--data_dir=nowhere --dataset_name=embedded", "a dataset's name or a folder"),
+    ("--model_name_or_path=x --preset=resnet20", "no --preset beside --model_name_or_path"),
+    ("--method=acdc --sparsity=0.9", "a run of 100 epochs"),
+    ("--max_train_samples=1", "at least 2 images"),
+    ("--lr_scheduler_type=multistep", "rising --lr_milestones"),
+    ("--data_dir={folder}", "a train split and a validation or test split, got train"),
+]
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: Any) -> Path:
+    """A folder of files that some rows name: an empty one, unequal halves, a training set with nothing held out."""
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(importlib.import_module(module), "HF_HUB_OFFLINE", True)
+    for name, text in {"none.jsonl": "", "a.en": "a\nb\nc\n", "a.de": "a\nb\n", "whole.tsv": "a\tb\n"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    np.savez(tmp_path / "train.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4) % 2)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "words"),
+    [
+        *(("translation", f"--max_train_steps=2 {options}", words) for options, words in TRANSLATION),
+        *(("language", f"{STREAMS} {options}", words) for options, words in LANGUAGE),
+        *(("images", f"--num_train_epochs=1 {options}", words) for options, words in IMAGES),
+    ],
+    indirect=["program"],
+)
+def test_an_argument_that_does_not_fit_is_one_sentence(program: Any, given: Path, options: str, words: str) -> None:
+    line = program.refusal(given / "out", *options.replace("{folder}", str(given)).split(" "))
+    for part in words.replace("{folder}", str(given)).split(" ... "):
+        assert part in line
+    # The folder is there before a checkpoint is looked for in it.
+    assert not (given / "out").exists() or "--resume_from_checkpoint" in options
+
+
+def test_an_output_dir_that_is_a_file_is_refused(translation: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    assert str(tmp_path / "out") in translation.refusal(tmp_path / "out", "--max_train_steps=2")
+
+
+def test_a_loss_that_is_not_finite_ends_with_status_1(translation: Any, tmp_path: Path, capsys: Any) -> None:
+    rates = ("--learning_rate=1e30", "--num_warmup_steps=1", "--logging_steps=1", "--method=dense")
+    with translation.small():
+        assert translation.module.main(translation.words(tmp_path / "out", *rates, "--max_train_steps=9")) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.endswith("lower --learning_rate or clip with --max_grad_norm")
+    assert list((tmp_path / "out").iterdir()) == []
