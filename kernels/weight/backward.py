@@ -25,16 +25,16 @@ from .._tile_view import (
     times_slope,
 )
 from .._triton import require, tl, triton
-from .forward import NUM_WARPS, TILE, load_cutoff, strides, threshold_strides
+from .forward import TILE, load_cutoff, strides, threshold_strides
 from .reference import sum_shared, threshold_backward_reference
 from .view import View, check_view
 
-__all__ = ["HARD_WARPS", "SUM_COLUMNS", "gradient", "threshold_backward"]
+__all__ = ["NUM_WARPS", "SUM_COLUMNS", "gradient", "threshold_backward"]
 
 # Columns whose terms of a threshold's gradient are summed before they are written, where thresholds are per block.
 SUM_COLUMNS = 16
-# Kind "hard" with 4 warps spills two registers on sm_90 to fit a seventh program on a multiprocessor.
-HARD_WARPS = 8
+# With 4, kind "hard" spills on sm_90 and kind "soft" on sm_80.
+NUM_WARPS = 8
 
 
 @triton.jit
@@ -99,20 +99,19 @@ def _threshold_backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(grad_weight + o_n[:, None] * K + o_k[None, :], grad_w, mask=inside)
 
     if sums is not None:
-        # Negated before the sum and again after it: with one minus at the end, triton 3.9 spills on sm_80.
-        terms = step_terms(reach, g) if STEP else times_sign(w, -grad_w)
+        terms = step_terms(reach, g) if STEP else times_sign(w, grad_w)
         if PER_BLOCK:
             terms = tl.sum(tl.reshape(terms, [TILE, TILE // SUM_COLUMNS, SUM_COLUMNS]), axis=2)
             o_s = program % tiles_k * (TILE // SUM_COLUMNS) + tl.arange(0, TILE // SUM_COLUMNS)
             in_s = in_n[:, None] & (o_s * SUM_COLUMNS < K)[None, :]
             if SOFT:
                 o_t = (o_n // block_n * stride_tn)[:, None] + (o_s * SUM_COLUMNS // block_k * stride_tk)[None, :]
-                terms = times_slope(tl.load(threshold + o_t, mask=in_s, other=0.0), -terms)
+                terms = times_slope(tl.load(threshold + o_t, mask=in_s, other=0.0), terms)
             tl.store(sums + o_s[None, :] * N + o_n[:, None], terms, mask=in_s)
         else:
             row_sum = tl.sum(terms, axis=1)
             if SOFT:
-                row_sum = times_slope(tl.load(threshold + o_n * stride_tn, mask=in_n, other=0.0), -row_sum)
+                row_sum = times_slope(tl.load(threshold + o_n * stride_tn, mask=in_n, other=0.0), row_sum)
             tl.store(sums + program % tiles_k * N + o_n, row_sum, mask=in_n)
 
 
@@ -131,7 +130,7 @@ def _launch(grad: Tensor, weight: Tensor, view: View) -> tuple[Tensor, Tensor | 
                 *strides(grad), *strides(weight), *threshold_strides(threshold, weight),
                 *strides(view.mask), *strides(view.grad_mask),
                 SOFT=kind == "soft", STEP=kind == "step", PER_BLOCK=view.per_block,
-                TILE=TILE, SUM_COLUMNS=SUM_COLUMNS, num_warps=HARD_WARPS if kind == "hard" else NUM_WARPS,
+                TILE=TILE, SUM_COLUMNS=SUM_COLUMNS, num_warps=NUM_WARPS,
             )  # fmt: skip
     if threshold is None:
         return grad_weight, None

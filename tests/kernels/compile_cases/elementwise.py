@@ -37,11 +37,16 @@ def threshold_cases() -> Iterator[Case]:
             **{"SOFT": soft, "STEP": step, "PER_BLOCK": per_block, "SUM_COLUMNS": backward.SUM_COLUMNS},
         }
         read = 1 if masked else WIDTH[weight]
-        warps = backward.HARD_WARPS if kind == "hard" else forward.NUM_WARPS
         for kernel, num_warps, max_registers, bytes_read in (
-            # Four and three programs of 128 threads on one multiprocessor; three of the cast with a threshold a block.
+            # Four programs of 128 threads on one multiprocessor, three of the cast with a threshold a block; three of
+            # 256 threads.
             (forward._threshold_cast_kernel, forward.NUM_WARPS, 168 if per_block else 128, WIDTH[weight] + masked),
-            (backward._threshold_backward_kernel, warps, 168, WIDTH[out] + (not step) + read),
+            (
+                backward._threshold_backward_kernel,
+                backward.NUM_WARPS,
+                96 if per_block else 80,
+                WIDTH[out] + (not step) + read,
+            ),
         ):
             yield Case(
                 f"{kernel.__name__} ({kind}, weight {weight}, product {out}{'' if contiguous else ', any strides'})",
@@ -49,8 +54,7 @@ def threshold_cases() -> Iterator[Case]:
                 {name: values[name] for name in kernel.arg_names},
                 num_warps,
                 max_registers if contiguous else 255,
-                # With 8 warps a thread reads 8 bytes of a mask: wide or not, as the target's compiler has it.
-                bytes_read * forward.TILE**2 if contiguous and num_warps == forward.NUM_WARPS else None,
+                bytes_read * forward.TILE**2 if contiguous else None,
             )
 
 
