@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from . import pattern as patterns
-from .checkpoint.files import SIDECAR, freeze_unsaved, read_sidecar
+from .checkpoint.files import freeze_unsaved
+from .checkpoint.sidecar import SIDECAR, read_sidecar
 from .clock import Clock
 from .layers import SparseLayer
 from .layers.backend import check_backend, check_semi_structured
@@ -140,10 +141,12 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
             f"load: expected {SIDECAR} in {directory}, got no such file; load the checkpoint with "
             f"{auto_class.__name__}.from_pretrained, it is an ordinary one"
         )
-    saved, tensors = read_sidecar(directory)
+    saved, _ = read_sidecar(directory)
     model = auto_class.from_pretrained(directory, **kwargs)
     if frozen := freeze_unsaved(model):
         logger.info("load: froze %s, which checkpoints of %s leave out", ", ".join(frozen), type(model).__name__)
+    # What `sparsify` does to the weights of a new run (zeros outside its first masks) is undone.
+    weights = {name: model.get_submodule(name).weight.detach().clone() for name in saved["kinds"]}
     config = {key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()}
     sparsifier = sparsify(
         model,
@@ -155,14 +158,10 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
         seed=saved["seed"],
         embedding_sparsity=saved["embedding_sparsity"],
     )
-    views = {key.removeprefix("view."): value for key, value in tensors.items() if key.startswith("view.")}
-    sparsifier.load_state_dict({**saved, "tensors": views})
     with torch.no_grad():
-        for name, layer in sparsifier.layers.items():
-            if layer.threshold is not None:
-                layer.threshold.copy_(tensors[f"threshold.{name}"])
-            if f"master.{name}" in tensors:
-                layer.weight.copy_(tensors[f"master.{name}"])
+        for name, weight in weights.items():
+            sparsifier.layers[name].weight.copy_(weight)
+    sparsifier.restore(directory)
     return model, sparsifier
 
 

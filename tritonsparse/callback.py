@@ -12,7 +12,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .checkpoint.state import read_state, write_state
+from .checkpoint.sidecar import SIDECAR
+from .checkpoint.state import write_state
 from .report import cut_off
 from .sparsifier import Sparsifier
 
@@ -42,8 +43,7 @@ class SparsityCallback(TrainerCallback):
     ) -> None:
         self.sparsifier.attach(kwargs["optimizer"])
         if state.global_step > 0:
-            folder = self.resume_from or _checkpoint(args, state)
-            self.sparsifier.load_state_dict(read_state(Path(folder)))
+            self.sparsifier.restore(self.resume_from or _checkpoint(args, state))
         if self.compact:
             self.sparsifier.compact()
 
@@ -76,7 +76,17 @@ class SparsityCallback(TrainerCallback):
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)
-            write_state(self.sparsifier.state_dict(), folder)
+            if not (folder / SIDECAR).is_file():
+                # Of a model without save_pretrained the Trainer has written the state dict as it is.
+                write_state(self.sparsifier.state_dict(), folder)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The Trainer has just put the best checkpoint's weights back.
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.sparsifier.expand()
+            self.sparsifier.restore(state.best_model_checkpoint)
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import borders
 from .checkpoint import bsr, files, state
+from .checkpoint.sidecar import SIDECAR, read_sidecar, restore_weights, write_sidecar
 from .clock import Clock
 from .compaction import Compaction
 from .flops.conventions import Costs
@@ -26,6 +28,7 @@ from .methods import Method
 from .optimizer_state import gradient_scale, is_real_step, unwrap
 from .param_groups import check_thresholds, param_groups
 from .pattern import Pattern
+from .ranks import check_same_masks
 from .report import Report, make_report, summary_line
 from .selection import Skip
 from .topologies import Topologies
@@ -75,6 +78,7 @@ class Sparsifier:
         self._finalized = False
         self._mask_embeddings()
         self._topologies.write()
+        borders.guard(model, self)
 
     @property
     def epoch_losses(self) -> list[float]:
@@ -129,6 +133,7 @@ class Sparsifier:
                 f"products, torch.bfloat16 under bf16 autocast"
             )
         check_thresholds("attach", self.layers, inner)
+        check_same_masks("attach", self.layers)
         self._optimizer = inner
         self._handles = [
             inner.register_step_pre_hook(self._before_step),
@@ -281,10 +286,15 @@ class Sparsifier:
         """Save and load this state with `accelerator.save_state` / `load_state` (safetensors + JSON)."""
         state.register(accelerator, self)
 
-    def finalized_state_dict(self) -> dict[str, Tensor]:
-        """The model's state dict with zeros baked in and thresholds left out; the model is not changed."""
+    def finalized_state_dict(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The model's state dict with zeros baked in and views left out; the model is not changed.
+
+        Args:
+            weights: taken instead of the model's own, by name: averages of master weights and thresholds that somebody
+                else keeps, which are then seen through today's masks.
+        """
         self._require_live("finalized_state_dict")
-        finalized = files.finalized_state_dict(self.model, self.layers)
+        finalized = files.finalized_state_dict(self.model, weights)
         return finalized if self.embeddings is None else self.embeddings.apply(finalized)
 
     def trained_state_dict(self) -> dict[str, Tensor]:
@@ -295,7 +305,7 @@ class Sparsifier:
         """
         self._require_live("trained_state_dict")
         if self.trained_kinds and set(self.trained_kinds.values()) == {"dense"}:
-            return files.finalized_state_dict(self.model, {})
+            return files.finalized_state_dict(self.model, dense=True)
         return self.finalized_state_dict()
 
     def finalize(self, format: str = "dense", *, max_density: float = 0.5) -> nn.Module:
@@ -327,6 +337,7 @@ class Sparsifier:
             self.embeddings.bake()
         bsr.finalize_blocks(self.model, self.layers, self.pattern, packed)
         files.finalize({name: layer for name, layer in self.layers.items() if name not in packed})
+        borders.release(self.model)
         self._finalized = True
         return self.model
 
@@ -340,7 +351,59 @@ class Sparsifier:
             TypeError: the model has no `save_pretrained`.
         """
         self._require_live("save_pretrained")
-        files.save_pretrained(self.model, self.finalized_state_dict(), self.state_dict(), self.layers, Path(directory))
+        files.save_pretrained(self.model, self._state(), Path(directory))
+
+    def restore(self, directory: str | Path) -> None:
+        """Go on from what was saved in `directory`, whose weights have been loaded into the model.
+
+        The folder is one that `save_pretrained` wrote, of this object, of the model or of a Trainer, or
+        `accelerator.save_model`: views, thresholds, master weights, the clock and the method's state come back.
+
+        Raises:
+            FileNotFoundError: the folder has neither sidecar nor state.
+            ValueError: it is damaged, or of another run or of other weights.
+        """
+        self._require_live("restore")
+        directory = Path(directory)
+        if not (directory / SIDECAR).is_file():
+            # A checkpoint of version 0.1, or of a model without save_pretrained: its weights are the masters.
+            self.load_state_dict(state.read_state(directory))
+            return
+        saved, tensors = read_sidecar(directory)
+        before = self.state_dict()
+        self.load_state_dict(saved)
+        try:
+            restore_weights(self.layers, tensors, directory)
+        except ValueError:
+            self.load_state_dict(before)
+            raise
+        self.refresh()
+
+    def write_sidecar(self, directory: str | Path) -> None:
+        """Write the sidecar beside an ordinary checkpoint that holds `finalized_state_dict()`."""
+        self._require_live("write_sidecar")
+        write_sidecar(self._state(), Path(directory))
+
+    def copy_views(self, copy: nn.Module) -> None:
+        """Make a copy of the model, of averages that somebody else keeps, see its weights through today's masks.
+
+        Args:
+            copy: of the same structure, sparse layers included, as `copy.deepcopy(model)` is.
+
+        Raises:
+            ValueError: a layer is missing in it; nothing has been changed then.
+        """
+        self._require_live("copy_views")
+        pairs = [(layer, dict(copy.named_modules()).get(name)) for name, layer in self.layers.items()]
+        for name, (layer, other) in zip(self.layers, pairs, strict=True):
+            if not isinstance(other, SparseLayer) or other.dense_shape != layer.dense_shape:
+                raise ValueError(
+                    f"copy_views: expected a copy of the model, with a sparse layer at {name!r}, got "
+                    f"{type(other).__name__}; pass what copy.deepcopy(model) returned"
+                )
+        for layer, other in pairs:
+            if isinstance(other, SparseLayer) and (mask := layer.view_tensor("mask")) is not None:
+                other.hide(mask)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_real_step(optimizer):

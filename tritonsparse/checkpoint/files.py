@@ -1,42 +1,56 @@
-"""From sparse layers to ordinary checkpoints, and back.
-
-The portable artefact is a dense safetensors file with exact zeros under the model's own names: it loads
-everywhere without this package. The sidecar `tritonsparse.safetensors` holds what the zeros do not say:
-views, thresholds, the method, and the master weights where S(W) has forgotten something of them: soft views
-shrink the survivors, and some methods train the weights that their masks hide.
-"""
+"""From sparse layers to ordinary checkpoints: dense tensors with exact zeros under the model's own names, which load
+everywhere without this package."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..layers import SparseLayer
+from .sidecar import write_sidecar
+from .state import State
 
-__all__ = ["SIDECAR", "finalize", "finalized_state_dict", "freeze_unsaved", "read_sidecar", "save_pretrained"]
-
-SIDECAR = "tritonsparse.safetensors"
+__all__ = ["finalize", "finalize_entries", "finalized_state_dict", "freeze_unsaved", "save_pretrained"]
 
 
-def finalized_state_dict(model: nn.Module, layers: Mapping[str, SparseLayer]) -> dict[str, Tensor]:
-    """State dict of the stock model: effective weights, no thresholds; other tensors are the model's own."""
-    result = dict(model.state_dict())
-    effective = {id(layer): layer.effective_weight() for layer in layers.values()}
+def finalize_entries(
+    entries: MutableMapping[str, Tensor], model: nn.Module, prefix: str = "", dense: bool = False
+) -> None:
+    """Turn a state dict of a model with sparse layers into one of the stock model, in place.
+
+    Args:
+        entries: weights, with masks and thresholds or without; what is missing is taken from the model's layers.
+        model: the model, or a copy of it.
+        prefix: what the model's keys begin with.
+        dense: weights as they stand, rather than effective ones.
+    """
+    effective: dict[int, Tensor] = {}
     # A module that is registered twice has its keys under both names.
     for name, module in model.named_modules(remove_duplicate=False):
-        if id(module) in effective:
-            prefix = f"{name}." if name else ""
-            result[f"{prefix}weight"] = effective[id(module)]
-            result.pop(f"{prefix}threshold", None)
+        if not isinstance(module, SparseLayer):
+            continue
+        at = f"{prefix}{name}." if name else prefix
+        given = {part: entries[at + part] for part in ("weight", "mask", "threshold") if at + part in entries}
+        if "weight" in given and not dense:
+            if id(module) not in effective:
+                effective[id(module)] = module.effective_weight(given)
+            entries[f"{at}weight"] = effective[id(module)]
+        for part in ("mask", "threshold"):
+            entries.pop(at + part, None)
+
+
+def finalized_state_dict(
+    model: nn.Module, weights: Mapping[str, Tensor] | None = None, dense: bool = False
+) -> dict[str, Tensor]:
+    """State dict of the stock model: effective weights, no views; `weights` are taken instead of the model's own."""
+    result = {**model.state_dict(), **(weights or {})}
+    finalize_entries(result, model, dense=dense)
     return result
 
 
@@ -48,20 +62,12 @@ def finalize(layers: Mapping[str, SparseLayer]) -> None:
         layer.restore()
 
 
-def save_pretrained(
-    model: Any,
-    finalized: dict[str, Tensor],
-    packed: Mapping[str, Any],
-    layers: Mapping[str, SparseLayer],
-    directory: Path,
-) -> None:
+def save_pretrained(model: Any, state: State, directory: Path) -> None:
     """`model.save_pretrained` of the finalized weights plus the sidecar, written beside and moved into place.
 
     Args:
-        model: a transformers model.
-        finalized: its state dict with zeros baked in.
-        packed: the Sparsifier's `state_dict()`.
-        layers: name -> sparse layer.
+        model: a transformers model with sparse layers.
+        state: what its Sparsifier hands over.
         directory: created if need be.
 
     Raises:
@@ -72,32 +78,16 @@ def save_pretrained(
             f"save_pretrained: expected a transformers model, got {type(model).__name__}; save "
             f"sparsifier.finalized_state_dict() with safetensors instead"
         )
+    finalized = finalized_state_dict(model)
+    if state.embeddings is not None:
+        finalized = state.embeddings.apply(finalized)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
         model.save_pretrained(temporary, state_dict=finalized)
-        _write_sidecar(packed, layers, Path(temporary) / SIDECAR)
+        write_sidecar(state, Path(temporary))
         directory.mkdir(exist_ok=True)
         for file in Path(temporary).iterdir():
             os.replace(file, directory / file.name)
-
-
-def _write_sidecar(packed: Mapping[str, Any], layers: Mapping[str, SparseLayer], path: Path) -> None:
-    tensors: dict[str, Tensor] = {f"view.{key}": value for key, value in packed["tensors"].items()}
-    for name, layer in layers.items():
-        if layer.threshold is not None:
-            tensors[f"threshold.{name}"] = layer.threshold.detach().cpu().clone()
-        # Packed blocks are all that there is.
-        if not layer.compacted and not torch.equal(layer.effective_weight(), layer.weight):
-            tensors[f"master.{name}"] = layer.weight.detach().cpu().contiguous().clone()
-    rest = {key: value for key, value in packed.items() if key != "tensors"}
-    save_file(tensors, path, metadata={"tritonsparse": json.dumps(rest)})
-
-
-def read_sidecar(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `save_pretrained` wrote beside the checkpoint: the Sparsifier's state without tensors, and all tensors."""
-    with safe_open(str(directory / SIDECAR), framework="pt") as file:
-        saved: dict[str, Any] = json.loads(file.metadata()["tritonsparse"])
-        return saved, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
 
 
 def freeze_unsaved(model: nn.Module) -> list[str]:

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from ..clock import Clock
 from ..layers import SparseLayer
-from ..layers.base import VIEW_TENSORS
+from ..layers.view_state import VIEW_TENSORS
 from ..losses import EpochLosses
 from ..masks.embeddings import EmbeddingMasks
 from ..methods import METHODS, Method
 from ..pattern import Pattern
+from . import bits
 
 __all__ = ["State", "as_dense", "pack", "read_state", "register", "unpack", "write_state"]
 
@@ -97,9 +98,15 @@ def unpack(state: State, saved: Mapping[str, Any]) -> None:
         state.embeddings.load_state_dict(masks)
     for name, layer in state.layers.items():
         layer.kind = saved["kinds"][name]
+        if layer.unseen == "mask":
+            layer.unseen = ""
         for key in VIEW_TENSORS:
             tensor = tensors.get(f"{name}.{key}")
-            setattr(layer, key, None if tensor is None else _beside(layer.weight, tensor))
+            if tensor is None and key == "mask" and layer.mask is not None:
+                # A run of version 0.1 had none until it was sparse.
+                layer.mask.fill_(True)
+            else:
+                setattr(layer, key, None if tensor is None else _beside(layer.weight, tensor))
     state.clock.step = int(saved["step"])
     state.losses.restore(saved["epoch_losses"], saved["loss_sum"], int(saved["loss_count"]))
     own = {key.removeprefix(_METHOD): tensor for key, tensor in tensors.items() if key.startswith(_METHOD)}
@@ -183,8 +190,9 @@ def as_dense(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_state(saved: Mapping[str, Any], directory: Path) -> None:
     """Write what `pack`, `Sparsifier.state_dict` or `as_dense` returned into `directory` as JSON and safetensors."""
-    save_file(saved["tensors"], directory / _TENSORS)
-    rest = {key: value for key, value in saved.items() if key != "tensors"}
+    tensors, shapes = bits.packed(saved["tensors"])
+    save_file(tensors, directory / _TENSORS)
+    rest = {key: value for key, value in saved.items() if key != "tensors"} | {"bits": shapes}
     (directory / _JSON).write_text(json.dumps(rest, indent=1), encoding="utf-8")
 
 
@@ -199,7 +207,7 @@ def read_state(directory: Path) -> dict[str, Any]:
             f"load_state: expected {_JSON} in {directory}, got no such file; resume from a checkpoint of a sparse run"
         )
     saved = json.loads((directory / _JSON).read_text(encoding="utf-8"))
-    return {**saved, "tensors": load_file(directory / _TENSORS)}
+    return {**saved, "tensors": bits.unpacked(load_file(directory / _TENSORS), saved.pop("bits", {}))}
 
 
 def register(accelerator: Any, owner: Any) -> None:

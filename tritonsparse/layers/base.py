@@ -12,10 +12,10 @@ by assignment to `__class__`: the same Parameter objects stay under the same nam
     sparse_input    how it packs the input it saves (SWAT); None = it saves its input as it is
     cache           the effective weight that the Sparsifier wrote last; None = every forward makes its own
 
-The view's tensors are attributes of the layer, and `view` puts them together, because what moves a module's tensors
-(`.to`, `_apply`) looks for them there. They are no buffers: DDP would broadcast buffers at every forward, and
-`from_pretrained` would fill non-persistent ones with garbage. They follow the weight's device and keep their dtype.
-The forward is pure: it changes no state.
+The mask is a buffer, all True while a method that holds masks is dense: whatever moves weights (state dicts, copies,
+averages) moves it too. Loaded without its view, a layer takes the mask from the zeros of its weight where it has any,
+and warns at its next forward where it has none. `grad_mask` and `alpha`, which say only where gradients go, are
+attributes: they follow the weight's device and keep their dtype. The forward is pure: it changes no state.
 """
 
 from __future__ import annotations
@@ -29,20 +29,17 @@ from torch import Tensor, nn
 from ..kernels._eager import as_dtype
 from ..kernels.block.topology import Topology, mask_versions
 from ..kernels.weight.op import effective_weight
-from ..kernels.weight.power import power
-from ..kernels.weight.reference import effective_weight_reference
-from ..kernels.weight.view import View
-from ..pattern import Block, Pattern
+from ..pattern import Pattern
 from .backend import Backend, choose_backend
 from .cache import Cache
 from .older import from_older
 from .reclass import reclass
 from .sparse_input import SparseInput
+from .view_state import VIEW_TENSORS, Viewed
 
-__all__ = ["VIEW_TENSORS", "SparseLayer", "autocast_operands", "product_dtype"]
+__all__ = ["SparseLayer", "autocast_operands", "product_dtype"]
 
-VIEW_TENSORS = ("mask", "grad_mask", "alpha")
-_ATTRIBUTES = ("kind", *VIEW_TENSORS, "exponent", "pattern", "backend", "topology", "sparse_input", "cache")
+_ATTRIBUTES = ("kind", "grad_mask", "alpha", "exponent", "pattern", "backend", "topology", "sparse_input", "cache")
 
 
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -61,26 +58,16 @@ def autocast_operands(x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tup
     return x, bias
 
 
-class SparseLayer(nn.Module):
+class SparseLayer(Viewed):
     """What the sparse layers share; never constructed, only re-classed into (`adopt`)."""
 
     stock_class: type[nn.Module]
-    # Whether the weight is stored inputs by outputs.
-    transposed: ClassVar[bool] = False
     # Whether a kept effective weight can be used: the forward multiplies by a matrix stored as the weight is.
     caches: ClassVar[bool] = False
     # Whether `weight` holds the kept blocks only (compact.py).
     compacted: ClassVar[bool] = False
 
-    weight: nn.Parameter
     bias: nn.Parameter | None
-    threshold: nn.Parameter | None
-    kind: str
-    mask: Tensor | None
-    grad_mask: Tensor | None
-    alpha: Tensor | None
-    exponent: float | None
-    pattern: Pattern
     backend: Backend
     topology: Topology | None
     sparse_input: SparseInput | None
@@ -92,9 +79,10 @@ class SparseLayer(nn.Module):
         reclass(module, cls)
         layer = cast(SparseLayer, module)
         layer.kind, layer.pattern = "dense", pattern
-        layer.mask = layer.grad_mask = layer.alpha = layer.exponent = None
+        layer.grad_mask = layer.alpha = layer.exponent = None
         layer.topology = layer.sparse_input = layer.cache = None
         layer.register_parameter("threshold", None)
+        layer.register_buffer("mask", None)
         layer.backend = layer.choose_backend(backend)
         return layer
 
@@ -102,12 +90,15 @@ class SparseLayer(nn.Module):
         """Back to the stock class, `weight` as it stands; the view is dropped."""
         for name in _ATTRIBUTES:
             delattr(self, name)
-        del self._parameters["threshold"]
+        vars(self).pop("unseen", None)
+        del self._parameters["threshold"], self._buffers["mask"]
         reclass(self, self.stock_class)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """The effective weight, then any product: of a stock layer where nothing is sparse."""
+        if self.unseen:
+            self._warn_unseen()
         packs = self.packs_input()
         if self.kind == "dense" and not packs:
             return cast(Tensor, super().forward(x))
@@ -154,15 +145,6 @@ class SparseLayer(nn.Module):
         """y with the effective weight made inside the products."""
         raise NotImplementedError
 
-    @property
-    def view(self) -> View:
-        """What the kernels are told; shares the layer's tensors."""
-        return View(self.kind, self.threshold, self.mask, self.grad_mask, self.alpha)
-
-    def powered(self, weight: Tensor) -> Tensor:
-        """What the view is taken of: the weight, or its power where an exponent is set; differentiable."""
-        return weight if self.exponent is None else power(weight, self.exponent)
-
     def current_topology(self) -> Topology:
         """The Sparsifier's, or one of this forward's own where the masks were edited since."""
         topology = self.topology
@@ -187,11 +169,6 @@ class SparseLayer(nn.Module):
         """Flags of blocks in the order of the input's gradient, where that needs an index of its own."""
         return None
 
-    @property
-    def block(self) -> tuple[int, int] | None:
-        """Rows and columns of the blocks that the masks consist of; None = elements."""
-        return (self.pattern.rows, self.pattern.columns) if isinstance(self.pattern, Block) else None
-
     def choose_backend(self, asked: str) -> Backend:
         """The back end where the weight is now."""
         return choose_backend(asked, self.weight, None, self.pattern)
@@ -206,52 +183,11 @@ class SparseLayer(nn.Module):
         sparse = self.sparse_input
         return sparse is not None and sparse.density < 1 and torch.is_grad_enabled() and self.weight.requires_grad
 
-    def oriented(self, tensor: Tensor) -> Tensor:
-        """A tensor of the weight's shape as [N, K], outputs by inputs; a view that shares its memory."""
-        return tensor.t() if self.transposed else tensor
-
-    def stored(self, matrix: Tensor) -> Tensor:
-        """`oriented` undone: [N, K] -> the weight's shape; a view that shares its memory."""
-        return self.oriented(matrix)
-
-    def threshold_a_row(self, value: float) -> Tensor:
-        """A threshold for every output, [N] or, beside a transposed weight, [1, N]; float32, all of them `value`."""
-        n = self.oriented(self.weight).shape[0]
-        return torch.full((1, n) if self.transposed else (n,), value, device=self.weight.device)
-
-    @property
-    def unit_shape(self) -> tuple[int, int]:
-        """(outputs, inputs) that blocks and groups of m must divide."""
-        n, k = self.oriented(self.weight).shape
-        return n, k
-
-    @property
-    def dense_shape(self) -> torch.Size:
-        """Shape of the weight in dense storage, whatever it is stored as."""
-        return self.weight.shape
-
-    def view_tensor(self, name: str) -> Tensor | None:
-        """One of `VIEW_TENSORS` as it is in dense storage."""
-        tensor: Tensor | None = getattr(self, name)
-        return tensor
-
-    @torch.no_grad()
-    def effective_weight(self) -> Tensor:
-        """S(W) as the forward uses it: a new tensor, shape and dtype of `weight`, exact zeros where pruned."""
-        if self.kind == "dense":
-            return self.weight.detach().clone()
-        return effective_weight_reference(self.powered(self.weight), self.view, self.weight.dtype)
-
-    @torch.no_grad()
-    def kept_count(self) -> int:
-        """How many weights the view keeps (for a dense view: all of them)."""
-        if self.kind == "dense":
-            return self.weight.numel()
-        return int(torch.count_nonzero(self.effective_weight()))
-
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has no Sparsifier that would keep its buffer true, or finish its gradients.
-        return vars(self) | {"topology": None, "cache": None}
+        # A copy has no Sparsifier that would keep its buffer true, or finish its gradients, or change its kind: it
+        # follows its mask.
+        kind = "mask" if self.kind == "dense" and self._buffers.get("mask") is not None else self.kind
+        return vars(self) | {"topology": None, "cache": None, "kind": kind}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(from_older(state))

@@ -11,7 +11,7 @@ Convolutions are packed in storage and gradient, and unpacked for each forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -76,7 +76,12 @@ class CompactLayer(SparseLayer):
         return self.unpacked(torch.ones_like(self.weight, dtype=torch.bool))
 
     @torch.no_grad()
-    def effective_weight(self) -> Tensor:
+    def effective_weight(self, given: Mapping[str, Tensor] | None = None) -> Tensor:
+        if given and "weight" in given:
+            # Of the dense storage, as the state dict has it.
+            weight, mask = given["weight"], given["mask"] if "mask" in given else self.view_tensor("mask")
+            assert mask is not None
+            return torch.where(mask, weight, 0.0)
         return self.unpacked(self.weight)
 
     @torch.no_grad()
@@ -90,6 +95,7 @@ class CompactLayer(SparseLayer):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = self.effective_weight()
+        destination[f"{prefix}mask"] = self.view_tensor("mask")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
         super()._apply(fn, recurse)

@@ -33,7 +33,8 @@ from ..kernels.weight.op import effective_weight
 from ..kernels.weight.reference import effective_weight_reference
 from ..kernels.weight.view import View
 from .backend import Backend, conv_is_fused
-from .base import VIEW_TENSORS, SparseLayer
+from .base import SparseLayer
+from .view_state import VIEW_TENSORS
 
 __all__ = ["SparseConv2d", "is_depthwise"]
 
@@ -142,12 +143,9 @@ class SparseConv2d(SparseLayer, nn.Conv2d):  # type: ignore[misc]  # Conv2d type
         position or a group of the convolution."""
         return self.weight.shape[0] // self.groups, self.weight.shape[1]
 
-    @torch.no_grad()
-    def effective_weight(self) -> Tensor:
-        if self.kind == "dense":
-            return self.weight.detach().clone()
-        matrix = self._matrix(self.powered(self.weight))
-        return self._tensor(effective_weight_reference(matrix, self._view(self._matrix), self.weight.dtype))
+    def seen(self, weight: Tensor, view: View, dtype: torch.dtype) -> Tensor:
+        mask = None if view.mask is None else self._matrix(view.mask)
+        return self._tensor(effective_weight_reference(self._matrix(weight), view._replace(mask=mask), dtype))
 
     def _in_memory_order(self) -> bool:
         # Views but those with a threshold a block are elementwise in each row, whose order is then free: the weight's

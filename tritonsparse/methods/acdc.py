@@ -119,6 +119,9 @@ PHASES: dict[str, Phases] = {
 }
 
 
+_LAST = "last/"
+
+
 @dataclass(kw_only=True)
 class ACDC(MaskMethod):
     """Alternating phases with a mask chosen anew for each sparse one.
@@ -138,6 +141,8 @@ class ACDC(MaskMethod):
     reset_moments: bool = True
     strict: bool = False
     _statistics: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # The masks of the sparse phase before, in a dense phase.
+    _last: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,8 +191,7 @@ class ACDC(MaskMethod):
         if now == "sparse":
             self._compress(layers, clock)
             return
-        for layer in layers.values():
-            layer.kind = "dense"
+        self._rest(layers)
         if self.reset_moments:
             reset_state(optimizer)
 
@@ -204,7 +208,7 @@ class ACDC(MaskMethod):
 
     def _compress(self, layers: Layers, clock: Clock) -> None:
         """Choose the masks of a sparse phase; weights outside them are zeroed after its first step."""
-        old = {name: layer.mask.clone() for name, layer in layers.items() if layer.mask is not None}
+        old, self._last = self._last, {}
         scores = self.magnitudes(layers)
         if self.strict:
             masks = _published(scores, self.sparsity, self.scope)
@@ -219,16 +223,32 @@ class ACDC(MaskMethod):
             changed = sum(int((layers[name].oriented(mask) != masks[name]).sum()) for name, mask in old.items())
             self._statistics[f"mask change at step {clock.step}"] = changed / total
 
+    def _rest(self, layers: Layers) -> None:
+        """Make all layers dense, and remember the masks they had."""
+        for name, layer in layers.items():
+            assert layer.mask is not None  # given in setup
+            self._last[name] = layer.mask.clone()
+            layer.write_dense()
+
     def statistics(self) -> dict[str, float]:
         """By the step at which sparse phases started: "dead" (weights that a dense phase left at exactly 0, as a
         fraction) and "mask change" (positions where the mask differs from that of the sparse phase before)."""
         return dict(self._statistics)
 
     def state_dict(self) -> MethodState:
-        return dict(self._statistics)
+        return {**self._statistics, **{f"{_LAST}{name}": mask for name, mask in self._last.items()}}
 
     def load_state_dict(self, state: Mapping[str, float | int | Tensor]) -> None:
-        self._statistics = {key: float(value) for key, value in state.items()}
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        self._last = {key.removeprefix(_LAST): mask for key, mask in tensors.items()}
+        self._statistics = {key: float(value) for key, value in state.items() if key not in tensors}
+
+    def resume(self, layers: Layers) -> None:
+        self._last = {name: mask.to(layers[name].weight.device) for name, mask in self._last.items()}
+        resting = {name: layer for name, layer in layers.items() if layer.kind == "dense" and layer.mask is not None}
+        if not self._last and any(not layer.mask.all() for layer in resting.values() if layer.mask is not None):
+            # Version 0.1 left the masks of the sparse phase before in the layers.
+            self._rest(resting)
 
     def to_dict(self) -> dict[str, Any]:
         fields = super().to_dict()

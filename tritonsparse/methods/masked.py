@@ -23,12 +23,7 @@ __all__ = ["MaskMethod", "write_masks"]
 def write_masks(layers: Layers, masks: Mapping[str, Tensor]) -> None:
     """Make `masks` (bool [N, K]) the layers' views."""
     for name, layer in layers.items():
-        layer.kind = "mask"
-        if layer.mask is None:
-            # Strides as the weight's, which a channels-last convolution reads without a copy.
-            layer.mask = torch.empty_like(layer.weight, dtype=torch.bool)
-        # In place: what compiled or captured the layer holds this tensor.
-        layer.mask.copy_(layer.stored(masks[name]))
+        layer.hide(layer.stored(masks[name]))
 
 
 @dataclass(kw_only=True)
@@ -54,6 +49,10 @@ class MaskMethod(Method):
         self._pattern, self._seed = pattern, seed
         if not self.idle:
             self.first_masks(layers, clock)
+            for layer in layers.values():
+                if layer.mask is None:
+                    # Copies and averages made while the layer is dense follow it when it no longer is.
+                    layer.mask = torch.ones_like(layer.weight, dtype=torch.bool)
 
     @property
     def idle(self) -> bool:

@@ -1,0 +1,155 @@
+"""Calls of other libraries that move weights and ask no layer. They are wrapped when the first model is made sparse.
+
+    PreTrainedModel.save_pretrained   writes effective weights, as an ordinary checkpoint, and the sidecar beside them
+    Accelerator.save_model            the same
+    AveragedModel.update_parameters   masks are copied, never averaged (with use_buffers=True torch averages buffers)
+
+The first two read `state_dict()`, which holds master weights and masks because training goes on from it; nothing tells
+it that an export is meant. What has no sparse layers passes through, and so does a state dict that holds no views.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import PreTrainedModel
+
+from .checkpoint.files import finalize_entries, finalized_state_dict
+from .checkpoint.sidecar import SIDECAR
+from .layers import SparseLayer
+
+__all__ = ["guard", "release"]
+
+logger = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """A Sparsifier."""
+
+    def write_sidecar(self, directory: str | Path) -> None: ...
+
+
+_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+_wrapped: set[str] = set()
+
+
+def guard(model: nn.Module, owner: Owner) -> None:
+    """Let the calls above know whose sidecar belongs beside the model's weights."""
+    _owners[model] = weakref.ref(owner)
+    # All ranks choose the same masks, so DDP need not send them at every forward.
+    masks = [f"{name}.mask" if name else "mask" for name in _sparse(model)]
+    vars(model).setdefault("_ddp_params_and_buffers_to_ignore", []).extend(masks)
+    _wrap(PreTrainedModel, "save_pretrained", _save_pretrained)
+    _wrap(Accelerator, "save_model", _save_model)
+    _wrap(AveragedModel, "update_parameters", _update_parameters)
+
+
+def release(model: nn.Module) -> None:
+    """The model's layers are stock again."""
+    _owners.pop(model, None)
+    vars(model).pop("_ddp_params_and_buffers_to_ignore", None)
+
+
+def _wrap(cls: type, name: str, around: Callable[..., Any]) -> None:
+    if name in _wrapped:
+        return
+    _wrapped.add(name)
+    stock = getattr(cls, name)
+
+    @functools.wraps(stock)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return around(stock, self, *args, **kwargs)
+
+    setattr(cls, name, wrapped)
+
+
+def _sparse(model: nn.Module) -> dict[str, SparseLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
+
+
+def _save_pretrained(stock: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    call = inspect.signature(stock).bind(model, *args, **kwargs)
+    given, layers = call.arguments.get("state_dict"), _sparse(model)
+    views = {f"{name}.{part}" for name in layers for part in ("mask", "threshold")}
+    if not layers or (given is not None and views.isdisjoint(given)):
+        return stock(model, *args, **kwargs)
+    if given is None:
+        call.arguments["state_dict"] = finalized_state_dict(model)
+    else:
+        call.arguments["state_dict"] = dict(given)
+        finalize_entries(call.arguments["state_dict"], model)
+    result = stock(*call.args, **call.kwargs)
+    if call.arguments.get("is_main_process", True):
+        _write_sidecar(model, Path(call.arguments["save_directory"]))
+    return result
+
+
+def _save_model(
+    stock: Callable[..., Any], accelerator: Any, model: nn.Module, save_directory: Any, *args: Any, **kwargs: Any
+) -> Any:
+    inner = accelerator.unwrap_model(model, keep_torch_compile=False)
+    if not _sparse(inner):
+        return stock(accelerator, model, save_directory, *args, **kwargs)
+
+    def export(module: nn.Module, entries: Any, prefix: str, metadata: Any) -> None:
+        finalize_entries(entries, module, prefix)
+
+    handle = inner.register_state_dict_post_hook(export)
+    try:
+        result = stock(accelerator, model, save_directory, *args, **kwargs)
+    finally:
+        handle.remove()
+    if accelerator.is_main_process and Path(save_directory).is_dir():
+        _write_sidecar(inner, Path(save_directory))
+    return result
+
+
+def _write_sidecar(model: nn.Module, directory: Path) -> None:
+    reference = _owners.get(model)
+    owner = None if reference is None else reference()
+    if owner is not None:
+        owner.write_sidecar(directory)
+        return
+    # Of a copy, or of a model of which a part was made sparse: nothing here knows its method.
+    (directory / SIDECAR).unlink(missing_ok=True)
+    logger.warning(
+        "save_pretrained: %s was written with its zeros and without %s, as no Sparsifier was made of this model; "
+        "training goes on from a checkpoint that has both",
+        *(directory, SIDECAR),
+    )
+
+
+@torch.no_grad()
+def _update_parameters(stock: Callable[..., Any], averaged: AveragedModel, model: nn.Module) -> None:
+    copies, layers = list(_sparse(averaged.module).values()), list(_sparse(model).values())
+    if len(copies) != len(layers):
+        raise ValueError(
+            f"AveragedModel: expected a copy of a model with {len(layers)} sparse layers, got one with {len(copies)}; "
+            f"make it after sparsify"
+        )
+    pairs = list(zip(copies, layers, strict=True))
+    masks = [(copy, copy.mask, layer.view_tensor("mask")) for copy, layer in pairs]
+    if not averaged.use_buffers or not pairs:
+        return stock(averaged, model)
+    hidden = [(module, module.mask) for pair in pairs for module in pair]
+    for module, _ in hidden:
+        module.mask = None
+    try:
+        stock(averaged, model)
+    finally:
+        for module, mask in hidden:
+            module.mask = mask
+    for _, mask, today in masks:
+        if mask is not None and today is not None:
+            mask.copy_(today)
+    return None
