@@ -14,19 +14,20 @@ import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
-from .checkpoint.files import finalize_entries, finalized_state_dict
+from .checkpoint.files import finalize_entries
 from .checkpoint.sidecar import SIDECAR
 from .layers import SparseLayer
+from .masks.embeddings import EmbeddingMasks
 
 __all__ = ["guard", "release"]
 
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 class Owner(Protocol):
     """A Sparsifier."""
+
+    embeddings: EmbeddingMasks | None
 
     def write_sidecar(self, directory: str | Path) -> None: ...
 
@@ -83,11 +86,8 @@ def _save_pretrained(stock: Callable[..., Any], model: nn.Module, *args: Any, **
     views = {f"{name}.{part}" for name in layers for part in ("mask", "threshold")}
     if not layers or (given is not None and views.isdisjoint(given)):
         return stock(model, *args, **kwargs)
-    if given is None:
-        call.arguments["state_dict"] = finalized_state_dict(model)
-    else:
-        call.arguments["state_dict"] = dict(given)
-        finalize_entries(call.arguments["state_dict"], model)
+    call.arguments["state_dict"] = dict(model.state_dict() if given is None else given)
+    _finalize(call.arguments["state_dict"], model)
     result = stock(*call.args, **call.kwargs)
     if call.arguments.get("is_main_process", True):
         _write_sidecar(model, Path(call.arguments["save_directory"]))
@@ -102,7 +102,7 @@ def _save_model(
         return stock(accelerator, model, save_directory, *args, **kwargs)
 
     def export(module: nn.Module, entries: Any, prefix: str, metadata: Any) -> None:
-        finalize_entries(entries, module, prefix)
+        _finalize(entries, module, prefix)
 
     handle = inner.register_state_dict_post_hook(export)
     try:
@@ -114,10 +114,20 @@ def _save_model(
     return result
 
 
-def _write_sidecar(model: nn.Module, directory: Path) -> None:
+def _owner(model: nn.Module) -> Owner | None:
     reference = _owners.get(model)
-    owner = None if reference is None else reference()
-    if owner is not None:
+    return None if reference is None else reference()
+
+
+def _finalize(entries: MutableMapping[str, Tensor], model: nn.Module, prefix: str = "") -> None:
+    finalize_entries(entries, model, prefix)
+    owner = _owner(model)
+    if owner is not None and owner.embeddings is not None:
+        entries.update(owner.embeddings.apply(entries))
+
+
+def _write_sidecar(model: nn.Module, directory: Path) -> None:
+    if (owner := _owner(model)) is not None:
         owner.write_sidecar(directory)
         return
     # Of a copy, or of a model of which a part was made sparse: nothing here knows its method.
