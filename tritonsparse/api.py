@@ -22,6 +22,7 @@ from .layers.classes import SPARSE_CLASSES
 from .masks.embeddings import EmbeddingMasks
 from .methods import METHODS, Method
 from .pattern import Pattern
+from .readers import no_fast_path
 from .selection import refuse_unfit, select
 from .sparsifier import Sparsifier
 
@@ -113,6 +114,7 @@ def sparsify(
         for layer in layers.values():
             layer.restore()
         raise
+    no_fast_path(model, layers)
     sparsifier = Sparsifier(model, chosen_method, layers, skipped, clock, chosen_pattern, seed, embeddings)
     logger.info("%s", sparsifier.summary())
     return sparsifier

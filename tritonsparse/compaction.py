@@ -25,7 +25,7 @@ from .clock import Clock
 from .layers import SparseLayer
 from .layers.compact import CompactLayer, compact, expand
 from .methods import Method
-from .optimizer_state import check_elementwise, map_state
+from .optimizer_state import Together, check_elementwise, map_state
 from .pattern import Block, Pattern
 
 __all__ = ["Compaction"]
@@ -66,6 +66,10 @@ class Compaction:
             raise ValueError(
                 f"compact: expected a method whose topology stays for a while, got {self.method.name!r} as it is "
                 f"configured, which needs pruned weights at every step; train in dense storage"
+            )
+        if isinstance(optimizer, Together):
+            raise ValueError(
+                f"compact: expected one optimizer, got {len(optimizer.parts)}; train in dense storage with several"
             )
         check_elementwise("compact", optimizer)
         for name, layer in self.layers.items():

@@ -30,7 +30,7 @@ from .kernels.weight.backward_many import backward_many
 from .kernels.weight.table import Viewed, ViewTable
 from .kernels.weight.view import View
 from .layers import SparseLayer
-from .optimizer_state import clear_state
+from .optimizer_state import Together, clear_state
 
 __all__ = ["HeldZeros"]
 
@@ -119,6 +119,8 @@ class HeldZeros:
 
 
 def _preserves(optimizer: Optimizer) -> bool:
+    if isinstance(optimizer, Together):
+        return all(_preserves(part) for part in optimizer.parts)
     decoupled = type(optimizer) is torch.optim.AdamW
     return type(optimizer) in PRESERVING and (
         decoupled or not any(group.get("weight_decay", 0.0) for group in optimizer.param_groups)

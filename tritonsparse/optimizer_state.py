@@ -1,22 +1,37 @@
 """What the library knows of optimizers: where their state lives, and how to keep pruned weights out of it.
 
 Momentum and Adam's averages revive a pruned weight: masking its gradient alone moves it at the next step.
-So a method that prunes for good also clears the state of the pruned positions.
+So a method that prunes for good also clears the state of the pruned positions. It touches what it knows:
+
+    MOMENTS         averages of gradients, of the weight's shape: 0 where pruned, 0 after a reset
+    WEIGHTS         averages of weights: 0 where pruned, left alone by a reset
+    8-bit codes     bitsandbytes' `state1` and `state2`: the code of 0, in the tables of the same state
+
+Other state of a weight's shape is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = [
-    "check_elementwise", "clear_state", "gradient_scale", "is_real_step", "learning_rate", "map_state", "momentum",
-    "reset_state", "unwrap",
+    "Together", "check_elementwise", "check_stepping", "clear_state", "gradient_scale", "is_real_step", "learning_rate",
+    "map_state", "momentum", "reset_state", "together", "unwrap",
 ]  # fmt: skip
+
+# Of torch, transformers, apex, timm, bitsandbytes (in 32 bits too), schedule-free and Lion.
+MOMENTS = {
+    *("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "exp_avg_diff", "neg_pre_grad"),
+    *("square_avg", "grad_avg", "acc_delta", "sum", "prev", "state1", "state2", "max_exp_avg"),
+    # Adafactor's, of rows and columns.
+    *("row_var", "col_var", "variance", "exp_avg_sq_row", "exp_avg_sq_col"),
+}
+WEIGHTS = {"z", "ax", "slow_buffer"}
 
 # Their update of an element reads nothing of other elements, so that a part of a parameter can be updated alone.
 ELEMENTWISE = (
@@ -41,6 +56,60 @@ def unwrap(optimizer: Any) -> Optimizer:
     return optimizer
 
 
+class Together:
+    """Several optimizers that train one model, as far as we ask them: their groups, and their state by parameter."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = list(parts)
+        self.state = _States(self.parts)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+
+class _States:
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = parts
+
+    def get(self, parameter: Tensor, default: Any = None) -> Any:
+        return next((part.state[parameter] for part in self.parts if parameter in part.state), default)
+
+    def values(self) -> Iterator[Any]:
+        for part in self.parts:
+            yield from part.state.values()
+
+
+def together(function: str, optimizers: Sequence[Optimizer]) -> Optimizer:
+    """One optimizer as it is, several as one.
+
+    Raises:
+        ValueError: there is none, or two hold the same parameter.
+    """
+    if not optimizers:
+        raise ValueError(f"{function}: expected an optimizer, got an empty list; pass those that train the model")
+    held = [id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]]
+    if len(held) != len(set(held)):
+        raise ValueError(
+            f"{function}: expected every parameter in one optimizer, got one in two; give it to one of them"
+        )
+    return optimizers[0] if len(optimizers) == 1 else cast(Optimizer, Together(optimizers))
+
+
+def check_stepping(function: str, optimizers: Sequence[Optimizer]) -> None:
+    """Refuse optimizers whose step is several evaluations, between which they move all weights along one line.
+
+    Raises:
+        ValueError: torch's LBFGS, or a subclass.
+    """
+    for each in optimizers:
+        if isinstance(each, torch.optim.LBFGS):
+            raise ValueError(
+                f"{function}: expected an optimizer that evaluates its closure once a step, got {type(each).__name__}, "
+                f"whose line search and memory know nothing of masks and thresholds; train with SGD or AdamW"
+            )
+
+
 def is_real_step(optimizer: Optimizer) -> bool:
     """False inside a fused optimizer's step that a GradScaler told to skip: the hooks fire all the same."""
     found_inf = getattr(optimizer, "found_inf", None)
@@ -55,17 +124,53 @@ def gradient_scale(optimizer: Optimizer) -> Tensor | None:
 
 @torch.no_grad()
 def clear_state(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
-    """Zero, at the positions `where`, every state tensor that has the parameter's shape.
+    """Forget, at the positions `where`, what the optimizer remembers of the parameter's elements.
 
     Args:
-        optimizer: any optimizer that keeps its per-element state in tensors of the parameter's shape
+        optimizer: any optimizer that keeps its per-element state in tensors of the parameter's shape under known names
             (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam...); state of other shapes is left alone.
         parameter: the parameter as the optimizer holds it.
         where: bool, shape of `parameter`, True where the state is cleared.
+
+    Raises:
+        RuntimeError: state of the parameter's shape that is not known; nothing has been changed then.
     """
-    for value in optimizer.state.get(parameter, {}).values():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value.masked_fill_(where, 0.0)
+    state = optimizer.state.get(parameter, {})
+    for key, value in _per_element(optimizer, state, parameter):
+        value.masked_fill_(where, _zero_of(state, key, value))
+
+
+def _per_element(optimizer: Optimizer, state: Mapping[str, Any], parameter: Tensor) -> list[tuple[str, Tensor]]:
+    """State tensors of the parameter's shape; step sizes, which are no memory of the gradient's direction, left out."""
+    found = []
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.shape != parameter.shape or value.dim() == 0:
+            continue
+        if key == "step_size":
+            continue
+        known = key in MOMENTS | WEIGHTS and value.is_floating_point()
+        if not known and not (value.dtype == torch.uint8 and _table(state, key) is not None):
+            raise RuntimeError(
+                f"attach: expected an optimizer whose state is known to hold averages of gradients, got {key!r} of "
+                f"{value.dtype} in {type(optimizer).__name__}; use an optimizer of torch's, or a method that keeps no "
+                f"zeros in the weights (autosparse, str, topkast, swat)"
+            )
+        found.append((key, value))
+    return found
+
+
+def _table(state: Mapping[str, Any], key: str) -> Tensor | None:
+    """The values of an 8-bit state's 256 codes."""
+    table = state.get(key.replace("state", "qmap")) if key in ("state1", "state2") else None
+    return table if isinstance(table, Tensor) and table.numel() == 256 else None
+
+
+def _zero_of(state: Mapping[str, Any], key: str, value: Tensor) -> float:
+    if value.dtype != torch.uint8:
+        return 0.0
+    table = _table(state, key)
+    assert table is not None  # _per_element
+    return int(table.abs().argmin())
 
 
 def check_elementwise(function: str, optimizer: Optimizer) -> None:
@@ -109,17 +214,27 @@ def map_state(
 
 @torch.no_grad()
 def reset_state(optimizer: Optimizer) -> None:
-    """Start every moment anew: all state tensors become 0 (NAdam's product of momenta 1), step counts included.
+    """Start every moment anew: 0 (NAdam's product of momenta 1, Adagrad's sum its first value), step counts included.
 
     With the counts, because Adam's bias correction is what makes the first step after moments of 0 one of about
     the learning rate; kept counts would make it lr (1 - beta1) / sqrt(1 - beta2), three times that.
     """
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                value.fill_(1.0 if key == "mu_product" else 0.0)
-            elif key == "step":
-                state[key] = 0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            _per_element(optimizer, state, parameter)  # refuses what is not known
+            for key, value in list(state.items()):
+                if key in MOMENTS and isinstance(value, Tensor):
+                    value.fill_(_zero_of(state, key, value) + _first(group, key))
+                elif key == "step":
+                    state[key] = value.zero_() if isinstance(value, Tensor) else 0
+                elif key == "mu_product":
+                    state[key] = value.fill_(1.0) if isinstance(value, Tensor) else 1.0
+
+
+def _first(group: Mapping[str, Any], key: str) -> float:
+    """What a moment starts from: 0, but for Adagrad's sum."""
+    return float(group.get("initial_accumulator_value", 0.0)) if key == "sum" else 0.0
 
 
 def momentum(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:

@@ -65,10 +65,11 @@ def check_thresholds(function: str, layers: Mapping[str, SparseLayer], optimizer
             f"{function}: expected every threshold in the optimizer, got none for {missing[0]} and "
             f"{len(missing) - 1} more; build the optimizer from sparsifier.param_groups(...)"
         )
-    weights = {id(layer.weight) for layer in layers.values() if layer.weight.requires_grad}
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if weights and not weights & held:
+    training = [name for name, layer in layers.items() if layer.weight.requires_grad]
+    if missing := [name for name in training if id(layers[name].weight) not in held]:
         raise ValueError(
-            f"{function}: expected the optimizer to hold the sparse layers' weights, got none of them; attach the "
-            f"optimizer that trains this model"
+            f"{function}: expected the optimizer to hold every sparse layer's weight, got none for {missing[0]} and "
+            f"{len(missing) - 1} more of {len(training)}; attach the optimizer that trains this model, or all of them as "
+            f"a list, or freeze the layer before sparsify"
         )

@@ -7,6 +7,7 @@ to another library (LoRA, quantised, parametrized layers) and is left alone.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from .layers import SparseLayer
 from .layers.classes import SPARSE_CLASSES
 from .layers.conv2d import is_depthwise
+from .readers import Reader, weight_readers
 
 __all__ = ["Skip", "refuse_unfit", "select"]
 
@@ -99,13 +101,7 @@ def select(
                 raise ValueError(_nothing_matched(f"{label} pattern {pattern!r}", candidates))
     tied = _tied_parameters(model)
     heads = _output_heads(model)
-    mha_children = {
-        f"{name}.{child}" if name else child
-        for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention)
-        for child, _ in module.named_modules()
-        if child
-    }
+    readers = weight_readers(model)
     chosen: dict[str, nn.Module] = {}
     skipped: list[Skip] = []
     for name, module in candidates.items():
@@ -121,9 +117,13 @@ def select(
             reason = "not included"
         elif id(module.weight) in tied:
             reason = "tied parameter"
-        elif name in mha_children:
+        elif (reader := readers.get(name)) is not None and not (named and reader.calls):
             # The parent computes with the weight itself: a sparse forward would never be called.
-            reason = "read by nn.MultiheadAttention"
+            reason = f"read by {reader.name}"
+        elif type(module.weight) is not nn.Parameter or not module.weight.is_floating_point():
+            reason = f"quantised weight ({type(module.weight).__name__}, {module.weight.dtype})"
+        elif not named and not module.weight.requires_grad:
+            reason = "frozen"
         elif not named and id(module) in heads:
             reason = "output head"
         elif not named and is_depthwise(module):
@@ -132,7 +132,7 @@ def select(
         elif not named and any(part.startswith("lora_") for part in name.split(".")):
             reason = "LoRA adapter"
         # A wildcard sweeps; only a module that is named in full was surely meant.
-        if name in (include or []) and reason in ("tied parameter", "read by nn.MultiheadAttention"):
+        if name in (include or []) and (reason == "tied parameter" or str(reason).startswith("read by")):
             raise ValueError(
                 f"sparsify: expected include to name modules with a weight of their own, got {name!r} ({reason}); "
                 f"leave it out"
@@ -141,7 +141,7 @@ def select(
             chosen[name] = module
         else:
             skipped.append(Skip(name, reason, module.weight.numel() if module.weight is not None else 0))
-    skipped += _other_weights(model, mha_children)
+    skipped += _other_weights(model, readers)
     if not chosen:
         what = "linear or convolution layers to sparsify" if include is None else f"include patterns {include}"
         raise ValueError(_nothing_matched(what, candidates, skipped))
@@ -189,7 +189,7 @@ def _output_heads(model: nn.Module) -> set[int]:
     return heads
 
 
-def _other_weights(model: nn.Module, mha_children: set[str]) -> list[Skip]:
+def _other_weights(model: nn.Module, readers: Mapping[str, Reader]) -> list[Skip]:
     """Weights with two or more dimensions that no supported module holds: named, so that none is missed silently."""
     skipped = []
     seen: set[int] = set()
@@ -204,8 +204,8 @@ def _other_weights(model: nn.Module, mha_children: set[str]) -> list[Skip]:
                 if parameter.dim() == 3 and len(parameter) > 1:
                     # Experts of a mixture: one product over all of them, which the model makes itself.
                     reason = f"stacked weights of {type(module).__name__}"
-                if prefix in mha_children:
-                    reason = "read by nn.MultiheadAttention"
+                if prefix in readers:
+                    reason = f"read by {readers[prefix].name}"
                 skipped.append(Skip(f"{prefix}.{name}" if prefix else name, reason, parameter.numel()))
     return skipped
 

@@ -25,12 +25,14 @@ from .layers import SparseLayer
 from .losses import EpochLosses
 from .masks.embeddings import EmbeddingMasks
 from .methods import Method
-from .optimizer_state import gradient_scale, is_real_step, unwrap
+from .optimizer_state import check_stepping, gradient_scale, together, unwrap
 from .param_groups import check_thresholds, param_groups
 from .pattern import Pattern
 from .ranks import check_same_masks
+from .readers import check_called
 from .report import Report, make_report, summary_line
 from .selection import Skip
+from .steps import Steps
 from .topologies import Topologies
 from .weight_cache import WeightCache
 
@@ -69,7 +71,8 @@ class Sparsifier:
         self.clock = clock
         self._losses = EpochLosses()
         self._optimizer: Optimizer | None = None
-        self._handles: list[Any] = []
+        self._steps: Steps | None = None
+        self._first = True
         self._cache: WeightCache | None = None
         self._topologies = Topologies(layers)
         self._compaction = Compaction(layers, method, clock, pattern)
@@ -98,10 +101,13 @@ class Sparsifier:
         """Take the clock from `optimizer`: from now on each of its real steps is one step.
 
         A step that a GradScaler skips, or an accumulation micro-step, is not one. Accelerate's wrapper is
-        unwrapped. Attaching again to the same optimizer changes nothing.
+        unwrapped. Attaching again to the same optimizer changes nothing. With a closure, the work is done after it has
+        made the gradients.
 
         Args:
-            optimizer: the optimizer that trains the model, built from `param_groups()`.
+            optimizer: the optimizer that trains the model, built from `param_groups()`; or a list of several that
+                together hold all sparse layers' weights (Muon for matrices, AdamW for the rest), of whose steps one
+                each is one step.
             cache_dtype: keep every layer's sparse weight in this dtype, that of the matrix products (bfloat16 under
                 autocast), and write it once a step, all layers in one launch, instead of once a forward. Costs its
                 memory all the time; pays with gradient accumulation, evaluation and checkpointed forwards. The
@@ -114,18 +120,19 @@ class Sparsifier:
 
         Raises:
             TypeError: not an optimizer.
-            ValueError: a threshold is missing from it or shares a group with weights, or another optimizer
-                is attached.
+            ValueError: a weight or threshold is missing from it, a threshold shares a group with weights, another
+                optimizer is attached, or it is of a kind that calls its closure several times a step.
             RuntimeError: the Sparsifier is finalized.
         """
         self._require_live("attach")
-        inner = unwrap(optimizer)
-        if self._optimizer is inner:
+        parts = [unwrap(each) for each in (optimizer if isinstance(optimizer, list | tuple) else [optimizer])]
+        if self._steps is not None and _same(self._steps.optimizers, parts):
             return
+        inner = together("attach", parts)
         if self._optimizer is not None:
             raise ValueError(
-                "attach: expected one optimizer, got a second one; call detach() first or attach the one that "
-                "trains the sparse layers"
+                "attach: expected one optimizer, got a second one; call detach() first, or attach all that train the "
+                "sparse layers as a list"
             )
         if cache_dtype is not None and not (isinstance(cache_dtype, torch.dtype) and cache_dtype.is_floating_point):
             raise ValueError(
@@ -134,11 +141,9 @@ class Sparsifier:
             )
         check_thresholds("attach", self.layers, inner)
         check_same_masks("attach", self.layers)
+        check_stepping("attach", parts)
         self._optimizer = inner
-        self._handles = [
-            inner.register_step_pre_hook(self._before_step),
-            inner.register_step_post_hook(self._after_step),
-        ]
+        self._steps = Steps(parts, self._begin_step, self._end_step)
         if cache_dtype is not None or defer:
             self._cache = WeightCache(self.model, self.layers, cache_dtype, defer)
 
@@ -148,9 +153,9 @@ class Sparsifier:
         if self._cache is not None:
             self._cache.close()
             self._cache = None
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._optimizer = [], None
+        if self._steps is not None:
+            self._steps.remove()
+        self._steps, self._optimizer = None, None
 
     def compact(self) -> None:
         """Store only kept blocks of weights, gradients and optimizer state whenever the topology stays (compaction.py).
@@ -405,24 +410,27 @@ class Sparsifier:
             if isinstance(other, SparseLayer) and (mask := layer.view_tensor("mask")) is not None:
                 other.hide(mask)
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not is_real_step(optimizer):
-            return
+    def _begin_step(self, stepping: Optimizer) -> None:
+        optimizer = self._optimizer
+        assert optimizer is not None  # attached
+        if self._first and not self.method.idle:
+            check_called("attach", self.layers)
+        self._first = False
         if self._cache is not None:
             self._cache.backward()
         if self.embeddings is not None:
             self.embeddings.mask_gradients()
         if self.method.idle:
             return
-        if self.method.before_step(self.layers, self.clock, optimizer, gradient_scale(optimizer)):
+        if self.method.before_step(self.layers, self.clock, optimizer, gradient_scale(stepping)):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
         self.method.guard(self.layers, optimizer)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not is_real_step(optimizer):
-            return
+    def _end_step(self, stepped: Optimizer) -> None:
+        optimizer = self._optimizer
+        assert optimizer is not None  # attached
         self.clock.step += 1
         self.trained_kinds = {name: layer.kind for name, layer in self.layers.items()}
         if self.clock.at_epoch_start:
@@ -445,3 +453,7 @@ class Sparsifier:
             raise RuntimeError(
                 f"{function}: expected a live Sparsifier, got one that is finalized; sparsify the model again"
             )
+
+
+def _same(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))

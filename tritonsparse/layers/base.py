@@ -15,7 +15,7 @@ by assignment to `__class__`: the same Parameter objects stay under the same nam
 The mask is a buffer, all True while a method that holds masks is dense: whatever moves weights (state dicts, copies,
 averages) moves it too. Loaded without its view, a layer takes the mask from the zeros of its weight where it has any,
 and warns at its next forward where it has none. `grad_mask` and `alpha`, which say only where gradients go, are
-attributes: they follow the weight's device and keep their dtype. The forward is pure: it changes no state.
+attributes: they follow the weight's device and keep their dtype. The forward changes none of this.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class SparseLayer(Viewed):
     caches: ClassVar[bool] = False
     # Whether `weight` holds the kept blocks only (compact.py).
     compacted: ClassVar[bool] = False
+    # Whether the forward has run outside compiled code.
+    called: bool = False
 
     bias: nn.Parameter | None
     backend: Backend
@@ -90,15 +92,16 @@ class SparseLayer(Viewed):
         """Back to the stock class, `weight` as it stands; the view is dropped."""
         for name in _ATTRIBUTES:
             delattr(self, name)
-        vars(self).pop("unseen", None)
+        for name in ("unseen", "called"):
+            vars(self).pop(name, None)
         del self._parameters["threshold"], self._buffers["mask"]
         reclass(self, self.stock_class)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """The effective weight, then any product: of a stock layer where nothing is sparse."""
-        if self.unseen:
-            self._warn_unseen()
+        if self.unseen or not self.called:
+            self._note_call()
         packs = self.packs_input()
         if self.kind == "dense" and not packs:
             return cast(Tensor, super().forward(x))
@@ -112,6 +115,12 @@ class SparseLayer(Viewed):
         if self.is_fused(x, weight, dtype):
             return self.fused_product(x, weight, dtype)
         return self.product(x, self.weight_for(weight, dtype))
+
+    def _note_call(self) -> None:
+        if not torch.compiler.is_compiling():
+            self.called = True
+            if self.unseen:
+                self._warn_unseen()
 
     def weight_for(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The effective weight in `dtype`, differentiable in the weight and the threshold."""

@@ -19,11 +19,10 @@ _DROPPED = (
 
 def from_older(state: dict[str, Any]) -> dict[str, Any]:
     """The attributes of a pickled layer as they are named today; those of today's as they are."""
-    state = dict(state)
     if "mask" in state:
         # An attribute then, a buffer today.
-        state["_buffers"] = {**state["_buffers"], "mask": state["mask"]}
-        del state["mask"]
+        buffers = {**state["_buffers"], "mask": state["mask"]}
+        state = {name: value for name, value in state.items() if name != "mask"} | {"_buffers": buffers}
     if "backend_choice" not in state:
         return state
     state = {name: value for name, value in state.items() if name not in _DROPPED}

@@ -156,12 +156,9 @@ class RigL(SET):
             return False
         gradients = {}
         for name, layer in layers.items():
-            if layer.weight.grad is None:
-                raise RuntimeError(
-                    f"{self.name}: expected the gradient of {name} at an update step, got None; train every sparse "
-                    f"layer, or exclude this one"
-                )
-            gradients[name] = layer.oriented(layer.weight.grad.abs())
+            grad = layer.weight.grad
+            # A layer that took no part in this step (LayerDrop, a frozen one) has a gradient of 0.
+            gradients[name] = layer.oriented(torch.zeros_like(layer.weight) if grad is None else grad.abs())
         self._update(layers, clock, clock.step, optimizer, gradients, allow_regrow=True)
         return True
 

@@ -138,13 +138,14 @@ class SNFS(SET):
 
 def _momenta(layers: Layers, optimizer: Optimizer) -> dict[str, Tensor]:
     """|M| as [N, K] by layer."""
-    found = {}
-    for name, layer in layers.items():
-        value = momentum(optimizer, layer.weight)
-        if value is None:
-            raise RuntimeError(
-                f"snfs: expected the optimizer's momentum of {name}, got none; train every sparse layer with "
-                f"SGD(momentum=0.9) or an optimizer of Adam's kin, or exclude this layer"
-            )
-        found[name] = layer.oriented(value.abs())
-    return found
+    found = {name: momentum(optimizer, layer.weight) for name, layer in layers.items()}
+    if all(value is None for value in found.values()):
+        raise RuntimeError(
+            f"snfs: expected an optimizer with momentum or Adam's averages, got {type(optimizer).__name__} without; use "
+            f"SGD(momentum=0.9) or AdamW"
+        )
+    # A layer that has had no gradient yet (LayerDrop, a frozen one) has a momentum of 0.
+    return {
+        name: layer.oriented(torch.zeros_like(layer.weight) if (value := found[name]) is None else value.abs())
+        for name, layer in layers.items()
+    }

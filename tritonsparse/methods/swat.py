@@ -211,15 +211,17 @@ class SWAT(MaskMethod):
     def _by_momentum(self, layers: Layers, optimizer: Optimizer) -> dict[str, float]:
         """Sparsity of each layer from the mean |momentum| of its kept weights; what does not fit goes to the others."""
         means, room, size = {}, {}, {}
+        momenta = {name: momentum(optimizer, layer.weight) for name, layer in layers.items()}
+        if all(found is None for found in momenta.values()):
+            raise ValueError(
+                f"swat: expected an optimizer with momentum or Adam's averages for distribution "
+                f'"momentum", got {type(optimizer).__name__}; use "uniform" or "erk"'
+            )
         for name, layer in layers.items():
-            found = momentum(optimizer, layer.weight)
-            if found is None:
-                raise ValueError(
-                    f"swat: expected an optimizer with momentum or Adam's averages for distribution "
-                    f'"momentum", got {type(optimizer).__name__}; use "uniform" or "erk"'
-                )
+            found = momenta[name]
             assert layer.mask is not None  # written in setup
-            means[name] = float(found.abs()[layer.mask].double().mean())
+            # A layer that has had no gradient yet (LayerDrop, a frozen one) has a momentum of 0.
+            means[name] = 0.0 if found is None else float(found.abs()[layer.mask].double().mean())
             units = layer.weight.numel() if self.structure else unit_count(self.shapes(layers)[name], self._pattern)
             room[name], size[name] = units, layer.weight.numel() // units
         total = sum(layer.weight.numel() for layer in layers.values())
