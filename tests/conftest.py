@@ -87,11 +87,22 @@ def bert() -> Build:
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps one state a process, which would refuse another run's settings."""
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.fixture
+def accelerator(fresh_accelerate: None) -> Accelerator:
     """Two micro-batches a step, for those who use `accumulate`."""
-    yield Accelerator(cpu=True, gradient_accumulation_steps=2)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return Accelerator(cpu=True, gradient_accumulation_steps=2)
 
 
 def _snapshot(model: nn.Module) -> tuple[dict[str, type], dict[str, list[str]], dict[str, torch.Tensor]]:

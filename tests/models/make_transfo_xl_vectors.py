@@ -1,9 +1,4 @@
-"""Makes transfo_xl_vectors.npz by running the Transformer-XL that transformers had until 4.37.
-
-Not part of the suite; run it where that class still works:
-
-    python3.11 -m venv V && V/bin/pip install "transformers==4.35.2" "torch==2.13.0" "numpy<2" sacremoses
-    V/bin/python tests/models/make_transfo_xl_vectors.py
+"""Makes transfo_xl_vectors.npz by the Transformer-XL of transformers==4.35.2 (torch==2.13.0, numpy<2, sacremoses).
 
 Parameters are small integers over 64 drawn from a generator by name, which the file can leave out; losses come
 in the order of the targets, which transformers' own `losses` do not.
@@ -18,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-# Shared with the test: sizes of the four configurations.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "one width": {"div_val": 1, "d_embed": 32, "n_layer": 2},
     "four widths": {"div_val": 4, "d_embed": 64, "n_layer": 1, "same_length": False},
@@ -38,20 +32,17 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return noise + (1 if name.endswith("layer_norm.weight") else 0)
 
 
-def fill(model: torch.nn.Module, names: dict[int, str]) -> None:
-    """Give every parameter its values; `names` collects the first name of each."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            names.setdefault(id(parameter), name)
-            parameter.copy_(torch.from_numpy(values(name, tuple(parameter.shape))))
+@torch.no_grad()
+def fill(model: torch.nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(torch.from_numpy(values(name, tuple(parameter.shape))))
 
 
 def segments(length: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
     """Three segments of ids and the ids that follow them, [3, 2, length] each."""
-    ids = np.random.RandomState(5).randint(0, 100, size=(2, 3 * length + 1))
-    stream = torch.from_numpy(ids).long()
-    inputs = stream[:, :-1].view(2, 3, length).transpose(0, 1).contiguous()
-    return inputs, stream[:, 1:].view(2, 3, length).transpose(0, 1).contiguous()
+    stream = torch.from_numpy(np.random.RandomState(5).randint(0, 100, size=(2, 3 * length + 1))).long()
+    inputs, targets = (each.view(2, 3, length).transpose(0, 1).contiguous() for each in (stream[:, :-1], stream[:, 1:]))
+    return inputs, targets
 
 
 def main() -> None:
@@ -59,15 +50,12 @@ def main() -> None:
 
     arrays: dict[str, np.ndarray] = {}
     for title, changes in CONFIGURATIONS.items():
-        sizes = {"same_length": True, **SIZES, **changes}
-        model = TransfoXLLMHeadModel(TransfoXLConfig(**sizes)).eval()
-        names: dict[int, str] = {}
-        fill(model, names)
+        model = TransfoXLLMHeadModel(TransfoXLConfig(**{"same_length": True, **SIZES, **changes})).eval()
+        fill(model)
         mems, total = None, 0.0
         for step, (ids, targets) in enumerate(zip(*segments(), strict=True)):
             outputs = model(ids, mems=mems)
-            mems = outputs.mems
-            logp = outputs.prediction_scores
+            mems, logp = outputs.mems, outputs.prediction_scores
             losses = -logp.gather(-1, targets[..., None]).squeeze(-1)
             total = total + losses.mean()
             arrays[f"{title}/losses/{step}"] = losses.detach().numpy()
