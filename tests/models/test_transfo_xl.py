@@ -117,7 +117,7 @@ def test_same_length_shows_every_position_as_many_tokens_and_the_shift_puts_each
     config.same_length_rule = "nvidia"
     wider = visible(3, 4, config, torch.device("cpu"))
     assert wider.int().tolist() == [[1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1]]
-    # Two queries, four keys: column j is distance 3 - j. Query 1 (the last) sees them as they are, query 0 one to the left.
+    # Two queries, four keys: column j is distance 3 - j. The last query sees that, query 0 one to the left.
     scores = torch.tensor([[[[3.0, 2.0, 1.0, 0.0], [30.0, 20.0, 10.0, 0.0]]]])
     shifted = relative_shift(scores)[0, 0]
     assert shifted[1].tolist() == [30, 20, 10, 0] and shifted[0, :3].tolist() == [2, 1, 0]
