@@ -22,8 +22,7 @@ from transformers import (
     MarianMTModel,
 )
 
-# For `small_runs` and `small_optimizers`. This folder itself must not reach sys.path: its `kernels` would pose as a
-# package of that name.
+# For `small_runs`. This folder itself must not reach sys.path: its `kernels` would pose as a package of that name.
 sys.path.append(str(Path(__file__).with_name("small")))
 
 Build = Callable[..., Any]
