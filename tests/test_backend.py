@@ -72,23 +72,20 @@ def test_auto_follows_the_device_and_a_name_is_taken_as_it_is(monkeypatch: pytes
     assert choose_backend("auto", there, None, NO_PATTERN).reason == "auto: Triton is not installed"
 
 
-@pytest.mark.parametrize(
-    ("pattern", "faster", "expected"),
-    [
-        (TWO_OF_FOUR, {(64, 32): True}, ("semi_structured", False)),
-        (TWO_OF_FOUR, {(64, 32): True, (32, 64): True}, ("semi_structured", False)),
-        (BOTH_WAYS, {(64, 32): True, (32, 64): True}, ("semi_structured", True)),
-        (BOTH_WAYS, {(64, 32): True, (32, 64): False}, ("semi_structured", False)),
-        (BOTH_WAYS, {(64, 32): False, (32, 64): True}, ("triton", True)),
-        (TWO_OF_FOUR, {}, ("triton", False)),
-        (NM(1, 4), {(64, 32): True}, ("triton", False)),
-    ],
-)
-def test_auto_takes_2_4_products_where_they_were_measured_faster(
-    tables: Any, pattern: NM, faster: dict[tuple[int, int], bool], expected: tuple[str, bool]
-) -> None:
-    for (n, k), each in faster.items():
-        tables["read_semi_structured_table"].append(row(measured.SEMI_STRUCTURED_FIELDS, n, k, "bfloat16", each))
+# Whether the 2:4 products of [64, 32], and those of its transpose, were measured faster.
+FASTER: list[tuple[NM, bool | None, bool | None, tuple[str, bool]]] = [
+    (TWO_OF_FOUR, True, None, ("semi_structured", False)), (TWO_OF_FOUR, True, True, ("semi_structured", False)),
+    (BOTH_WAYS, True, True, ("semi_structured", True)), (BOTH_WAYS, True, False, ("semi_structured", False)),
+    (BOTH_WAYS, False, True, ("triton", True)), (TWO_OF_FOUR, None, None, ("triton", False)),
+    (NM(1, 4), True, None, ("triton", False)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pattern", "forward", "backward", "expected"), FASTER)
+def test_auto_takes_faster_2_4_products(tables: Any, pattern: NM, forward: Any, backward: Any, expected: Any) -> None:
+    for n, k, each in ((64, 32, forward), (32, 64, backward)):
+        found = [] if each is None else [row(measured.SEMI_STRUCTURED_FIELDS, n, k, "bfloat16", each)]
+        tables["read_semi_structured_table"] += found
     # Master weights in float32 are multiplied in bfloat16.
     found = choose_backend("auto", on_gpu(64, 32), (64, 32), pattern)
     assert (found.name, found.sparse_grad_input) == expected
@@ -109,27 +106,20 @@ def test_2_4_products_that_were_asked_for_name_the_layer_that_they_do_not_take()
     check_semi_structured("semi_structured", {"ok": (64, 64), "fc": (64, 64)}, TWO_OF_FOUR)
 
 
-@pytest.mark.parametrize(
-    ("density", "dtype", "name", "words"),
-    [
+@pytest.mark.parametrize("before", ["triton", "block"])
+def test_blocks_are_skipped_up_to_the_density_at_which_that_was_measured_faster(tables: Any, before: str) -> None:
+    tables["read_block_table"].append(row(measured.FIELDS, 128, 64, 32, 16, "bfloat16", 0.6))
+    for density, dtype, name, words in (
         (0.6, F32, "block", "up to density 0.6, and 0.6 is kept"),
         (0.61, BF16, "triton", "up to density 0.6 only, and 0.61 is kept"),
         (0.1, torch.float16, "triton", "not measured"),
-    ],
-)
-@pytest.mark.parametrize("before", ["triton", "block"])
-def test_blocks_are_skipped_up_to_the_density_at_which_that_was_measured_faster(
-    tables: Any, density: float, dtype: torch.dtype, name: str, words: str, before: str
-) -> None:
-    tables["read_block_table"].append(row(measured.FIELDS, 128, 64, 32, 16, "bfloat16", 0.6))
-    old = Backend("auto", before, "decided before")
-    found = backend.follow_density(old, on_gpu(128, 64, dtype=dtype), (128, 64), (32, 16), density)
-    assert found.name == name and words in found.reason and found == replace(old, name=name, reason=found.reason)
+    ):
+        old = Backend("auto", before, "decided before")
+        found = backend.follow_density(old, on_gpu(128, 64, dtype=dtype), (128, 64), (32, 16), density)
+        assert found.name == name and words in found.reason and found == replace(old, name=name, reason=found.reason)
 
 
-def test_auto_decides_on_blocks_at_first_and_after_every_hundred_changes_of_a_mask(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_auto_decides_on_blocks_at_first_and_after_every_hundred_changes_of_a_mask(monkeypatch: Any) -> None:
     seen: list[tuple[Any, ...]] = []
     model = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 32))
     sparsifier = ts.sparsify(model, "static", sparsity=0.5, pattern="block:16", include=["0"])
@@ -158,34 +148,25 @@ def sparse(layer: nn.Module, change: dict[str, Any]) -> Any:
 PER_ELEMENT = {"threshold": nn.Parameter(torch.zeros(2, 2))}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "asked", "name", "follows"),
-    [
+def test_only_matrices_in_blocks_that_a_kernel_skips_follow_their_density_and_packed_ones_take_kernels() -> None:
+    cases: Any = (
         (Block(16, 32), "auto", "triton", True), (Block(16, 32), "auto", "block", True),
         (Block(16, 32), "auto", "torch", False), (Block(16, 32), "block", "block", False),
         (Block(8, 16), "auto", "triton", False), (NO_PATTERN, "auto", "triton", False),
-    ],
-)  # fmt: skip
-def test_only_matrices_in_blocks_that_a_kernel_skips_follow_their_density(
-    pattern: Any, asked: str, name: str, follows: bool
-) -> None:
-    layer = sparse(nn.Linear(32, 64), {"pattern": pattern, "asked": asked, "name": name})
-    assert not layer.follows_density
-    layer._parameters["weight"] = on_gpu(64, 32)
-    assert layer.follows_density == follows
-
-
-@pytest.mark.parametrize(
-    ("asked", "values", "expected"),
-    [
+    )  # fmt: skip
+    for pattern, asked, name, follows in cases:
+        layer = sparse(nn.Linear(32, 64), {"pattern": pattern, "asked": asked, "name": name})
+        assert not layer.follows_density
+        layer._parameters["weight"] = on_gpu(64, 32)
+        assert layer.follows_density == follows, (pattern, asked, name)
+    packed: Any = (
         ("auto", torch.zeros(1, 16, 32), "torch"), ("auto", on_gpu(1, 16, 32), "triton"),
         ("auto", on_gpu(1, 8, 32), "torch"), ("auto", on_gpu(1, 16, 8), "torch"),
         ("auto", on_gpu(1, 16, 16, dtype=torch.float64), "torch"),
         ("torch", on_gpu(1, 16, 32), "torch"), ("block", torch.zeros(1, 8, 8), "triton"),
-    ],
-)  # fmt: skip
-def test_packed_blocks_take_the_kernels_where_they_can_run(asked: str, values: Tensor, expected: str) -> None:
-    assert backend.packed_block_backend(asked, values) == expected
+    )  # fmt: skip
+    for asked, values, expected in packed:
+        assert backend.packed_block_backend(asked, values) == expected, (asked, values.shape)
 
 
 def test_a_convolution_is_fused_only_where_every_product_was_measured_faster(tables: Any) -> None:
@@ -208,17 +189,15 @@ def test_a_convolution_is_fused_only_where_every_product_was_measured_faster(tab
         rows[number] |= {"fused_ms": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({}, True), ({"x": torch.zeros(2, 3, 9, 9)}, False), ({"x": on_gpu(3, 9, 9)}, False),
-        ({"compiling": True}, False), ({"asked": "triton"}, False), ({"asked": "fused", "name": "fused"}, True),
-        ({"kind": "step"}, False), (PER_ELEMENT, False), ({"planned": False}, False),
-    ],
-)  # fmt: skip
-def test_which_convolutions_ask_the_plan_and_what_they_ask(
-    change: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+CONVOLUTIONS: list[tuple[dict[str, Any], bool]] = [
+    ({}, True), ({"x": torch.zeros(2, 3, 9, 9)}, False), ({"x": on_gpu(3, 9, 9)}, False),
+    ({"compiling": True}, False), ({"asked": "triton"}, False), ({"asked": "fused", "name": "fused"}, True),
+    ({"kind": "step"}, False), (PER_ELEMENT, False), ({"planned": False}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), CONVOLUTIONS)
+def test_which_convolutions_ask_the_plan_and_what(change: Any, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = sparse(nn.Conv2d(3, 8, (3, 2), padding=1, padding_mode="reflect"), change)
     asked: list[Any] = []
     answer = change.get("planned", True)
@@ -242,17 +221,17 @@ def test_a_linear_product_is_fused_by_its_rows_and_only_where_that_is_faster(tab
     assert product_is_fused("grad_weight", on_gpu(2, 256, 1024), *asked)
 
 
-@pytest.mark.parametrize(
-    ("change", "training", "evaluating"),
-    [
-        ({}, "grad_weight", "forward"), ({"name": "fused"}, True, True), ({"name": "torch"}, False, False),
-        ({"name": "fused", "cache": Cache()}, False, False), ({"cache": Cache()}, "grad_weight", False),
-        ({"cache": Cache(defer=True)}, False, False), ({"kind": "step"}, False, False),
-        ({"x": torch.zeros(2, 8)}, False, False), (PER_ELEMENT, False, False),
-    ],
-)  # fmt: skip
-def test_which_linear_layers_ask_the_plan_and_of_which_product(
-    change: dict[str, Any], training: Any, evaluating: Any, monkeypatch: pytest.MonkeyPatch
+LINEAR: list[tuple[dict[str, Any], Any, Any]] = [
+    ({}, "grad_weight", "forward"), ({"name": "fused"}, True, True), ({"name": "torch"}, False, False),
+    ({"name": "fused", "cache": Cache()}, False, False), ({"cache": Cache()}, "grad_weight", False),
+    ({"cache": Cache(defer=True)}, False, False), ({"kind": "step"}, False, False),
+    ({"x": torch.zeros(2, 8)}, False, False), (PER_ELEMENT, False, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "training", "evaluating"), LINEAR)
+def test_which_linear_layers_ask_the_plan_of_what(
+    change: Any, training: Any, evaluating: Any, monkeypatch: Any
 ) -> None:
     layer, x = sparse(nn.Linear(8, 4), change), change.get("x", on_gpu(2, 8))
     monkeypatch.setattr(linear, "product_is_fused", lambda op, *rest: op)
