@@ -56,8 +56,7 @@ def test_a_step_that_the_scaler_skips_is_not_one(mlp: Build, method: Any, optimi
 @every_optimizer
 @pytest.mark.parametrize("unscale_first", [False, True], ids=["scaled", "unscaled first"])
 def test_the_loss_scale_reaches_neither_weights_nor_thresholds(mlp: Build, optimizer: str, unscale_first: bool) -> None:
-    """A power of two scales exactly: the run is the same to the last bit, decay of the thresholds included."""
-    results = []
+    results = []  # a power of two scales exactly
     for enabled in (False, True):
         run = start(mlp, METHOD, optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)
@@ -107,33 +106,25 @@ def test_attached_twice_counts_once_and_a_second_optimizer_waits_until_the_first
     assert steps == [0, 1, 1, 2]
 
 
-UNFIT: dict[str, tuple[Any, type[Exception], str]] = {
-    "a threshold is missing": (
-        lambda s, groups, model: torch.optim.SGD([*groups[:-1], groups[-1] | {"params": groups[-1]["params"][:1]}]),
-        ValueError, r"got none for 3 and 0 more; build the optimizer from.*param_groups"),
-    "both are missing": (
-        lambda s, groups, model: torch.optim.SGD(groups[:-1]), ValueError, r"got none for 0 and 1 more"),
-    "thresholds among the weights": (
-        lambda s, groups, model: torch.optim.AdamW(s.model.parameters()),
-        ValueError, r"got (0|3)\.threshold in group 0 among other parameters; build the opt"),
-    "another model's": (
-        lambda s, groups, model: torch.optim.SGD(model.parameters()),
-        ValueError, "hold the sparse layers' weights, got none of them; attach the optimizer"),
-    "no optimizer": (
-        lambda s, groups, model: [], TypeError, r"expected a torch.optim.Optimizer, got list; pass the optimizer that"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", UNFIT)
-def test_an_optimizer_that_does_not_fit_is_refused_by_the_layers_name(mlp: Build, case: str) -> None:
-    make, error, words = UNFIT[case]
-    sparsifier = ts.sparsify(mlp(), GMP(sparsity=0.5) if case == "another model's" else STR(), total_steps=4)
-    optimizer = make(sparsifier, sparsifier.param_groups(lr=0.1), mlp())
-    with pytest.raises(error, match=words):
-        sparsifier.attach(optimizer)
-    if optimizer:
+def test_an_optimizer_that_does_not_fit_is_refused_by_the_layers_name(mlp: Build) -> None:
+    sparsifier, other = ts.sparsify(mlp(), STR()), ts.sparsify(mlp(), GMP(sparsity=0.5), total_steps=4)
+    *weights, thresholds = sparsifier.param_groups(lr=0.1)
+    first = thresholds | {"params": thresholds["params"][:1]}
+    cases: Any = (
+        (sparsifier, [*weights, first], r"got none for 3 and 0 more; build the optimizer from.*param_groups"),
+        (sparsifier, weights, r"got none for 0 and 1 more"),
+        (sparsifier, sparsifier.model.parameters(),
+         r"got (0|3)\.threshold in group 0 among other parameters; build the opt"),
+        (other, mlp().parameters(), "hold the sparse layers' weights, got none of them; attach the optimizer"),
+    )  # fmt: skip
+    for owner, parameters, words in cases:
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        with pytest.raises(ValueError, match=words):
+            owner.attach(optimizer)
         optimizer.step()
-    assert sparsifier.step == 0
+        assert owner.step == 0
+    with pytest.raises(TypeError, match=r"expected a torch.optim.Optimizer, got list; pass the optimizer that"):
+        sparsifier.attach([])  # type: ignore[arg-type]
 
 
 def test_param_groups_hold_every_trainable_parameter_once(marian: Build, mlp: Build) -> None:
@@ -166,20 +157,15 @@ def sparse(model: nn.Module, method: Any = MASKED, **changes: Any) -> ts.Sparsif
     return ts.sparsify(model, method, **{"total_steps": 10, "steps_per_epoch": 5, **changes})
 
 
-def wider() -> nn.Module:
-    return nn.Sequential(nn.Linear(8, 9), *[nn.ReLU()] * 2, nn.Linear(9, 4))
-
-
 ANOTHER = "sparsify the model with the arguments"
 # What is loaded: the state of another Sparsifier, or ours with one entry set (or, by None, left out).
 REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "method": (lambda build: sparse(build(), STR()), (ANOTHER, "method", "'gmp'", "'str'")),
-    "configuration": (
-        lambda build: sparse(build(), GMP(sparsity=0.6, initial_sparsity=0.25)), (ANOTHER, "gmp.", "0.6")),
-    "layers": (lambda build: sparse(build(), exclude=["3"]), (ANOTHER, "layers", "'3'")),
-    "total_steps": (lambda build: sparse(build(), total_steps=11), (ANOTHER, "total_steps", "10", "11")),
-    "steps_per_epoch": (lambda build: sparse(build(), steps_per_epoch=4), (ANOTHER, "steps_per_epoch", "5", "4")),
-    "shapes": (lambda build: sparse(wider()), (ANOTHER, "0.mask")),
+    "method": ({"method": STR()}, (ANOTHER, "method", "'gmp'", "'str'")),
+    "configuration": ({"method": GMP(sparsity=0.6, initial_sparsity=0.25)}, (ANOTHER, "gmp.", "0.6")),
+    "layers": ({"exclude": ["3"]}, (ANOTHER, "layers", "'3'")),
+    "total_steps": ({"total_steps": 11}, (ANOTHER, "total_steps", "10", "11")),
+    "steps_per_epoch": ({"steps_per_epoch": 4}, (ANOTHER, "steps_per_epoch", "5", "4")),
+    "shapes": ({"model": nn.Sequential(nn.Linear(8, 9), *[nn.ReLU()] * 2, nn.Linear(9, 4))}, (ANOTHER, "0.mask")),
     "version": (("format_version", 0), ()), "mask missing": (("tensors", "0.mask", None), ()),
     "kind without its tensor": (("kinds", "0", "soft"), ()), "unknown kind": (("kinds", "0", "fancy"), ()),
     "stray tensor": (("tensors", "7.mask", torch.ones(2, 2).bool()), ()), "key missing": (("step", None), ()),
@@ -190,9 +176,10 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
 def test_a_state_of_another_run_and_a_damaged_one_are_refused_and_nothing_changed(mlp: Build, case: str) -> None:
     (change, words), sparsifier = REFUSED[case], sparse(mlp())
     before = sparsifier.state_dict()
-    state: Any = change(mlp).state_dict() if callable(change) else copy.deepcopy(before)
-    if not callable(change):
-        *path, key, value = change
+    if isinstance(change, dict):
+        state: Any = sparse(**{"model": mlp(), **change}).state_dict()
+    else:
+        state, (*path, key, value) = copy.deepcopy(before), change
         inner = state[path[0]] if path else state
         inner.pop(key, None)
         inner |= {} if value is None else {key: value}

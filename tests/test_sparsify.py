@@ -91,14 +91,12 @@ def test_what_others_read_or_replace_stays_dense(mlp: Build, gpt2: Build) -> Non
     parametrized, replaced = mlp(), mlp()
     nn.utils.parametrizations.weight_norm(parametrized[0])
     replaced[0].forward = lambda x: x
-    attention = {
-        "self_attn.out_proj.weight": "read by nn.MultiheadAttention",
-        "self_attn.in_proj_weight": "MultiheadAttention is not supported",
-    }
+    read, attention = "read by nn.MultiheadAttention", "MultiheadAttention is not supported"
+    attended = {"self_attn.out_proj.weight": read, "self_attn.in_proj_weight": attention}
     normed = {f"0.parametrizations.weight.original{i}": "ParametrizationList is not supported" for i in range(2)}
     for model, layers, reasons in (
         (tied(), ["1"], {"0": "tied parameter", "2": "tied parameter"}),
-        (nn.TransformerEncoderLayer(8, 2, 16), ["linear1", "linear2"], attention),
+        (nn.TransformerEncoderLayer(8, 2, 16), ["linear1", "linear2"], attended),
         (parametrized, ["3"], normed),
         (replaced, ["3"], {"0": "forward is replaced on the instance"}),
     ):
@@ -113,15 +111,11 @@ def test_what_others_read_or_replace_stays_dense(mlp: Build, gpt2: Build) -> Non
     assert f"{prefix}.0.attn.c_attn.base_layer" in sparsifier.layers and len(sparsifier.layers) == 8
 
 
-def partly_on_meta(model: Any) -> nn.Module:
-    model[3].to("meta")
-    return nn.Sequential(*model)
-
-
-V, MASK = ValueError, {"method": "gmp", "sparsity": 0.5}
+V, MASK, SEMI = ValueError, {"method": "gmp", "sparsity": 0.5}, {"backend": "semi_structured"}
+KNOWN = "acdc, autosparse, dense, dsr, dst, gmp, mest, optg, powerprop, rigl, set, snfs"
 MODELS: dict[str, Any] = {
     "no layer": lambda mlp: nn.Sequential(nn.Conv1d(1, 1, 3)), "a tied module": lambda mlp: tied(),
-    "on meta": lambda mlp: partly_on_meta(mlp()),
+    "on meta": lambda mlp: nn.Sequential(*mlp()[:3], nn.Linear(16, 4, device="meta")),
     "sparsified": lambda mlp: ts.sparsify(mlp(), "str", include=["3"]).model,
     "offloaded": lambda mlp: cpu_offload(mlp(), execution_device=torch.device("cpu")),
     "compiled": lambda mlp: torch.compile(mlp(), backend="eager"),
@@ -137,23 +131,17 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "offloaded": ({}, V, ("offloaded by accelerate; load the model without device_map offloading",)),
     "compiled": ({}, V, ("call sparsify before torch.compile",)),
     # methods, patterns, back ends
-    "an unknown method": (
-        {"method": "autosparce"}, V,
-        ("acdc, autosparse, dense, dsr, dst, gmp, mest, optg, powerprop, rigl, set, snfs", "str, swat", "topkast")),
+    "an unknown method": ({"method": "autosparce"}, V, (KNOWN, "str, swat", "topkast")),
     "a method class": ({"method": GMP}, TypeError, ("method name or object", "try one of")),
     "an unknown pattern": ({"pattern": "blocks:32"}, V, ("'block:R'", "'blocks:32'", "correct the pattern")),
     "a 4:2 pattern": ({"pattern": "4:2"}, V, ("'N:M' with N < M", "'4:2'")),
     "a pattern the method lacks": ({"pattern": "2:4"}, V, ("'str'", "unstructured", "choose another")),
-    "4:8 both ways": (
-        MASK | {"pattern": "4:8:transposable"}, V, ("'N:M:transposable' with M of at most 4", "'4:8:trans")),
+    "4:8 both ways": (MASK | {"pattern": "4:8:transposable"}, V, ("'N:M:transposable' with M of at most 4", "'4:8:tr")),
     "an unknown back end": ({"backend": "cuda"}, V, ("auto, torch, triton", "'cuda'")),
     "triton without a GPU": ({"backend": "triton"}, RuntimeError, ("a GPU", "use backend='auto' or 'torch'")),
-    "2:4 products of others": (
-        MASK | {"backend": "semi_structured"}, V,
-        ("'2:4' or '2:4:transposable' with backend='semi_structured'", "'unstr")),
-    "2:4 products without a GPU": (
-        MASK | {"pattern": "2:4", "backend": "semi_structured"}, RuntimeError,
-        ("a GPU with 2:4 products", "operands are on cpu")),
+    "2:4 of others": (MASK | SEMI, V, ("'2:4' or '2:4:transposable' with backend='semi_structured'", "'unstr")),
+    "2:4 without a GPU": (
+        MASK | SEMI | {"pattern": "2:4"}, RuntimeError, ("a GPU with 2:4 products", "operands are on cpu")),
     # numbers
     "sparsity for none": ({"method": "dense", "sparsity": 0.8}, V, ("no sparsity= for method 'dense'",)),
     "distribution for a learned one": ({"distribution": "erk"}, V, ("no distribution=", "leave it out")),
