@@ -56,7 +56,6 @@ def assert_gradients(layer: Any, multiplier: Tensor, expected: Any, w_hat: Tenso
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_output_and_gradients_are_the_formulas(shape: tuple[Any, ...], channels_last: bool) -> None:
-    """W_hat = soft(W); m = 1 or alpha; ds = -sigma'(s) sum(sign(W) m G)."""
     layer: Any = conv(*shape, last=channels_last)
     stock = copy.deepcopy(layer)
     sparse(nn.Sequential(layer))
@@ -69,7 +68,7 @@ def test_output_and_gradients_are_the_formulas(shape: tuple[Any, ...], channels_
     w_hat = w.sign() * F.relu(w.abs() - s.sigmoid())
     _, multiplied = assert_gradients(layer, torch.where(kept, 1.0, 0.5), stock, w_hat, x)
     slope = s.sigmoid() * (1 - s.sigmoid())
-    # The threshold is float32.
+    # ds = -sigma'(s) sum(sign(W) m G); the threshold is float32.
     assert float(layer.threshold.grad) == pytest.approx(float(-slope * (w.sign() * multiplied).sum()), rel=1e-5)
 
 
@@ -148,15 +147,13 @@ def test_units_that_would_straddle_positions_or_groups_are_refused(refused: Buil
             sparse(model, "static", sparsity=0.5, pattern=pattern)
 
 
-def test_erk_counts_the_kernel_among_the_dimensions() -> None:
+def test_erk_counts_the_kernel_among_the_dimensions_and_depthwise_stays_dense_unless_named() -> None:
     # raw = sum / product of dimensions: 22 / 576 and 34 / 512 of [8, 8, 3, 3] and [16, 16, 1, 2].
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(16, 16, (1, 2)))
     sparse(model, RigL(sparsity=0.9))
     eps = (576 - 518 + 512 - 460) / (22 + 35)
     assert [int(layer.mask.sum()) for layer in model] == [round(eps * 22), round(eps * 35)]
 
-
-def test_depthwise_convolutions_stay_dense_unless_they_are_named() -> None:
     def build() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, groups=2))
 

@@ -25,19 +25,14 @@ def listed(*masks: torch.Tensor) -> list[Any]:
     return [mask.int().tolist() for mask in masks]
 
 
-@pytest.mark.parametrize(
-    ("n", "sparsity", "kept"),
-    [
+def test_kept_is_the_exact_share_rounded_half_up_and_at_least_one() -> None:
+    cases = (
         # Binary floats miss these: (1 - .9) 10 = .9999999999999998, and AC/DC's code keeps 19 of 100 at .8.
         (100, 0.8, 20), (10, 0.9, 1), (100, 0.98, 2), (100, 0.95, 5), (1000, 0.999, 1), (100, 0.57, 43),
-        # a half rounds up: 2.5, 8.5 (banker's rounding would give 8), .5
-        (5, 0.5, 3), (10, 0.15, 9), (1, 0.5, 1),
-        # never fewer than 1, never more than n
-        (10, 0.999, 1), (7, 0.0, 7), (1, 0.99, 1),
-    ],
-)  # fmt: skip
-def test_kept_is_the_exact_share_rounded_half_up_and_at_least_one(n: int, sparsity: float, kept: int) -> None:
-    assert kept_count(n, sparsity) == kept
+        # A half rounds up: 2.5, 8.5 (banker's rounding would give 8), .5. Never fewer than 1, never more than n.
+        (5, 0.5, 3), (10, 0.15, 9), (1, 0.5, 1), (10, 0.999, 1), (7, 0.0, 7), (1, 0.99, 1),
+    )  # fmt: skip
+    assert [(n, sparsity, kept_count(n, sparsity)) for n, sparsity, _ in cases] == list(cases)
 
 
 @given(st.integers(1, 10**9), st.decimals(0, "0.999", places=3))
@@ -156,25 +151,20 @@ def test_nothing_is_lost_and_no_room_overrun(layers: list[tuple[float, int]], sh
     assert all(0 <= count <= limit for count, limit in zip(given_out, room, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("shapes", "sparsity", "expected"),
-    [
-        # raw: 8/16, 10/16. Budget 8 + 8 kept; eps = 16/(8 + 10) = 8/9; densities 4/9 and 5/9.
-        ({"a": (4, 4), "b": (2, 8)}, 0.5, {"a": 5 / 9, "b": 4 / 9}),
-        # Small layers are dense, the others give for them. raw: .2, 1.5; zeros asked 50 + 1. First eps = 51/(20 + 3)
-        # = 2.2 makes b denser than 1: b is dense. Then eps = (50 - 1)/20 = 2.45: a keeps 49, b 2, the 51 of the budget.
-        ({"a": (10, 10), "b": (2, 1)}, 0.5, {"a": 0.51, "b": 0.0}),
-        ({"a": (10, 10), "b": (2, 8), "c": (3, 3, 3)}, 0.0, {"a": 0.0, "b": 0.0, "c": 0.0}),
-    ],
-)
-def test_erk_divides_by_the_sum_over_the_product_of_dimensions(shapes: Any, sparsity: float, expected: Any) -> None:
-    assert erk(shapes, sparsity) == pytest.approx(expected)
+def test_erk_divides_by_the_sum_over_the_product_of_dimensions_and_uniform_is_uniform() -> None:
+    # raw: 8/16, 10/16. Budget 8 + 8 kept; eps = 16/(8 + 10) = 8/9; densities 4/9 and 5/9.
+    assert erk({"a": (4, 4), "b": (2, 8)}, 0.5) == pytest.approx({"a": 5 / 9, "b": 4 / 9})
+    # Small layers are dense, the others give for them. raw: .2, 1.5; zeros asked 50 + 1. First eps = 51/(20 + 3)
+    # = 2.2 makes b denser than 1: b is dense. Then eps = (50 - 1)/20 = 2.45: a keeps 49, b 2, the 51 of the budget.
+    assert erk({"a": (10, 10), "b": (2, 1)}, 0.5) == pytest.approx({"a": 0.51, "b": 0.0})
+    assert erk({"a": (10, 10), "b": (2, 8), "c": (3, 3, 3)}, 0.0) == pytest.approx({"a": 0.0, "b": 0.0, "c": 0.0})
+    assert uniform({"a": (2, 2), "b": (3,)}, 0.5) == {"a": 0.5, "b": 0.5}
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 64), st.integers(1, 64)), min_size=1, max_size=6),
-    st.sampled_from([0.1, 0.5, 0.8, 0.9, 0.99]),
-)
+shapes = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 64)), min_size=1, max_size=6)
+
+
+@given(shapes, st.sampled_from([0.1, 0.5, 0.8, 0.9, 0.99]))
 @quick
 def test_erk_spends_the_budget_of_uniform(sizes: list[tuple[int, int]], sparsity: float) -> None:
     shapes = {str(i): size for i, size in enumerate(sizes)}
@@ -200,13 +190,9 @@ REFUSED: list[tuple[Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "words"), REFUSED)
-def test_what_has_no_order_no_room_no_name_or_does_not_divide_is_refused(call: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        call()
-
-
-def test_uniform_is_uniform_and_patterns_that_divide_a_layer_are_taken() -> None:
-    assert uniform({"a": (2, 2), "b": (3,)}, 0.5) == {"a": 0.5, "b": 0.5}
+def test_what_has_no_order_no_room_no_name_or_does_not_divide_is_refused() -> None:
+    for call, words in REFUSED:
+        with pytest.raises(ValueError, match=words):
+            call()
     units.check_pattern("gmp", {"fc": (410, 8)}, NM(2, 4))
     units.check_pattern("gmp", {"fc": (48, 64)}, Block(16, 64))
