@@ -82,8 +82,8 @@ def test_a_process_without_this_package_loads_the_same_model(marian: Build, gpt2
 
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize(("name", "auto"), [("marian", AutoModelForSeq2SeqLM), ("gpt2", AutoModelForCausalLM)])
-def test_loaded_from_the_sidecar_the_next_steps_are_identical_and_saving_changes_nothing(
-    request: pytest.FixtureRequest, tmp_path: Path, name: str, auto: Any, kind: str
+def test_loaded_from_the_sidecar_it_goes_on_as_it_was(
+    request: Any, tmp_path: Path, name: str, auto: Any, kind: str
 ) -> None:
     build, folder = request.getfixturevalue(name), tmp_path / "saved"
     run = start(build(), METHODS[kind], 2)
@@ -141,9 +141,7 @@ def test_only_parameters_that_no_checkpoint_holds_are_frozen() -> None:
     assert freeze_unsaved(model) == []
 
 
-def test_a_module_under_two_names_is_exported_under_both_and_what_is_no_checkpoint_of_ours_is_refused(
-    mlp: Build, gpt2: Build, tmp_path: Path
-) -> None:
+def test_shared_modules_are_exported_and_no_checkpoint_of_ours_refused(mlp: Build, gpt2: Build, tmp_path: Path) -> None:
     shared = nn.Linear(4, 4)
     exported = ts.sparsify(nn.Sequential(shared, nn.ReLU(), shared), STR(threshold_init=-1.0)).finalized_state_dict()
     assert exported.keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
@@ -157,7 +155,7 @@ def test_a_module_under_two_names_is_exported_under_both_and_what_is_no_checkpoi
 
 
 def test_merging_an_adapter_after_finalize_fills_the_zeros_of_the_layers_it_adapts(gpt2: Build) -> None:
-    """A low-rank update is dense: merged, it destroys the zeros it touches. So merge first, or do not merge."""
+    # A low-rank update is dense: merged, it destroys the zeros it touches. So merge first, or do not merge.
     config = peft.LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, init_lora_weights=False)
     model = peft.get_peft_model(gpt2(), config)
     sparsifier = ts.sparsify(model, GMP(sparsity=0.5, initial_sparsity=0.5), total_steps=2)

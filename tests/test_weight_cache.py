@@ -21,11 +21,10 @@ OPTIMIZERS: Optimizers = {
     "fused AdamW": lambda groups: torch.optim.AdamW(groups, fused=True),
 }
 METHODS: dict[str, Method] = {
-    "autosparse": AutoSparse(threshold_init=-3.0),
-    "topkast": TopKAST(sparsity=0.5, backward_sparsity=0.25),
+    "autosparse": AutoSparse(threshold_init=-3.0), "topkast": TopKAST(sparsity=0.5, backward_sparsity=0.25),
     "acdc": ACDC(sparsity=0.5, phases=Phases([(0, "dense"), (1, "sparse"), (2, "dense")], epochs=3)),
     "rigl": RigL(sparsity=0.5, update_every=2),
-}
+}  # fmt: skip
 FLOAT32 = {"cache_dtype": torch.float32}
 
 
@@ -58,9 +57,7 @@ def assert_kept(run: Run, dtype: torch.dtype = torch.float32) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_cached_run_is_the_uncached_one_bit_for_bit_and_a_deferred_one_is_to_rounding(
-    method: str, optimizer: str, casts: list[str]
-) -> None:
+def test_a_cached_run_is_bit_for_bit_and_a_deferred_one_to_rounding(method: str, optimizer: str, casts: Any) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         expected = made(method, optimizer, dtype == torch.bfloat16).train(6, 2)
         casts.clear()

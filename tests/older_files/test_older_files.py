@@ -11,15 +11,16 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import assert_same, gradients
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import tritonsparse as ts
@@ -45,21 +46,18 @@ def convolution() -> nn.Module:
     return nn.Sequential(*convolutions, *last).to(memory_format=torch.channels_last)
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One run: how its model is built or loaded, and by what it is made sparse and trained."""
 
     build: Callable[..., Any]
     method: str
     fields: dict[str, Any]
-    momentum: float | None = None  # of SGD, or else it is AdamW
+    optimizer: str = "adamw"
     pattern: str = "unstructured"
 
     def attach(self, sparsifier: ts.Sparsifier) -> torch.optim.Optimizer:
-        groups = sparsifier.param_groups(lr=0.05, weight_decay=0.01)
-        adam = self.momentum is None
-        make: Any = torch.optim.AdamW if adam else torch.optim.SGD
-        optimizer: torch.optim.Optimizer = make(groups, **{"eps": 1e-3} if adam else {"momentum": self.momentum})
+        optimizers = {"adamw": partial(AdamW, eps=1e-3), "sgd": partial(SGD, momentum=0.9), "plain": SGD}
+        optimizer: Any = optimizers[self.optimizer](sparsifier.param_groups(lr=0.05, weight_decay=0.01))
         sparsifier.attach(optimizer)
         return optimizer
 
@@ -70,19 +68,20 @@ TARGET = {"sparsity": 0.5, "control_every": 2}
 PHASES = {"starts": [[0, "dense"], [1, "sparse"], [2, "dense"], [3, "sparse"]], "epochs": 4}
 MOMENTUM = {"sparsity": 0.5, "refresh_every": 5, "distribution": "momentum"}
 STATES = {
-    "autosparse": Case(linear, "autosparse", {**THRESHOLDS, **TUNED}, 0.9),
-    "autosparse_target": Case(convolution, "autosparse", {**THRESHOLDS, **TARGET, "refresh_every": 2}, 0.9),
-    "autosparse_blocks": Case(linear, "autosparse", {**TARGET, "backward_density": 0.9}, 0.9, "block:4"),
-    "dst": Case(linear, "dst", {"penalty": 0.01}, 0.9),
-    "rigl": Case(linear, "rigl", {"sparsity": 0.5, "drop_fraction": 0.5, "update_every": 3}, None, "block:4"),
+    "autosparse": Case(linear, "autosparse", {**THRESHOLDS, **TUNED}, "sgd"),
+    "autosparse_target": Case(convolution, "autosparse", {**THRESHOLDS, **TARGET, "refresh_every": 2}, "sgd"),
+    "autosparse_blocks": Case(linear, "autosparse", {**TARGET, "backward_density": 0.9}, "sgd", "block:4"),
+    "dst": Case(linear, "dst", {"penalty": 0.01}, "sgd"),
+    "rigl": Case(linear, "rigl", {"sparsity": 0.5, "drop_fraction": 0.5, "update_every": 3}, "adamw", "block:4"),
     "acdc": Case(linear, "acdc", {"sparsity": 0.6, "phases": PHASES}),
-    "powerprop": Case(linear, "powerprop", {"sparsity": 0.7, "backward_sparsity": 0.4}, 0.9),
-    "swat": Case(convolution, "swat", MOMENTUM, 0.9),
+    "powerprop": Case(linear, "powerprop", {"sparsity": 0.7, "backward_sparsity": 0.4}, "sgd"),
+    "swat": Case(convolution, "swat", MOMENTUM, "sgd"),
 }
-TOP_KAST = {"sparsity": 0.6, "backward_sparsity": 0.3, "alpha": 0.5}
+TOP_KAST, OF_BERT = ({"sparsity": 0.6, "backward_sparsity": 0.3, "alpha": 0.5},
+                     {"threshold_init": -5.0, "backward_density": 0.95})  # fmt: skip
 PRETRAINED = {
-    "bert_autosparse": Case(AutoModelForMaskedLM, "autosparse", {"threshold_init": -5.0, "backward_density": 0.95}, 0),
-    "gpt2_topkast": Case(AutoModelForCausalLM, "topkast", TOP_KAST, 0),
+    "bert_autosparse": Case(AutoModelForMaskedLM, "autosparse", OF_BERT, "plain"),
+    "gpt2_topkast": Case(AutoModelForCausalLM, "topkast", TOP_KAST, "plain"),
 }
 
 
@@ -160,26 +159,22 @@ def test_a_saved_model_is_an_ordinary_checkpoint_and_trains_on_from_its_sidecar(
     assert_goes_on(model, sparsifier, case.attach(sparsifier), expected)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "pixels"])
-def test_a_model_of_packed_blocks_loads_and_trains(name: str) -> None:
-    expected = load_file(HERE / "bsr" / f"{name}.safetensors")
+def test_a_model_of_packed_blocks_loads_and_trains_and_a_pickled_one_gives_the_same_gradients() -> None:
     pixels = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Tanh(), nn.Flatten(), nn.Linear(128, 8))
-    model = ts.load_bsr(HERE / "bsr" / name, AutoModelForCausalLM if name == "gpt2" else pixels)
-    before, loss = outputs_and_loss(model, expected["batch"])
-    loss.backward()
-    torch.optim.SGD(model.parameters(), lr=0.5).step()
-    found = {"before": before, "after": outputs_and_loss(model, expected["batch"])[0]}
-    assert_equal(found, part(expected, "expected"))
-
-
-@pytest.mark.parametrize("name", ["autosparse", "powerprop", "swat"])
-def test_a_pickled_model_gives_the_same_outputs_and_gradients(name: str) -> None:
-    expected = load_file(HERE / "pickled" / f"{name}.safetensors")
-    model, x = torch.load(HERE / "pickled" / f"{name}.pt", weights_only=False), expected["batch"].requires_grad_()
-    outputs, loss = outputs_and_loss(model, x)
-    loss.backward()
-    grads = {name: each.grad for name, each in [("x", x), *model.named_parameters()] if each.grad is not None}
-    assert_equal({"outputs": outputs, **grads}, part(expected, "expected"))
+    for name, form in (("gpt2", AutoModelForCausalLM), ("pixels", pixels)):
+        expected, model = load_file(HERE / "bsr" / f"{name}.safetensors"), ts.load_bsr(HERE / "bsr" / name, form)
+        before, loss = outputs_and_loss(model, expected["batch"])
+        loss.backward()
+        SGD(model.parameters(), lr=0.5).step()
+        found = {"before": before, "after": outputs_and_loss(model, expected["batch"])[0]}
+        assert_equal(found, part(expected, "expected"))
+    for name in ("autosparse", "powerprop", "swat"):
+        expected = load_file(HERE / "pickled" / f"{name}.safetensors")
+        model, x = torch.load(HERE / "pickled" / f"{name}.pt", weights_only=False), expected["batch"].requires_grad_()
+        outputs, loss = outputs_and_loss(model, x)
+        loss.backward()
+        grads = {name: each.grad for name, each in [("x", x), *model.named_parameters()] if each.grad is not None}
+        assert_equal({"outputs": outputs, **grads}, part(expected, "expected"))
 
 
 # What a run's record says of the machine and of the clock, and in words.
