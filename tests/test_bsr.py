@@ -114,16 +114,13 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "finalized", "words"), REFUSED)
-def test_what_cannot_be_packed_is_refused(refused: Build, options: Any, finalized: Any, words: list[str]) -> None:
-    model = mixed()
-    sparsifier = sparse(model, **options)
-    with refused(model, ValueError, *words):
-        sparsifier.finalize(**{"format": "bsr", **finalized})
-    assert sparsifier.sparsity() >= 0.0  # it lives on
-
-
-def test_autocast_multiplies_in_its_dtype() -> None:
+def test_what_cannot_be_packed_is_refused_and_autocast_multiplies_in_its_dtype(refused: Build) -> None:
+    for options, finalized, words in REFUSED:
+        model = mixed()
+        sparsifier = sparse(model, **options)
+        with refused(model, ValueError, *words):
+            sparsifier.finalize(**{"format": "bsr", **finalized})
+        assert sparsifier.sparsity() >= 0.0  # it lives on
     (_, packed), x = both(mixed()), torch.randn(5, 16)
     with torch.autocast("cpu", torch.bfloat16):
         y = packed[0](x)
@@ -162,19 +159,15 @@ def test_models_generate_the_tokens_of_the_dense_one_and_run_where_they_ask_for_
     torch.testing.assert_close(*(model(input_ids=IDS, decoder_input_ids=IDS).logits for model in models))
 
 
-def test_any_module_is_saved_and_loaded_into_a_fresh_one_with_shared_layers_shared(tmp_path: Path) -> None:
-    def build() -> nn.Sequential:
-        shared = nn.Linear(16, 16)
-        return nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(16, 8))
-
-    packed, x = both(build())[1], torch.randn(3, 16)
+def test_any_module_is_saved_with_shared_layers_shared_and_what_does_not_fit_it_is_refused(
+    tmp_path: Path, refused: Build, mlp: Build, gpt2: Build
+) -> None:
+    (shared, again), x = (nn.Linear(16, 16) for _ in range(2)), torch.randn(3, 16)
+    packed = both(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(16, 8)))[1]
     assert isinstance(packed[2], BlockLinear) and packed[0] is packed[2]
     ts.save_bsr(packed, tmp_path)
-    again = ts.load_bsr(tmp_path, build())
-    assert torch.equal(again(x), packed(x)) and again[0] is again[2]
-
-
-def test_what_does_not_fit_what_was_saved_is_refused(tmp_path: Path, refused: Build, mlp: Build, gpt2: Build) -> None:
+    loaded: Any = ts.load_bsr(tmp_path, nn.Sequential(again, nn.ReLU(), again, nn.Linear(16, 8)))
+    assert torch.equal(loaded(x), packed(x)) and loaded[0] is loaded[2]
     ts.save_bsr(both(mixed())[1], tmp_path)
     model, odd = mlp(), mixed()
     with refused(model, ValueError, "stock linear layer at '1', got ReLU", "build the model that was saved"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import itertools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import peft
@@ -60,7 +60,7 @@ def test_transformers_are_sparse_but_for_tied_weights_and_embeddings(marian: Bui
     assert len(sparsifier.layers) == 7 and skipped(sparsifier)["cls.predictions.decoder"] == "tied parameter"
 
 
-def test_names_choose_by_pattern_exclude_wins_and_an_untied_head_stays_dense_until_named(marian: Build) -> None:
+def test_names_choose_by_pattern_exclude_wins_and_an_untied_head_stays_dense(marian: Build, refused: Build) -> None:
     untied = {"tie_word_embeddings": False, "share_encoder_decoder_embeddings": True}
     assert skipped(ts.sparsify(marian(**untied), "str"))["lm_head"] == "output head"
     assert list(ts.sparsify(marian(**untied), "str", include=["lm_head"]).layers) == ["lm_head"]
@@ -68,15 +68,11 @@ def test_names_choose_by_pattern_exclude_wins_and_an_untied_head_stays_dense_unt
     assert list(sparsifier.layers) == ["model.encoder.layers.0.fc1", "model.encoder.layers.0.fc2"]
     assert skipped(sparsifier)["model.decoder.layers.0.fc1"] == "excluded"
     assert skipped(sparsifier)["model.encoder.layers.0.self_attn.k_proj"] == "not included"
-
-
-# "model.encoder" is a module, but not a linear one: taking it for its children would be a guess, and taking
-# nothing would be silent.
-@pytest.mark.parametrize("pattern", ["*.ffn", "model.encoder", "*.FC1"])
-def test_a_pattern_without_a_match_is_repeated_beside_real_names(marian: Build, refused: Build, pattern: str) -> None:
-    model, names = marian(), [f"model.encoder.layers.0.self_attn.{part}_proj" for part in "kvq"]
-    for argument in ("include", "exclude"):
-        with refused(model, ValueError, argument, repr(pattern), ", ".join(names), "correct the patterns"):
+    # A pattern without a match is repeated beside three real names. "model.encoder" is a module, but not a linear one:
+    # taking it for its children would be a guess, and taking nothing would be silent.
+    model, names = marian(), ", ".join(f"model.encoder.layers.0.self_attn.{part}_proj" for part in "kvq")
+    for argument, pattern in itertools.product(("include", "exclude"), ("*.ffn", "model.encoder", "*.FC1")):
+        with refused(model, ValueError, argument, repr(pattern), names, "correct the patterns"):
             ts.sparsify(model, "str", **{argument: ["*.fc1", pattern]})
 
 
@@ -192,7 +188,7 @@ def test_the_method_is_a_copy_of_the_one_given_and_agreeing_keywords_are_welcome
     assert results.attempted > 0 and results.failed == 0
 
 
-def test_a_lone_linear_layer_is_a_model_too() -> None:
+def test_a_lone_linear_layer_is_a_model_too_and_a_conv1d_of_the_same_numbers_is_the_same_layer() -> None:
     run = Run(nn.Linear(4, 4), "gmp", loss=lambda layer: layer(torch.randn(2, 4)).sum(), sparsity=0.5, total_steps=1)
     run.train(1)
     assert int((run.model.weight == 0).sum()) == 8
@@ -200,6 +196,12 @@ def test_a_lone_linear_layer_is_a_model_too() -> None:
     again.load_state_dict(run.sparsifier.state_dict())
     assert torch.equal(again.layers[""].mask, run.model.mask)
     assert run.sparsifier.finalized_state_dict().keys() == {"weight", "bias"}
+    layers, x = (nn.Linear(6, 4), Conv1D(4, 6)), torch.randn(3, 6)
+    layers[1].weight.data, layers[1].bias.data = layers[0].weight.data.t().clone(), layers[0].bias.data
+    for layer in layers:
+        ts.sparsify(layer, AutoSparse(threshold_init=-1.0, alpha=0.5, alpha_schedule="constant"))
+    linear, conv = (gradients(layer, x) for layer in layers)
+    torch.testing.assert_close({**conv, "weight": conv["weight"].t()}, linear)
 
 
 class Count(ModelHook):
@@ -225,15 +227,9 @@ def test_a_hooked_module_runs_its_sparse_forward_and_its_stock_one_when_dense(ml
     assert torch.equal(model(x), dense) and hook.calls == 4
 
 
-@pytest.fixture
-def fake_ranks() -> Iterator[None]:
+def test_wrapped_sharded_and_no_models_are_refused_with_the_order_to_call_in(mlp: Build, request: Any) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("fake_ranks")
-def test_wrapped_sharded_and_no_models_are_refused_with_the_order_to_call_in(mlp: Build) -> None:
+    request.addfinalizer(dist.destroy_process_group)
     model, before = mlp(), "call sparsify before wrapping"
     wrapped = {nn.parallel.DistributedDataParallel: rf"{before}.*unwrap_model", nn.DataParallel: before}
     for wrapper, words in wrapped.items():
@@ -246,12 +242,3 @@ def test_wrapped_sharded_and_no_models_are_refused_with_the_order_to_call_in(mlp
     assert type(model[0]) is type(model[3]) is nn.Linear
     with pytest.raises(TypeError, match=r"expected an nn.Module, got str; pass the model itself"):
         ts.sparsify("gpt2", "str")  # type: ignore[arg-type]
-
-
-def test_conv1d_and_linear_of_the_same_numbers_are_the_same_layer() -> None:
-    layers, x = (nn.Linear(6, 4), Conv1D(4, 6)), torch.randn(3, 6)
-    layers[1].weight.data, layers[1].bias.data = layers[0].weight.data.t().clone(), layers[0].bias.data
-    for layer in layers:
-        ts.sparsify(layer, AutoSparse(threshold_init=-1.0, alpha=0.5, alpha_schedule="constant"))
-    linear, conv = (gradients(layer, x) for layer in layers)
-    torch.testing.assert_close({**conv, "weight": conv["weight"].t()}, linear)

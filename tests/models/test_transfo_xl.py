@@ -129,6 +129,11 @@ def test_log_probabilities_sum_to_one_and_are_the_losses_and_labels_are_targets_
     kept = by_labels.losses != 0
     torch.testing.assert_close(by_labels.losses[kept], by_targets.losses[kept])
     torch.testing.assert_close(by_labels.loss, by_targets.losses[kept].mean())
+    # Attention weights explain the output of the fused path.
+    told = model(ids[:, :-1], output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(logp, told.logits)
+    assert told.attentions[0].shape == (2, 4, 8, 8) and len(told.hidden_states) == 3
+    assert torch.allclose(told.attentions[0].sum(-1), torch.ones(2, 4, 8))
 
 
 def test_same_length_shows_every_position_as_many_tokens_and_the_shift_puts_each_distance_at_its_key() -> None:
@@ -180,14 +185,6 @@ def test_compiled_as_one_graph_or_checkpointed_the_loss_and_gradients_are_the_sa
     torch.testing.assert_close(results[1:], results[:1] * 2)
 
 
-def test_attention_weights_explain_the_output_of_the_fused_path() -> None:
-    model, ids = build(), torch.randint(100, (2, 6))
-    fused, told = model(ids), model(ids, output_attentions=True, output_hidden_states=True)
-    torch.testing.assert_close(fused.logits, told.logits)
-    assert told.attentions[0].shape == (2, 4, 6, 6) and len(told.hidden_states) == 3
-    assert torch.allclose(told.attentions[0].sum(-1), torch.ones(2, 4, 6))
-
-
 def test_a_saved_model_is_loaded_by_the_auto_class_with_its_ties_and_its_layers_become_sparse(tmp_path: Path) -> None:
     model, ids = build(div_val=2), torch.randint(100, (1, 5))
     model.save_pretrained(tmp_path)
@@ -203,18 +200,16 @@ def test_a_saved_model_is_loaded_by_the_auto_class_with_its_ties_and_its_layers_
     assert type(model.crit.out_layers[0]) is nn.Linear
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"cutoffs": [50, 20]}, "cutoffs that rise strictly below vocab_size = 100"),
-        ({"cutoffs": [20, 100]}, "cutoffs that rise strictly"), ({"tie_projs": [True]}, "3 values of tie_projs"),
-        ({"div_val": 9}, "lower div_val"), ({"d_model": 31}, "an even d_model"),
-        ({"same_length_rule": "mine"}, "choose one"), ({"first_memory": "full"}, "choose one"),
-    ],
-)  # fmt: skip
-def test_sizes_that_do_not_fit_are_refused(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        TransfoXLConfig(**{**SIZES, "d_embed": 32, "n_layer": 2, **arguments})
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    cases: Any = (
+        ("cutoffs", [50, 20], "cutoffs that rise strictly below vocab_size = 100"),
+        ("cutoffs", [20, 100], "cutoffs that rise strictly"), ("tie_projs", [True], "3 values of tie_projs"),
+        ("div_val", 9, "lower div_val"), ("d_model", 31, "an even d_model"),
+        ("same_length_rule", "mine", "choose one"), ("first_memory", "full", "choose one"),
+    )  # fmt: skip
+    for name, value, words in cases:
+        with pytest.raises(ValueError, match=words):
+            TransfoXLConfig(**{**SIZES, "d_embed": 32, "n_layer": 2, name: value})
 
 
 def test_a_vocabulary_counts_words_as_the_papers_do(tmp_path: Path) -> None:
@@ -251,9 +246,7 @@ def test_a_checkpoint_of_the_original_codes_is_the_same_model_and_one_of_other_s
     assert again.crit.out_layers[0].weight is again.transformer.word_emb.emb_layers[0].weight
     assert set(rename(state)) == set(model.state_dict())
     # By the first tensor that differs.
-    for layers, words in (
-        (3, r"expected transformer.layers.2.* of shape \[.*got no such tensor"),
-        (1, r"expected transformer.layers.1.* of shape None, got \["),
-    ):
-        with pytest.raises(ValueError, match=words):
+    ours, theirs = r"2.* of shape \[.*got no such tensor", r"1.* of shape None, got \["
+    for layers, words in ((3, ours), (1, theirs)):
+        with pytest.raises(ValueError, match=rf"expected transformer.layers.{words}"):
             from_original(state, build(div_val=1, untie_r=False, n_layer=layers).config)
