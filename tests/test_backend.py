@@ -230,9 +230,7 @@ LINEAR: list[tuple[dict[str, Any], Any, Any]] = [
 
 
 @pytest.mark.parametrize(("change", "training", "evaluating"), LINEAR)
-def test_which_linear_layers_ask_the_plan_of_what(
-    change: Any, training: Any, evaluating: Any, monkeypatch: Any
-) -> None:
+def test_which_linear_layers_ask_the_plan(change: Any, training: Any, evaluating: Any, monkeypatch: Any) -> None:
     layer, x = sparse(nn.Linear(8, 4), change), change.get("x", on_gpu(2, 8))
     monkeypatch.setattr(linear, "product_is_fused", lambda op, *rest: op)
     assert layer.is_fused(x, layer.weight, BF16) == training

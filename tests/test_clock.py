@@ -209,9 +209,7 @@ def test_a_folder_without_a_state_is_named(mlp: Build, accelerator: Accelerator,
         accelerator.load_state(str(tmp_path))
 
 
-def test_finalize_uses_the_sparsifier_up_and_warns_where_there_is_nothing_to_bake_in(
-    mlp: Build, tmp_path: Path
-) -> None:
+def test_finalize_uses_the_sparsifier_up_and_warns_where_nothing_is_baked_in(mlp: Build, tmp_path: Path) -> None:
     run = Run(mlp(), "str")
     sparsifier, state = run.sparsifier, run.sparsifier.state_dict()
     sparsifier.finalize()

@@ -72,16 +72,18 @@ def test_output_and_gradients_are_the_formulas(shape: tuple[Any, ...], channels_
     assert float(layer.threshold.grad) == pytest.approx(float(-slope * (w.sign() * multiplied).sum()), rel=1e-5)
 
 
-@given(
-    st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(1, 3), st.integers(0, 3), st.integers(1, 2),
-    st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 2**31),
-)  # fmt: skip
+# As those of `SHAPES`, but any: kernel, stride, padding, dilation, groups.
+kernels, counts = (
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    (st.integers(1, 3), st.integers(0, 3), st.integers(1, 2)),
+)
+
+
+@given(st.tuples(kernels, *counts, st.sampled_from([1, 2, 4])), st.booleans(), st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
-def test_masks_prune_in_the_forward_and_in_dw_for_any_convolution(
-    kernel: tuple[int, int], stride: int, padding: int, dilation: int, groups: int, last: bool, seed: int
-) -> None:
+def test_masks_prune_in_the_forward_and_in_dw_for_any_convolution(shape: Any, last: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    layer: Any = conv(kernel, stride, padding, dilation, groups, "zeros", last=last)
+    layer: Any = conv(*shape, "zeros", last=last)
     stock = copy.deepcopy(layer)
     sparse(nn.Sequential(layer), Static(sparsity=0.5))
     x = torch.randn(2, 8, 9, 10, dtype=torch.float64)

@@ -82,9 +82,7 @@ def test_a_process_without_this_package_loads_the_same_model(marian: Build, gpt2
 
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize(("name", "auto"), [("marian", AutoModelForSeq2SeqLM), ("gpt2", AutoModelForCausalLM)])
-def test_loaded_from_the_sidecar_it_goes_on_as_it_was(
-    request: Any, tmp_path: Path, name: str, auto: Any, kind: str
-) -> None:
+def test_from_the_sidecar_it_goes_on_as_it_was(request: Any, tmp_path: Path, name: str, auto: Any, kind: str) -> None:
     build, folder = request.getfixturevalue(name), tmp_path / "saved"
     run = start(build(), METHODS[kind], 2)
     run.sparsifier.save_pretrained(folder)

@@ -54,9 +54,7 @@ def test_sparse_layers_count_as_dense_ones_calls_add_up_and_hooks_are_gone(mlp: 
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_marian_is_counted_by_source_and_target_length_and_attention_however_it_is_computed(
-    marian: Build, implementation: str
-) -> None:
+def test_marian_is_counted_by_source_and_target_length_and_any_attention(marian: Build, implementation: str) -> None:
     model = marian(attn_implementation=implementation).eval()
     # 3 sentences of 5 source and 4 target tokens, d = 16, ffn = 32, 40 words
     inputs = {"input_ids": torch.ones(3, 5, dtype=torch.long), "decoder_input_ids": torch.ones(3, 4, dtype=torch.long)}

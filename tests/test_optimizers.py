@@ -67,17 +67,15 @@ def test_all_is_as_if_zeros_were_written_after_every_step(method: str, optimizer
     assert_same(run.state(), start(method, optimizer).train(7).state())
 
 
-def test_momentum_that_a_method_keeps_outside_its_masks_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_momentum_outside_masks_is_kept_and_the_zeros_of_state_are_written_once(monkeypatch: Any) -> None:
     results = []
     for preserving in (held_zeros.PRESERVING, ()):
         monkeypatch.setattr(held_zeros, "PRESERVING", preserving)
         run = start(SNFS(sparsity=0.5, update_every=3), "nesterov").train(5)
         results.append(run.optimizer.state[run.model[0].weight]["momentum_buffer"])
     assert torch.equal(*results) and (results[0] != 0).float().mean() > 0.9
-
-
-def test_the_zeros_of_state_are_written_once_and_left_alone_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
+    monkeypatch.undo()
     clear, run = held_zeros.clear_state, start()
     monkeypatch.setattr(held_zeros, "clear_state", lambda *args: (written.append(1), clear(*args)))
     for steps in (1, 6):

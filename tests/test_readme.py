@@ -94,8 +94,8 @@ def test_every_command_exists_and_knows_its_options(words: list[str], helped: Ca
 
 def test_the_programs_page_names_every_recipe_and_no_unknown_option(helped: Callable[..., set[str]]) -> None:
     page = ROOT / "docs" / "programs.md"
-    known = set().union(*(helped(words) for words in commands(page) if words[0] in ("accelerate", "python")))
     text = page.read_text(encoding="utf-8")
+    known = set().union(*(helped(words) for words in commands(page) if words[0] in ("accelerate", "python")))
     assert set(re.findall(r"(?<!\w)--\w+", text)) <= known
     assert [name for name in RECIPES if f"`{name}`" not in text] == []
 

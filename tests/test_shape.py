@@ -93,7 +93,6 @@ def _imported(name: str, path: Path) -> Iterator[str]:
 
 
 def room_of(name: str) -> str:
-    """The folder; `name` is as installed: kernels/x.py is tritonsparse.kernels.x."""
     return next((room for room in name.split(".")[1:2] if room in ROOMS), "tritonsparse")
 
 

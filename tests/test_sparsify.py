@@ -158,9 +158,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_is_refused_with_the_remedy_and_nothing_changed(
-    case: str, mlp: Build, refused: Build, monkeypatch: Any
-) -> None:
+def test_is_refused_with_the_remedy_and_as_it_was(case: str, mlp: Build, refused: Build, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments, error, words = REFUSED[case]
     model = MODELS.get(case, lambda mlp: mlp())(mlp)
