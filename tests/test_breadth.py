@@ -76,53 +76,44 @@ ENDINGS = {
     "causal": "ForCausalLM", "seq2seq": "ForConditionalGeneration", "masked": "ForMaskedLM",
     "image": "ForImageClassification", "wave": "ForCTC",
 }  # fmt: skip
-# Kind -> the models of the kind of which the general sizes are enough, and those that need their own.
-TABLE: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "causal": (
-        "Llama Mistral Qwen2 Qwen3 Gemma Gemma2 Phi StableLm Starcoder2 Olmo Olmo2 Cohere Granite GPTNeoX Helium "
-        "Nemotron Persimmon BioGpt",
-        {
-            "Phi3": {"resid_pdrop": 0.0}, "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
-            "Bloom": {"n_layer": 2, "n_head": 4}, "GPT2LMHeadModel": GPT, "GPTJ": {**GPT, "rotary_dim": 4},
-            "CodeGen": {**GPT, "rotary_dim": 4},
-            "XGLM": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
-            "GPTNeo": {"num_layers": 2, "num_heads": 4, "window_size": 8,
-                       "attention_types": [[["global", "local"], 1]]},
-            "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}, "Olmoe": EXPERTS,
-            "Qwen2Moe": {**EXPERTS, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
-        },
-    ),
-    "masked": (
-        "Bert Roberta Electra XLMRoberta MPNet ConvBert DebertaV2",
-        {
-            "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}, "Albert": {"embedding_size": 32},
-            "MobileBert": {"hidden_size": 64, "embedding_size": 32, "intra_bottleneck_size": 32},
-            "ModernBert": {"global_attn_every_n_layers": 1},
-        },
-    ),
-    "seq2seq": (
-        "",
-        {
-            "Bart": ENCODER_DECODER, "MBart": ENCODER_DECODER, "Pegasus": ENCODER_DECODER, "M2M100": ENCODER_DECODER,
-            "BlenderbotSmall": ENCODER_DECODER, "MarianMTModel": ENCODER_DECODER, "T5": T5, "MT5": T5,
-        },
-    ),
-    "image": (
-        "",
-        {
-            **dict.fromkeys(("ViT", "DeiT", "Beit", "Dinov2"), IMAGE), "Segformer": SEGFORMER,
-            "Swin": {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2],
-                     "window_size": 2},
-            "ConvNext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 32], "num_stages": 4},
-        },
-    ),
-    "wave": ("", {"Wav2Vec2": WAVE, "Hubert": WAVE}), "spectrogram": ("", {"ASTForAudioClassification": AST}),
-    "speech": ("", {"WhisperForConditionalGeneration": WHISPER}), "pairs": ("", {"CLIPModel": CLIP}),
+# Models of each kind for which the general sizes are enough, and those that need their own.
+PLAIN = {
+    "causal": "Llama Mistral Qwen2 Qwen3 Gemma Gemma2 Phi StableLm Starcoder2 Olmo Olmo2 Cohere Granite GPTNeoX Helium "
+    "Nemotron Persimmon BioGpt",
+    "masked": "Bert Roberta Electra XLMRoberta MPNet ConvBert DebertaV2",
+}
+OWN: dict[str, dict[str, dict[str, Any]]] = {
+    "causal": {
+        "Phi3": {"resid_pdrop": 0.0}, "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+        "Bloom": {"n_layer": 2, "n_head": 4}, "GPT2LMHeadModel": GPT, "GPTJ": {**GPT, "rotary_dim": 4},
+        "CodeGen": {**GPT, "rotary_dim": 4},
+        "XGLM": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
+        "GPTNeo": {"num_layers": 2, "num_heads": 4, "window_size": 8, "attention_types": [[["global", "local"], 1]]},
+        "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}, "Olmoe": EXPERTS,
+        "Qwen2Moe": {**EXPERTS, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    },
+    "masked": {
+        "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}, "Albert": {"embedding_size": 32},
+        "MobileBert": {"hidden_size": 64, "embedding_size": 32, "intra_bottleneck_size": 32},
+        "ModernBert": {"global_attn_every_n_layers": 1},
+    },
+    "seq2seq": {
+        "Bart": ENCODER_DECODER, "MBart": ENCODER_DECODER, "Pegasus": ENCODER_DECODER, "M2M100": ENCODER_DECODER,
+        "BlenderbotSmall": ENCODER_DECODER, "MarianMTModel": ENCODER_DECODER, "T5": T5, "MT5": T5,
+    },
+    "image": {
+        "ViT": IMAGE, "DeiT": IMAGE, "Beit": IMAGE, "Dinov2": IMAGE, "Segformer": SEGFORMER,
+        "Swin": {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2],
+                 "window_size": 2},
+        "ConvNext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 32], "num_stages": 4},
+    },
+    "wave": {"Wav2Vec2": WAVE, "Hubert": WAVE}, "spectrogram": {"ASTForAudioClassification": AST},
+    "speech": {"WhisperForConditionalGeneration": WHISPER}, "pairs": {"CLIPModel": CLIP},
 }  # fmt: skip
 ARCHITECTURES = {
     name if "Model" in name or "For" in name else f"{name}{ENDINGS[kind]}": (kind, sizes)
-    for kind, (plain, own) in TABLE.items()
-    for name, sizes in ({name: {} for name in plain.split()} | own).items()
+    for kind, own in OWN.items()
+    for name, sizes in ({name: {} for name in PLAIN.get(kind, "").split()} | own).items()
 }
 
 

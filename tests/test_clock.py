@@ -72,7 +72,7 @@ def test_the_loss_scale_reaches_neither_weights_nor_thresholds(mlp: Build, optim
     assert_same(*results)
 
 
-def test_accumulation_micro_steps_are_not_steps(mlp: Build, accelerator: Accelerator) -> None:
+def test_accumulation_micro_steps_are_not_steps(mlp: Build, accelerator: Accelerator, tmp_path: Path) -> None:
     sparsifier = ts.sparsify(mlp(), METHOD, total_steps=8, steps_per_epoch=2)
     loader = torch.utils.data.DataLoader([torch.randn(8) for _ in range(6)], batch_size=1)
     optimizer: Any = torch.optim.AdamW(sparsifier.param_groups(lr=0.1))
@@ -89,6 +89,11 @@ def test_accumulation_micro_steps_are_not_steps(mlp: Build, accelerator: Acceler
     sparsifier.attach(optimizer.optimizer)  # the same one, unwrapped: nothing to do
     optimizer.optimizer.step()
     assert sparsifier.step == 4
+    # A folder without a state is named.
+    accelerator.save_state(str(tmp_path))
+    sparsifier.register(accelerator)
+    with pytest.raises(FileNotFoundError, match="resume from a checkpoint of a sparse run"):
+        accelerator.load_state(str(tmp_path))
 
 
 def test_attached_twice_counts_once_and_a_second_optimizer_waits_until_the_first_is_let_go(mlp: Build) -> None:
@@ -199,14 +204,6 @@ def test_a_state_is_a_copy_that_training_does_not_change_without_weights_and_thr
         sparsifier.load_state_dict(saved)
     saved = sparse(mlp(), AutoSparse(backward_density=0.5)).state_dict()
     assert saved["tensors"].keys() == {"0.grad_mask", "0.alpha", "3.grad_mask", "3.alpha"}
-
-
-def test_a_folder_without_a_state_is_named(mlp: Build, accelerator: Accelerator, tmp_path: Path) -> None:
-    model = accelerator.prepare(mlp())
-    accelerator.save_state(str(tmp_path))
-    sparse(model).register(accelerator)
-    with pytest.raises(FileNotFoundError, match="resume from a checkpoint of a sparse run"):
-        accelerator.load_state(str(tmp_path))
 
 
 def test_finalize_uses_the_sparsifier_up_and_warns_where_nothing_is_baked_in(mlp: Build, tmp_path: Path) -> None:

@@ -85,14 +85,6 @@ def test_a_training_step_costs_what_the_paper_counts() -> None:
         assert TrainingMeter(sparsifier).update() == pytest.approx(fraction), method
 
 
-def test_costs_without_any_sparse_layer_are_refused_instead_of_divided_by(mlp: Build) -> None:
-    sparsifier = masked(mlp())
-    for macs in ({}, {"module.0": 128, "module.3": 64}, {"0": 0}):
-        for count in (sparsifier.report, partial(forward_fraction, sparsifier), partial(TrainingMeter, sparsifier)):
-            with pytest.raises(ValueError, match=r"one sparse layer \(such as 0\), got .*; count the model that"):
-                count(macs)
-
-
 def test_the_meter_sums_each_layers_passes_over_the_steps() -> None:
     sparsifier, costs = half(constant()), {"": LayerCost(100, 400), "head": LayerCost(10, 10)}
     meters = {name: TrainingMeter(sparsifier, costs, convention=name) for name in ("autosparse", "swat")}
@@ -115,8 +107,12 @@ def test_the_meter_sums_each_layers_passes_over_the_steps() -> None:
         meters["autosparse"].load_state_dict(swat.state_dict())
 
 
-def test_known_counts_are_not_counted_again(mlp: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_of_no_sparse_layer_are_refused_and_known_counts_not_counted_again(mlp: Build, monkeypatch: Any) -> None:
     sparsifier = masked(mlp(), 32, 48)
+    for macs in ({}, {"module.0": 128, "module.3": 64}, {"0": 0}):
+        for count in (sparsifier.report, partial(forward_fraction, sparsifier), partial(TrainingMeter, sparsifier)):
+            with pytest.raises(ValueError, match=r"one sparse layer \(such as 0\), got .*; count the model that"):
+                count(macs)
     kept, expected = kept_counts(sparsifier), (forward_fraction(sparsifier), training_fraction(sparsifier))
     monkeypatch.setattr(type(sparsifier.layers["0"]), "kept_count", lambda layer: pytest.fail("counted again"))
     assert (forward_fraction(sparsifier, kept=kept), training_fraction(sparsifier, kept=kept)) == expected

@@ -153,49 +153,37 @@ def test_the_published_dense_counts_are_all_of_a_dense_model_and_training_is_thr
         assert sum(one.training for one in passes) == each * 3 * 4_089_184_256
 
 
-# README of google-research/rigl: forward with ERK 0.42, 0.24, 0.12; trained by RigL, uniform but for the first layer,
-# with an update every 100 steps, 0.23 and 0.13.
-@pytest.mark.parametrize(("sparsity", "published"), [(0.8, 0.4138), (0.9, 0.2418), (0.95, 0.1217)])
-def test_rigl_erk_predicts_for_what_rigl_published(sparsity: float, published: float) -> None:
-    densities = {layer: Densities(1 - p, 1 - p, 1 - p) for layer, p in erk(counted()[1], sparsity).items()}
-    for name in ("rigl", "autosparse"):
-        assert fraction(name, densities, training=False) == pytest.approx(published, abs=5e-5)
-
-
-def test_rigl_uniform_trains_for_what_rigl_published() -> None:
+def test_every_paper_s_figures_follow_by_its_own_count() -> None:
+    # README of google-research/rigl: forward with ERK 0.42, 0.24, 0.12; trained by RigL, uniform but for the first
+    # layer, with an update every 100 steps, 0.23 and 0.13.
+    for sparsity, published in ((0.8, 0.4138), (0.9, 0.2418), (0.95, 0.1217)):
+        densities = {layer: Densities(1 - p, 1 - p, 1 - p) for layer, p in erk(counted()[1], sparsity).items()}
+        for name in ("rigl", "autosparse"):
+            assert fraction(name, densities, training=False) == pytest.approx(published, abs=5e-5)
     for kept, published in ((0.2, 0.2257), (0.1, 0.1289)):
         densities = uniform(kept, FIRST, grad_weight=(100 * kept + 1.0) / 101)
         assert fraction("rigl", densities) == pytest.approx(published, abs=5e-5)
-
-
-# AutoSparse (arXiv:2304.06941), Tables 1 and 2: Top-KAST at 80 %, first and last layer dense: Test F .22, and Train F
-# .48 with dW dense, .32 with half of it.
-@pytest.mark.parametrize(("backward", "published", "of_one"), [(1.0, 0.48, 0.482), (0.5, 0.32, 0.316)])
-def test_top_kast_trains_for_what_autosparse_published(backward: float, published: float, of_one: float) -> None:
-    densities = uniform(0.2, FIRST, LAST, grad_weight=backward)
-    assert fraction("autosparse", densities, training=False) == pytest.approx(0.2235, abs=5e-5)
-    assert fraction("autosparse", densities) == pytest.approx(published, abs=5e-3)
-    # Of one layer it is the mean of its densities: (2 d + B)/3.
-    one = {"a": Densities(0.2235, 0.2235, backward)}
-    assert CONVENTIONS["autosparse"].training_fraction({"a": 100}, one) == pytest.approx(of_one, abs=5e-4)
-
-
-# SWAT (arXiv:2001.01969), Table 3, W = A, the first layer dense: 76.1 and 85.6 % fewer training FLOPs. Its equations
-# 4-6 give 75.0 and 84.3 for ResNet-50 v1.5; the paper does not say which ResNet-50 it counted.
-@pytest.mark.parametrize(("density", "equations", "published"), [(0.2, 0.750, 0.761), (0.1, 0.843, 0.856)])
-def test_swat_saves_what_its_equations_say(density: float, equations: float, published: float) -> None:
-    saved = 1.0 - fraction("swat", uniform(density, FIRST, activations=density))
-    assert saved == pytest.approx(equations, abs=1e-3) and saved == pytest.approx(published, abs=0.015)
-
-
-def test_swat_gives_every_other_method_half_of_the_activations() -> None:
-    # A static mask of 20 %, the first layer dense. In 1e9: f = 3.971 + 0.118, f_in = 5.937 + 0.472.
+    # AutoSparse (arXiv:2304.06941), Tables 1 and 2: Top-KAST at 80 %, first and last layer dense: Test F .22, and Train
+    # F .48 with dW dense, .32 with half of it. Of one layer it is the mean of its densities: (2 d + B)/3.
+    for backward, published, of_one in ((1.0, 0.48, 0.482), (0.5, 0.32, 0.316)):
+        densities = uniform(0.2, FIRST, LAST, grad_weight=backward)
+        assert fraction("autosparse", densities, training=False) == pytest.approx(0.2235, abs=5e-5)
+        assert fraction("autosparse", densities) == pytest.approx(published, abs=5e-3)
+        share = CONVENTIONS["autosparse"].training_fraction({"a": 100}, {"a": Densities(0.2235, 0.2235, backward)})
+        assert share == pytest.approx(of_one, abs=5e-4)
+    # SWAT (arXiv:2001.01969), Table 3, W = A, the first layer dense: 76.1, 85.6 % fewer training FLOPs. Its equations
+    # 4-6 give 75.0 and 84.3 for ResNet-50 v1.5; the paper does not say which ResNet-50 it counted.
+    for density, equations, published in ((0.2, 0.750, 0.761), (0.1, 0.843, 0.856)):
+        saved = 1.0 - fraction("swat", uniform(density, FIRST, activations=density))
+        assert saved == pytest.approx(equations, abs=1e-3) and saved == pytest.approx(published, abs=0.015)
+    # It gives every other method half of the activations: a static mask of 20 %, the first layer dense. In 1e9:
+    # f = 3.971 + 0.118, f_in = 5.937 + 0.472.
     # (0.2 x 3.971 + 0.118 + 0.2 x 5.937 + 0.472 + 0.5 x 5.937 + 0.472) / (4.089 + 2 x 6.409) = 6.012 / 16.906
     found = {name: fraction(name, uniform(0.2, FIRST)) for name in ("swat", "rigl")}
     assert found == pytest.approx({"swat": 0.3556, "rigl": 0.2231}, abs=1e-4)
 
 
-def test_every_convention_counts_one_layer_as_on_paper() -> None:
+def test_every_convention_counts_one_layer_as_on_paper_and_says_what_it_needs() -> None:
     # 10 multiply-adds at the output, 40 at the input, 3 biases; forward 1/2, dX 1/4, dW 1/5
     costs, swat = {"a": LayerCost(10, 40, 3)}, CONVENTIONS["swat"]
     counted = {name: rule.passes(costs, {"a": Densities(0.5, 0.25, 0.2)})["a"] for name, rule in CONVENTIONS.items()}
@@ -210,9 +198,6 @@ def test_every_convention_counts_one_layer_as_on_paper() -> None:
     acdc = CONVENTIONS["acdc"]
     assert acdc.forward_fraction(costs, half) == acdc.training_fraction(costs, half) == 0.75
     assert CONVENTIONS["autosparse"].forward_fraction(costs, half) == 0.5
-
-
-def test_a_convention_that_needs_more_than_multiply_adds_and_an_unknown_one_say_so() -> None:
     for name in ("acdc", "swat"):
         with pytest.raises(TypeError, match=f"convention '{name}', got a plain number for 'a'; count with layer_c"):
             CONVENTIONS[name].forward_fraction({"a": 10}, {})

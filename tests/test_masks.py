@@ -98,7 +98,7 @@ def test_counts_are_exact_in_units(rows: int, columns: int, pattern: Pattern, sp
     assert torch.equal(units.from_units(kept > 0, pattern, shape), mask) and mask.is_contiguous()
 
 
-def test_dropping_and_growing_keeps_the_count() -> None:
+def test_dropping_and_growing_keeps_the_count_by_scores_that_may_be_random() -> None:
     mask, weight = tensor([[True, True, True, False, False, False]]), tensor([[0.1, 0.5, 0.3, 0.0, 0.0, 0.0]])
     gradient = tensor([[9.0, 0.0, 0.0, 1.0, 3.0, 2.0]])
     # Dropped: 0.1 (the smallest). Grown: 3 among what was not kept; 9 where the dropped may come back.
@@ -111,9 +111,7 @@ def test_dropping_and_growing_keeps_the_count() -> None:
     # A full mask has nothing else to grow.
     full, score = torch.ones(1, 3, dtype=torch.bool), tensor([[1.0, 2.0, 3.0]])
     assert torch.equal(drop_grow(full, score, score, 1, Unstructured(), allow_regrow=True), full)
-
-
-def test_random_scores_depend_on_seed_and_key_alone() -> None:
+    # Random scores depend on seed and key alone.
     first = random_score((3, 4), 5, "set", "layer", 7)
     torch.manual_seed(123)
     assert torch.equal(first, random_score((3, 4), 5, "set", "layer", 7))

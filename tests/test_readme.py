@@ -31,12 +31,9 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-def commands(page: Path) -> list[list[str]]:
-    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+def commands(*pages: Path) -> list[list[str]]:
+    lines = "".join(text for page in pages for text in blocks(page, "sh")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-COMMANDS = [words for page in PAGES for words in commands(page)]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
@@ -76,7 +73,7 @@ def test_every_link_and_picture_leads_to_a_file_and_heading() -> None:
             assert target.is_file() and (not anchor or anchor in anchors(target)), (page, path, anchor)
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", commands(*PAGES), ids=" ".join)
 def test_every_command_exists_and_knows_its_options(words: list[str], helped: Callable[..., set[str]]) -> None:
     if words[0] == "make":
         assert re.search(rf"^(?:[\w -]+ )?{words[1]}(?: [\w -]+)?:", MAKEFILE, flags=re.MULTILINE)

@@ -23,13 +23,10 @@ QUARTERS = {  # at i/n = 0, 1/4, 1/2, 3/4, 1
 }
 
 
-@pytest.mark.parametrize("name", QUARTERS)
-def test_at_the_quarters_of_the_span(name: str) -> None:
-    found = [SCHEDULES[name](i, 8) for i in (0, 2, 4, 6, 8)]
-    assert found == pytest.approx(QUARTERS[name], rel=1e-12, abs=1e-15)
-
-
-def test_sigmoid_cosine_is_the_sigmoid_between_5_and_49_percent_and_from_96() -> None:
+def test_at_the_quarters_of_the_span_and_where_sigmoid_cosine_is_the_sigmoid() -> None:
+    for name, values in QUARTERS.items():
+        found = [SCHEDULES[name](i, 8) for i in (0, 2, 4, 6, 8)]
+        assert found == pytest.approx(values, rel=1e-12, abs=1e-15), name
     assert [i for i in range(101) if sigmoid(i, 100) > cosine(i, 100)] == [*range(5, 50), *range(96, 101)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,14 @@ def test_parameters_and_multiply_adds_are_the_paper_s(depth: int, millions: floa
         assert sum(macs.values()) == 442_368 + 14_155_776 + 12_976_128 + 12_976_128 + 640 == 40_551_040
 
 
-@pytest.mark.parametrize("shortcut", ["identity", "projection"])
-def test_images_of_several_sizes_run(shortcut: str) -> None:
-    for channels, side in ((3, 32), (1, 28), (1, 8)):
+def test_images_of_several_sizes_run_through_both_shortcuts() -> None:
+    for shortcut, (channels, side) in itertools.product(("identity", "projection"), ((3, 32), (1, 28), (1, 8))):
         model = build(depth=8, num_channels=channels, shortcut=shortcut, num_labels=7)
         output = model(torch.randn(2, channels, side, side), labels=torch.tensor([0, 6]))
         assert output.logits.shape == (2, 7)
         output.loss.backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_the_identity_shortcut_pads_channels_with_zeros_and_has_no_parameters() -> None:
+    # The identity pads channels with zeros and has no parameters.
     block, x = build(depth=8, num_channels=1).eval().blocks[1], torch.rand(1, 16, 6, 6)
     for convolution in (block.conv1, block.conv2):
         nn.init.zeros_(convolution.weight)
@@ -67,16 +65,13 @@ def test_it_is_saved_and_loaded_by_the_auto_classes(tmp_path: Path) -> None:
     assert torch.equal(again(x, return_dict=False)[0], model(x).logits)
 
 
-def test_convolutions_start_as_he_has_them_norms_at_one_and_all_are_sparsified() -> None:
+def test_convolutions_start_as_he_has_them_norms_at_one_all_become_sparse_and_odd_sizes_are_refused() -> None:
     model = build(depth=8, widths=[64, 64, 64])
     # Deviation sqrt(2 / (9 64)) over 36,864 draws.
     assert float(model.blocks[0].conv1.weight.detach().std()) == pytest.approx((2 / 576) ** 0.5, rel=0.02)
     assert all((norm.weight == 1).all() for norm in model.modules() if isinstance(norm, nn.BatchNorm2d))
     sparsifier = ts.sparsify(model, "static", sparsity=0.5)
     assert len(sparsifier.layers) == 8 and sparsifier.skipped == []
-
-
-def test_sizes_that_make_no_network_are_refused() -> None:
     cases: Any = (("depth", 18, r"6n \+ 2"), ("widths", [16, 32], "three widths"), ("shortcut", "none", "projection"))
     for name, value, words in cases:
         with pytest.raises(ValueError, match=f"CifarResNetConfig: expected.*{words}"):
