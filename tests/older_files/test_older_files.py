@@ -77,8 +77,8 @@ STATES = {
     "powerprop": Case(linear, "powerprop", {"sparsity": 0.7, "backward_sparsity": 0.4}, "sgd"),
     "swat": Case(convolution, "swat", MOMENTUM, "sgd"),
 }
-TOP_KAST, OF_BERT = ({"sparsity": 0.6, "backward_sparsity": 0.3, "alpha": 0.5},
-                     {"threshold_init": -5.0, "backward_density": 0.95})  # fmt: skip
+OF_BERT = {"threshold_init": -5.0, "backward_density": 0.95}
+TOP_KAST = {"sparsity": 0.6, "backward_sparsity": 0.3, "alpha": 0.5}
 PRETRAINED = {
     "bert_autosparse": Case(AutoModelForMaskedLM, "autosparse", OF_BERT, "plain"),
     "gpt2_topkast": Case(AutoModelForCausalLM, "topkast", TOP_KAST, "plain"),
