@@ -21,28 +21,22 @@ def test_rows_come_back_in_order_and_a_missing_file_has_none(tmp_path: Path) -> 
     log = row_log.RowLog(tmp_path / "new" / "rows.jsonl")
     for number in range(3):
         log.append({"number": number, "text": "Ŵ\nα"})
-    assert row_log.read_rows(tmp_path / "new" / "rows.jsonl") == [
-        {"number": number, "text": "Ŵ\nα"} for number in range(3)
-    ]
+    rows = [{"number": number, "text": "Ŵ\nα"} for number in range(3)]
+    assert row_log.read_rows(tmp_path / "new" / "rows.jsonl") == rows
     assert row_log.read_rows(tmp_path / "none.jsonl") == []
     row_log.RowLog(None).append({"kept": "nowhere"})
-
-
-def test_a_line_cut_short_is_left_out_and_spoils_no_later_row(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
+    # What JSON cannot hold writes nothing.
+    path = tmp_path / "other.jsonl"
+    with pytest.raises(TypeError):
+        row_log.RowLog(path).append({"what": object()})
+    assert not path.exists()
+    # A line cut short is left out and spoils no later row.
     row_log.RowLog(path).append({"a": 1})
     with path.open("ab") as file:
         file.write(b'{"a": 2, "b"')
     assert row_log.read_rows(path) == [{"a": 1}]
     row_log.RowLog(path).append({"a": 3})
     assert row_log.read_rows(path) == [{"a": 1}, {"a": 3}]
-
-
-def test_a_row_that_json_cannot_hold_writes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    with pytest.raises(TypeError):
-        row_log.RowLog(path).append({"what": object()})
-    assert not path.exists()
 
 
 def test_a_document_is_made_of_the_last_run_s_rows(tmp_path: Path) -> None:

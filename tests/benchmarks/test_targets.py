@@ -12,7 +12,6 @@ from targets import UnknownCard, of_convolution, product_bound, targets_for
 from tritonsparse.kernels.plan import CARDS
 
 H200, H100 = CARDS["nvidia-h200"], CARDS["nvidia-h100-80gb-hbm3"]
-every_card = pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 
 
 def test_memory_caps_90_percent_at_7_7_on_an_h100_and_not_on_an_h200() -> None:
@@ -24,9 +23,7 @@ def test_memory_caps_90_percent_at_7_7_on_an_h100_and_not_on_an_h200() -> None:
     assert product_bound(H200, 16_384, 4096, 4096, 0.1) == pytest.approx(10.0)
     # 5 % kept: 270.1 MB at 4.3 TB/s are 62.8 us, more than the 34.8 us of the operations.
     assert product_bound(H200, 16_384, 4096, 4096, 0.05) == pytest.approx(11.08, abs=0.01)
-
-
-def test_without_memory_a_bound_is_one_over_the_density_and_with_nothing_pruned_one() -> None:
+    # Without memory it is one over the density, with nothing pruned one.
     endless = replace(H100, bandwidth=1e30)
     assert product_bound(endless, 16_384, 4096, 4096, 0.1) == pytest.approx(10.0)
     assert product_bound(endless, 16_384, 4096, 4096, 0.1, rate=0.5) == pytest.approx(5.0)
@@ -53,7 +50,7 @@ def test_on_an_h200_they_are_those_that_were_set() -> None:
     assert all(found[key].key == key for key in found)
 
 
-@every_card
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 def test_no_goal_exceeds_its_bound_and_goals_are_in_order(card: targets.Card) -> None:
     for each in targets_for(card.name).values():
         goals = [each.floor, each.target, each.stretch]

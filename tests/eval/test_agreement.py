@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,29 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from tritonsparse.eval.agreement import Agreement, agreement, classification, language, main, translation
-from tritonsparse.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel, Vocabulary
+from tritonsparse.models.transfo_xl import Vocabulary
 from tritonsparse.train.text.subwords import train_tokenizer
 
 STREAM = np.random.default_rng(0).integers(40, size=50)
 SENTENCES = ["a b c", "b", "c a b b"] * 3
-
-
-def transfo_xl(seed: int = 0, **changes: Any) -> TransfoXLLMHeadModel:
-    torch.manual_seed(seed)
-    sizes = dict(
-        vocab_size=40, cutoffs=[10], d_model=16, d_embed=16, n_head=2, d_head=8, d_inner=32, div_val=1, n_layer=1,
-        mem_len=60, clamp_len=-1, same_length=False, init_std=0.3, dropout=0.3,
-    )  # fmt: skip
-    return TransfoXLLMHeadModel(TransfoXLConfig(**sizes | changes))
-
-
-def gpt2(seed: int = 0) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1))
+Build = Callable[..., Any]
 
 
 def same(found: Agreement, expected: Agreement, predictions: int, rel: float = 1e-6) -> None:
@@ -63,31 +47,30 @@ def test_agreement_and_cross_entropy_by_hand() -> None:
     assert agreement([(impossible, impossible, None)]) == Agreement(1.0, 0.0, 0.0, 1)
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_what_cannot_be_compared_is_refused(transfo_xl: Build, gpt: Build) -> None:
     zeros = torch.zeros(2, 2)
     for compare, words in (
         (lambda: agreement([(zeros[:1], torch.zeros(1, 3), None)]), r"equal shape, got \[1, 2\] and \[1, 3\]"),
         (lambda: agreement([(zeros, zeros, torch.zeros(2, dtype=torch.bool))]), "at least one prediction"),
-        (lambda: language(transfo_xl(), gpt2(), STREAM), "two models of one kind"),
+        (lambda: language(transfo_xl(), gpt(), STREAM), "two models of one kind"),
         (lambda: translation(None, None, None, ["a"], []), "a reference for each source"),
     ):
         with pytest.raises(ValueError, match=words):
             compare()
 
 
-@pytest.mark.parametrize("build", [transfo_xl, gpt2])
-def test_a_model_agrees_with_itself(build: Callable[..., Any]) -> None:
-    model = build().train()
-    found = language(model, copy.deepcopy(model), STREAM, tgt_len=7, window=8)
-    assert (found.agreement, found.predictions) == (1.0, 49)
-    assert found.cross_entropy == pytest.approx(found.entropy, rel=1e-6)
-    assert model.training
+def test_a_model_agrees_with_itself(transfo_xl: Build, gpt: Build) -> None:
+    for model in (transfo_xl(mem_len=60).train(), gpt().train()):
+        found = language(model, copy.deepcopy(model), STREAM, tgt_len=7, window=8)
+        assert (found.agreement, found.predictions) == (1.0, 49)
+        assert found.cross_entropy == pytest.approx(found.entropy, rel=1e-6)
+        assert model.training
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("columns", [1, 2])
-def test_transformer_xls_are_compared_each_with_its_own_memory(columns: int) -> None:
-    models = [transfo_xl(seed).double().eval() for seed in (0, 1)]
+def test_transformer_xls_are_compared_each_with_its_own_memory(columns: int, transfo_xl: Build) -> None:
+    models = [transfo_xl(seed, mem_len=60).double().eval() for seed in (0, 1)]
     # Columns of 49 / 2 = 25 and 24 predictions, each from the start of its column.
     edges = [(0, 49)] if columns == 1 else [(0, 25), (25, 49)]
     texts = [torch.from_numpy(STREAM[begin:end])[None] for begin, end in edges]
@@ -97,8 +80,8 @@ def test_transformer_xls_are_compared_each_with_its_own_memory(columns: int) -> 
 
 
 @torch.no_grad()
-def test_causal_models_are_compared_on_every_token_once() -> None:
-    models, pairs = [gpt2(seed).double().eval() for seed in (0, 1)], []
+def test_causal_models_are_compared_on_every_token_once(gpt: Build) -> None:
+    models, pairs = [gpt(seed).double().eval() for seed in (0, 1)], []
     for place in range(1, 50):
         end = 16 if place <= 16 else min(49, 16 + -(-(place - 16) // 8) * 8)
         ids = torch.from_numpy(STREAM[max(0, end - 16) : place])[None]
@@ -107,7 +90,7 @@ def test_causal_models_are_compared_on_every_token_once() -> None:
 
 
 @torch.no_grad()
-def test_translations_are_compared_token_by_token_without_padding(marian: Callable[..., Any]) -> None:
+def test_translations_are_compared_token_by_token_without_padding(marian: Build) -> None:
     tokenizer = train_tokenizer([(line, line) for line in SENTENCES], 10)
     models = [marian(seed, pad_token_id=0, eos_token_id=1, decoder_start_token_id=1).double().eval() for seed in (0, 1)]
     pairs = []
@@ -129,27 +112,30 @@ def test_classifiers_may_return_logits_or_an_output_with_them() -> None:
     assert classification(first, second, batches) == expected and expected.predictions == 15
 
 
-def test_the_program_compares_saved_language_models(tmp_path: Path, capsys: Any) -> None:
+def test_the_program_compares_saved_language_models(
+    tmp_path: Path, transfo_xl: Build, document: Any, refusal: Any
+) -> None:
     lines = ["the cat sat", "the dog sat on the cat"] * 5
     vocabulary, text = Vocabulary.count(lines), tmp_path / "text.txt"
     text.write_text("".join(f"{line}\n" for line in lines))
-    models = [transfo_xl(seed, vocab_size=len(vocabulary), cutoffs=[3]) for seed in (0, 1)]
+    models = [transfo_xl(seed, vocab_size=len(vocabulary), cutoffs=[3], mem_len=60) for seed in (0, 1)]
     for name, model in zip(("first", "second"), models, strict=True):
         model.save_pretrained(tmp_path / name)
         vocabulary.save(tmp_path / name / "vocabulary.txt")
     options = [f"--first={tmp_path / 'first'}", f"--second={tmp_path / 'second'}", "--device=cpu", "--tgt_len=8"]
     assert main([*options, f"--text_file={text}"]) == 0
-    document = json.loads(capsys.readouterr().out.strip().rpartition("\n")[2])
-    expected = language(*models, vocabulary.encode(lines), tgt_len=8)
-    assert document["predictions"] == expected.predictions == 5 * (4 + 7) - 1
-    assert document["cross_entropy"] == pytest.approx(expected.cross_entropy, rel=1e-6)
+    printed, expected = document(), language(*models, vocabulary.encode(lines), tgt_len=8)
+    assert printed["predictions"] == expected.predictions == 5 * (4 + 7) - 1
+    assert printed["cross_entropy"] == pytest.approx(expected.cross_entropy, rel=1e-6)
     Vocabulary([vocabulary.words[0], *reversed(vocabulary.words[1:])]).save(tmp_path / "second" / "vocabulary.txt")
     for given, words in (([], "expected --text_file, or --source_file"), ([f"--text_file={text}"], "one vocabulary")):
         assert main([*options, *given]) == 1
-        assert words in capsys.readouterr().err
+        assert words in refusal()
 
 
-def test_the_program_compares_saved_translation_models(tmp_path: Path, marian: Callable[..., Any], capsys: Any) -> None:
+def test_the_program_compares_saved_translation_models(
+    tmp_path: Path, marian: Build, document: Any, refusal: Any
+) -> None:
     tokenizer = train_tokenizer([(line, line) for line in SENTENCES], 10)
     (tmp_path / "text.txt").write_text("".join(f"{line}\n" for line in SENTENCES))
     for seed, name in enumerate(("first", "second")):
@@ -158,6 +144,6 @@ def test_the_program_compares_saved_translation_models(tmp_path: Path, marian: C
     options = [f"--first={tmp_path / 'first'}", f"--second={tmp_path / 'second'}", "--device=cpu", "--batch_size=4"]
     files = [f"--{side}_file={tmp_path / 'text.txt'}" for side in ("source", "reference")]
     assert main([*options, *files]) == 0
-    assert json.loads(capsys.readouterr().out.strip().rpartition("\n")[2])["predictions"] == 3 * (4 + 2 + 5)
+    assert document()["predictions"] == 3 * (4 + 2 + 5)
     assert main([*options, files[0]]) == 1
-    assert "expected --text_file, or --source_file" in capsys.readouterr().err
+    assert "expected --text_file, or --source_file" in refusal()

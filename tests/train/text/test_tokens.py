@@ -30,9 +30,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(PAIRS, SIZE)
 
 
-def test_a_vocabulary_has_the_size_asked_for_and_is_the_same_again(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
+def test_a_vocabulary_has_the_size_asked_for_and_is_the_same_again(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(tokenizer) == SIZE
     assert sorted(tokenizer.get_vocab().values()) == list(range(SIZE))
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
