@@ -45,8 +45,8 @@ def model(marian: Any) -> MarianMTModel:
 
 @pytest.fixture
 def words(model: MarianMTModel, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """`words(sources=SOURCES, **options)`: their translations by the model."""
-    return lambda sources=SOURCES, **options: translate(model, tokenizer, sources, **options)
+    """`words(sources=SOURCES, **options)`: their translations by the model, short unless told otherwise."""
+    return lambda sources=SOURCES, **options: translate(model, tokenizer, sources, **{"extra_tokens": 8, **options})
 
 
 def test_scores_worked_out_by_hand() -> None:
@@ -206,7 +206,7 @@ def test_the_program_prints_a_score_and_one_json_document(checkpoint: Path, word
     assert printed[:2] == [f"BLEU {document['bleu']:.2f}", document["line"]]
     assert "case:lc" in document["signature"] and document["signature"] in printed[2]
     assert (document["sentences"], document["num_beams"]) == (len(SOURCES), 2)
-    assert output.read_text("utf-8").split("\n")[:-1] == words(num_beams=2)
+    assert output.read_text("utf-8").split("\n")[:-1] == words(num_beams=2, extra_tokens=50)
 
 
 def test_bad_input_is_one_sentence(checkpoint: Path, refusal: Any, monkeypatch: Any) -> None:
