@@ -20,6 +20,7 @@ from tritonsparse.train.run import checkpoints
 from tritonsparse.train.text import language_presets
 
 PHASES = '{"phases": {"starts": [[0, "dense"], [1, "sparse"], [2, "dense"], [3, "sparse"]], "epochs": 4}}'
+SHORT = '{"phases": {"starts": [[0, "dense"], [1, "sparse"]], "epochs": 3}}'
 ACDC = ("--method=acdc", "--sparsity=0.8", "--num_train_epochs=4", "--save_twins", f"--method_args={PHASES}")
 
 
@@ -113,14 +114,14 @@ def test_the_cosine_warms_up_and_ends_where_it_is_told(language: Any, tmp_path: 
     [
         ("--method=autosparse", '--method_args={"threshold_init": -3}'),
         ("--method=topkast", "--sparsity=0.8", '--method_args={"backward_sparsity": 0.6}'),
-        ("--method=acdc", "--sparsity=0.5", "--pattern=block:8", f"--method_args={PHASES}"),
+        ("--method=acdc", "--sparsity=0.5", "--pattern=block:8", f"--method_args={SHORT}"),
         ("--method=rigl", "--sparsity=0.5", '--method_args={"update_every": 5}'),
         ("--method=gmp", "--sparsity=0.5", "--pattern=2:4"),
     ],
     ids=["autosparse", "topkast", "acdc in blocks", "rigl", "gmp 2:4"],
 )
 def test_methods_and_patterns(language: Any, tmp_path: Path, options: tuple[str, ...]) -> None:
-    document = language.train(tmp_path, *options, "--num_train_epochs=4")
+    document = language.train(tmp_path, *options, "--num_train_epochs=3")
     assert document["sparsity"] > 0.02
     assert document["evaluations"][-1]["perplexity"] < 26
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tritonsparse.train.run import checkpoints
+from tritonsparse.train.run import checkpoints, results
 
 SOFT = ("--method_args", '{"threshold_init": -3, "threshold_weight_decay": 0.01}')
 GMP = ("--method=gmp", "--method_args", '{"sparsity": 0.8, "update_every": 2}')
@@ -189,8 +189,10 @@ print(json.dumps(found))
 
 
 def test_kill_9_in_mid_run_and_in_mid_checkpoint_ends_in_the_weights_of_the_run_never_killed(
-    saved_marian: Callable[[float], Path], corpus_files: tuple[str, ...], translation: Any, tmp_path: Path
-) -> None:
+    saved_marian: Callable[[float], Path], corpus_files: tuple[str, ...], translation: Any, tmp_path: Path,
+    monkeypatch: Any,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(results, "plot", lambda *_: None)
     options = [
         f"--model_name_or_path={saved_marian(0.1)}", *corpus_files, *SOFT, "--num_beams=1",
         "--max_tokens_per_batch=800", "--max_train_steps=30", "--num_warmup_steps=2", "--learning_rate=0.01",
