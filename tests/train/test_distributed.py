@@ -19,13 +19,13 @@ SIZES = (1, 16, 2, 8, 32, 1, 0.0, 0.0, 0.1, (12,), 8)
 # Three programs in the same two processes, which a third leaves after its imports as torchrun would start them. Each
 # translation begins with its source, and each rank leaves its master weights. Their connection is kept for the next.
 WORKER = f"""
-import json, os, socket, sys, torch
+import json, os, sacrebleu, sklearn.datasets, socket, sys, torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from tritonsparse.train import language_modeling, memorization, translation
 from tritonsparse.train.run import results
 from tritonsparse.train.text import language_presets
-results.plot = language_modeling.plot_twins = lambda *_, **__: None
+results.plot = language_modeling.plot_twins = memorization.plot_memorization = lambda *_, **__: None
 with socket.socket() as free:
     free.bind(("localhost", 0))
     port = str(free.getsockname()[1])
