@@ -121,6 +121,10 @@ def test_b_is_what_is_kept_once_alpha_is_zero_and_str_has_no_alpha() -> None:
     assert view.mask.sum() == 2
     view = start(STR(sparsity=0.6)).view
     assert (view.alpha, view.grad_mask) == (None, None)
+    # No sparsity is dense.
+    for method in (AutoSparse(sparsity=0.0), AutoSparse(threshold_init=-math.inf)):
+        run = start(method)
+        assert run.view.kind == "dense" and run.method.state_dict().keys() <= {"initial_sparsity"}
 
 
 class Planted(Regression):
@@ -210,9 +214,3 @@ def test_saved_and_loaded_it_goes_on_as_if_never_stopped_with_gradients_in_every
     run.model[0].weight.grad, run.model[2].weight.grad = None, torch.zeros(32, 48)
     run.before_step()
     assert torch.equal(scores["0"], before["0"]) and torch.allclose(scores["2"], 0.98 * before["2"])
-
-
-def test_no_sparsity_is_dense_on_blocks_too() -> None:
-    for method in (AutoSparse(sparsity=0.0), AutoSparse(threshold_init=-math.inf)):
-        run = start(method)
-        assert run.view.kind == "dense" and run.method.state_dict().keys() <= {"initial_sparsity"}

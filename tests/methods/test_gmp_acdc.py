@@ -60,9 +60,7 @@ def test_what_is_pruned_gets_no_gradient_never_returns_and_its_momentum_is_gone(
     run.view.weight.grad = None
     run.model(torch.randn(3, 10)).backward(torch.randn(3, 1))
     assert (run.view.weight.grad != 0).tolist() == kept.tolist()
-
-
-def test_a_kept_weight_that_happens_to_be_zero_ranks_before_the_pruned_ones() -> None:
+    # A kept weight that happens to be zero ranks before the pruned ones.
     run = Run(ladder(4), GMP(sparsity=0.75, initial_sparsity=0.5, end=1.0, update_every=1), total_steps=2)
     assert run.masks() == [[[0, 0, 1, 1]]]
     run.view.weight.data[0, 2:] = 0.0
@@ -169,9 +167,7 @@ def test_the_update_by_hand() -> None:
     before = kept.views[0].weight[0, 0].item()
     kept.step(-1.0, -1.0)
     assert kept.views[0].weight[0, 0].item() - before == pytest.approx(0.15)
-
-
-def test_uniform_scope_prunes_each_layer_alike_and_strict_keeps_one_less_as_the_published_code() -> None:
+    # Uniform scope prunes each layer alike; strict keeps one less, as the published code.
     assert start((0.0, 0.0), scope="uniform").kept() == [2, 1]
     # k = ceil(6 x .5) = 3: what lies strictly above the third largest.
     assert start((0.0, 0.0), strict=True).masks() == [[[1, 0, 0, 0]], [[1, 0]]]

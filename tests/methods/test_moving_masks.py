@@ -48,7 +48,7 @@ def test_the_threshold_is_halved_or_doubled_where_the_count_is_off_by_a_tenth(
     assert run.sparsifier.state_dict()["method_state"] == {"threshold": pytest.approx(threshold)}
 
 
-def test_the_threshold_finds_the_number_to_drop() -> None:
+def test_the_threshold_finds_the_number_to_drop_in_periods_that_double_at_the_papers_epochs() -> None:
     model = nn.ModuleList([nn.Linear(64, 32, bias=False), nn.Linear(64, 32, bias=False)])
     run = Run(model, DSR(sparsity=0.5, drop_fraction=0.1, threshold_init=1e-5, update_every=1), lr=0.1, total_steps=100)
     moved = []
@@ -60,6 +60,10 @@ def test_the_threshold_finds_the_number_to_drop() -> None:
     assert moved[0] < 20
     # H moves by factors of two, so the count stays around N_p = 204.8, not on it.
     assert 0.4 * 204.8 < sum(moved[-20:]) / 20 < 2.5 * 204.8
+    method, clock = DSR(sparsity=0.5, update_every=10), Clock(0, 1000, None)
+    due = [step for step in range(1000) if method._due(step, clock)]
+    # Of 1000 steps: every 10 to 250, every 20 to 500, every 40 to 750, every 80 to 950.
+    assert due == [*range(10, 250, 10), *range(260, 500, 20), *range(520, 750, 40), *range(800, 950, 80)]
 
 
 def test_above_every_weight_a_layer_keeps_its_largest_and_the_count_holds_where_there_is_no_room() -> None:
@@ -69,13 +73,6 @@ def test_above_every_weight_a_layer_keeps_its_largest_and_the_count_holds_where_
     run = Run(two(6), DSR(sparsity=0.2, threshold_init=10.0, update_every=1), total_steps=10)
     run.step(0.0, 0.0)
     assert sum(run.kept()) == 10
-
-
-def test_the_period_doubles_at_the_papers_epochs() -> None:
-    method, clock = DSR(sparsity=0.5, update_every=10), Clock(0, 1000, None)
-    due = [step for step in range(1000) if method._due(step, clock)]
-    # Of 1000 steps: every 10 to 250, every 20 to 500, every 40 to 750, every 80 to 950.
-    assert due == [*range(10, 250, 10), *range(260, 500, 20), *range(520, 750, 40), *range(800, 950, 80)]
 
 
 def mest(**fields: Any) -> Run:
@@ -224,14 +221,18 @@ def test_an_update_of_two_layers_by_hand() -> None:
     # wherever g is not 0: both layers ask alike, 2 each; ties go to the lowest index; where g is 0 nothing grows.
     run = updated(snfs(optimizer=torch.optim.Adam))
     assert run.masks() == [[[1, 1, 1, 0, 0, 0]], [[1, 1, 1, 0, 0, 0]]]
-
-
-def test_a_layer_that_is_nearly_dense_and_wants_more_turns_over_its_zeros_only() -> None:
+    # A layer that is nearly dense and wants more turns over its zeros only.
     run = snfs(sparsity=0.1, drop_fraction=0.5).place(*[[0.1, 0.2, 0.3, 0.4, 0.5, 0.0]] * 2, kept=5)
     run.step(5.0, 1.0)
     # Layer 0 is 1/6 sparse and asks for more than its half: ceil(5/6) = 1 goes. Layer 1: ceil(.4999 x 5) = 3.
     # Of the 4, layer 0 may take floor(.99 x 2) = 1, so layer 1 grows 3: nothing has moved between them.
     assert run.kept() == [5, 5] and run.masks()[0] == [[1, 1, 1, 1, 1, 0]]
+    # An optimizer without momentum is refused at the update.
+    run = snfs(momentum=0.0)
+    masks = run.masks()
+    with pytest.raises(RuntimeError, match=r"momentum of 0, got none; train every sparse layer with SGD\(momentum"):
+        run.step(1.0, 1.0)
+    assert run.masks() == masks
 
 
 def test_weights_move_to_the_layer_that_learns_and_the_total_stays() -> None:
@@ -265,11 +266,3 @@ def test_dw_is_dense_until_the_last_update_and_masked_after_it() -> None:
     assert densities == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
     # The past of what is pruned for good is cleared, or it would move.
     assert not any(run.momentum(number)[~view.mask].any() for number, view in enumerate(run.views))
-
-
-def test_an_optimizer_without_momentum_is_refused_at_the_update() -> None:
-    run = snfs(momentum=0.0)
-    masks = run.masks()
-    with pytest.raises(RuntimeError, match=r"momentum of 0, got none; train every sparse layer with SGD\(momentum"):
-        run.step(1.0, 1.0)
-    assert run.masks() == masks

@@ -50,9 +50,14 @@ def test_scores_and_masks_by_hand() -> None:
     # lr_M = .5 now; v = .9 x .9 x 1 + 1 x .5
     assert run.saved("scores")[0] == pytest.approx(-0.2375 - 0.5 * (0.81 + 0.5))
     assert run.masks() == [[[0, 0, 1, 1]]]
+    # One threshold gives layers their own rates.
+    run = Run(two(4), OptG(sparsity=0.5, beta=QUARTER), lr=0.1, total_steps=2, steps_per_epoch=1)
+    run.place(*[[1.0, 2.0, 3.0, -1.0]] * 2).step(-1.0, -0.1)
+    # Scores are lr_M times [1, 2, 3, -1] and [.1, .2, .3, -.1]: of the eight, four are kept.
+    assert run.masks() == [[[1, 1, 1, 0]], [[0, 0, 1, 0]]]
 
 
-def test_every_weight_gets_its_dense_gradient() -> None:
+def test_every_weight_gets_its_dense_gradient_and_a_loss_scale_does_not_reach_the_float32_scores() -> None:
     run = optg()
     run.view.mask.copy_(torch.tensor([[False, False, True, True]]))
     y = run.model(X)
@@ -60,9 +65,6 @@ def test_every_weight_gets_its_dense_gradient() -> None:
     (2.0 * y).backward()
     assert run.view.weight.grad[0].tolist() == [2.0, 20.0, 200.0, 2000.0]
     assert run.method.densities(run.view, 0.5).grad_weight == 1.0
-
-
-def test_a_loss_scale_does_not_reach_the_scores() -> None:
     found = []
     for scale in (None, 8.0):
         run = optg()
@@ -70,22 +72,15 @@ def test_a_loss_scale_does_not_reach_the_scores() -> None:
         run.before_step(scale)
         found.append(run.saved("scores"))
     assert found[0] == found[1] != [0.0] * 4
+    run = Run(nn.Linear(4, 1, bias=False).to(torch.bfloat16), OptG(sparsity=0.5), total_steps=2, steps_per_epoch=1)
+    tensors = run.sparsifier.state_dict()["tensors"]
+    assert tensors["method:scores/"].dtype == tensors["method:velocities/"].dtype == torch.float32
 
 
-def test_one_threshold_gives_layers_their_own_rates() -> None:
-    run = Run(two(4), OptG(sparsity=0.5, beta=QUARTER), lr=0.1, total_steps=2, steps_per_epoch=1)
-    run.place(*[[1.0, 2.0, 3.0, -1.0]] * 2).step(-1.0, -0.1)
-    # Scores are lr_M times [1, 2, 3, -1] and [.1, .2, .3, -.1]: of the eight, four are kept.
-    assert run.masks() == [[[1, 1, 1, 0]], [[0, 0, 1, 0]]]
-
-
-def test_the_rise_is_the_papers_over_a_hundred_epochs_and_whole_in_the_last() -> None:
+def test_the_rise_is_the_papers_and_whole_in_the_last_epoch_and_n_of_m_comes_down_one_by_one() -> None:
     rise = [OptG(sparsity=0.9).rise(Clock(10 * epoch, 1000, 10)) for epoch in range(100)]
     assert rise == pytest.approx([1 / (1 + math.exp(-(epoch - 50))) for epoch in range(100)])
     assert rise[99] == OptG(sparsity=0.9).rise(Clock(2000, 1000, 10)) == 1.0
-
-
-def test_n_of_m_comes_down_one_by_one() -> None:
     method, model = OptG(sparsity=0.75, beta=0.08), nn.Linear(8, 1, bias=False)
     run, kept = Run(model, method, lr=0.1, pattern="1:4", total_steps=8, steps_per_epoch=1), []
     for _ in range(8):
@@ -93,12 +88,6 @@ def test_n_of_m_comes_down_one_by_one() -> None:
         run.step(torch.randn(1, 8))
     # Rates .75 sigma(8 (e/8 - 1/2)) = .01 .03 .09 .20 .375 .55 .66, then .75 in the last epoch.
     assert kept == [[4, 4], [4, 4], [4, 4], [3, 3], [3, 3], [2, 2], [1, 1], [1, 1]]
-
-
-def test_half_precision_weights_have_float32_scores() -> None:
-    run = Run(nn.Linear(4, 1, bias=False).to(torch.bfloat16), OptG(sparsity=0.5), total_steps=2, steps_per_epoch=1)
-    tensors = run.sparsifier.state_dict()["tensors"]
-    assert tensors["method:scores/"].dtype == tensors["method:velocities/"].dtype == torch.float32
 
 
 def topkast(**fields: Any) -> Run:
@@ -160,6 +149,9 @@ def test_training_starts_from_the_weights_that_were_given() -> None:
     run.step([0.0, 0.0, -9.0, 0.0])
     assert run.view.weight[0].tolist() == [4.0, -3.0, 11.0, 1.0]
     assert run.view.effective_weight()[0].tolist() == [0.0, 0.0, 121.0, 0.0]
+    # A weight of zero gets no gradient and no NaN.
+    found = powerprop(1.0, 0.0, -0.5, 0.0, sparsity=0.25, exponent=1.5).gradient(X)
+    assert found[0] == 1.5 and found[1] == found[3] == 0.0 and found[2] == pytest.approx(150.0 * 0.5 ** (1 / 3))
 
 
 @pytest.mark.parametrize(
@@ -175,11 +167,6 @@ def test_training_starts_from_the_weights_that_were_given() -> None:
 )
 def test_the_gradient_is_that_of_the_power(fields: dict[str, float], expected: list[float]) -> None:
     assert powerprop(**fields).gradient(X) == expected
-
-
-def test_a_weight_of_zero_gets_no_gradient_and_no_nan() -> None:
-    found = powerprop(1.0, 0.0, -0.5, 0.0, sparsity=0.25, exponent=1.5).gradient(X)
-    assert found[0] == 1.5 and found[1] == found[3] == 0.0 and found[2] == pytest.approx(150.0 * 0.5 ** (1 / 3))
 
 
 def test_blocks_are_chosen_by_the_powers_and_not_by_the_roots() -> None:

@@ -90,15 +90,7 @@ def test_alpha_changes_when_an_epoch_starts(fields: dict[str, Any], epochs: list
     assert seen == pytest.approx([0.5 * epochs[step // 2] for step in range(9)], rel=1e-6, abs=1e-7)
 
 
-def test_the_translation_recipe_anneals_exponentially_and_stops_at_epoch_10() -> None:
-    method = AutoSparse(threshold_init=-7.0, alpha=0.4, alpha_schedule="exponential", zero_alpha_epoch=10)
-    run = Run(linear([1.0]), method, steps_per_epoch=100)
-    assert torch.sigmoid(run.view.threshold).item() == pytest.approx(0.000911, abs=5e-7)
-    for epoch, alpha in ((0, 0.4), (1, 0.4 / math.e), (9, 0.4 * math.exp(-9)), (10, 0.0), (11, 0.0)):
-        assert method.current_alpha(Clock(100 * epoch, None, 100)) == pytest.approx(alpha)
-
-
-def test_b_is_chosen_anew_every_step_until_alpha_is_zero() -> None:
+def test_b_is_chosen_anew_every_step_until_alpha_is_zero_as_in_the_translation_recipe_from_epoch_10() -> None:
     method = AutoSparse(threshold_init=0.0, alpha_schedule="constant", zero_alpha_epoch=1, backward_density=0.5)
     run = Run(linear([0.4, 0.3, 0.2, 0.1]), method, lr=1.0, total_steps=4, steps_per_epoch=2)
     assert run.view.grad_mask.tolist() == [[True, True, False, False]]
@@ -106,6 +98,11 @@ def test_b_is_chosen_anew_every_step_until_alpha_is_zero() -> None:
     assert run.view.grad_mask.tolist() == [[False, True, False, True]]
     run.step()  # epoch 1: alpha = 0, and then B = A
     assert run.view.grad_mask is None and float(run.view.alpha) == 0.0
+    method = AutoSparse(threshold_init=-7.0, alpha=0.4, alpha_schedule="exponential", zero_alpha_epoch=10)
+    run = Run(linear([1.0]), method, steps_per_epoch=100)
+    assert torch.sigmoid(run.view.threshold).item() == pytest.approx(0.000911, abs=5e-7)
+    for epoch, alpha in ((0, 0.4), (1, 0.4 / math.e), (9, 0.4 * math.exp(-9)), (10, 0.0), (11, 0.0)):
+        assert method.current_alpha(Clock(100 * epoch, None, 100)) == pytest.approx(alpha)
 
 
 def test_decay_on_the_threshold_is_an_l2_gradient_that_the_optimizer_does_not_repeat() -> None:

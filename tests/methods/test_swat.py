@@ -52,7 +52,7 @@ def test_activations_may_be_as_sparse_as_one_likes_and_inference_packs_nothing()
     assert run.view.weight.count_nonzero() == 8 and run.sparsifier.finalize().weight.count_nonzero() == 4
 
 
-def test_between_refreshes_mask_and_cut_off_are_reused() -> None:
+def test_between_refreshes_mask_and_cut_off_are_reused_but_blocks_chosen_exactly() -> None:
     run, kept = made(refresh_every=3), []
     for step in range(4):
         run.model(X * (1 + step)).sum().backward()
@@ -61,9 +61,7 @@ def test_between_refreshes_mask_and_cut_off_are_reused() -> None:
         run.optimizer.zero_grad()
     # Exact, 2 of 4, at steps 0 and 3; between, what reaches the cut-off 2 of step 0: 2, 4, 6, 1 and 3, 6, 9, 1.5.
     assert kept == [2, 3, 3, 2]
-
-
-def test_between_refreshes_a_weight_that_crosses_the_cut_off_counts_at_once() -> None:
+    # A weight that crosses the cut-off counts at once.
     run = made(lr=1.0, refresh_every=3)
     layer = run.view
     weight = layer.weight.detach().clone()
@@ -74,9 +72,6 @@ def test_between_refreshes_a_weight_that_crosses_the_cut_off_counts_at_once() ->
     assert layer.mask.all() and layer.weight.count_nonzero() == 0
     run.step(torch.randn(layer.weight.shape))  # the third: a refresh, exact again
     assert run.kept() == [layer.weight.numel() // 2]
-
-
-def test_between_refreshes_blocks_are_chosen_exactly_at_every_step() -> None:
     run = Run(nn.Linear(8, 8), SWAT(sparsity=0.5, refresh_every=5), lr=1.0, pattern="block:4")
     for _ in range(3):
         run.step(torch.randn(8, 8))

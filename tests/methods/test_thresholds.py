@@ -16,14 +16,11 @@ from tritonsparse.methods import DST, STR
 WEIGHT = [0.5, -0.25, 0.0], [0.1, 0.2, -0.3]
 
 
-def test_cut_offs_start_at_zero_and_prune_exact_zeros_alone() -> None:
+def test_cut_offs_start_at_zero_and_one_step_by_hand() -> None:
     run = Run(linear(*WEIGHT), DST())
     assert run.view.kind == "step" and run.view.threshold.tolist() == [0.0, 0.0]
     assert run.view.kept_count() == 5
     assert torch.equal(run.model(torch.eye(3)), run.view.weight.t())
-
-
-def test_one_step_by_hand() -> None:
     # y = W x with x = (1, 1, 1) and dL/dy = (1, 0): g = [[1, 1, 1], [0, 0, 0]].   t = (0.3, 0)
     view = Run(linear(*WEIGHT), DST(penalty=0.0)).view
     view.threshold.data[0] = 0.3
