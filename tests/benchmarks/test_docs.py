@@ -87,11 +87,6 @@ def test_every_file_is_said_under_its_heading_and_the_page_says_what_its_files_s
         assert found, part
 
 
-def test_a_page_without_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"doc_results: expected <!-- results: written .* put them back"):
-        doc_marks.updated("no marks", "", "doc_results")
-
-
 LAYER = {"op": "step", "provider": "ours", "layer": "mlp", "n": 512, "k": 256, "m": 8192, "block": 64, "density": 0.5}
 RIGHT = {**LAYER, "verdict": "right", "break_even": 0.4}
 WRONG = {**LAYER, "block": 32, "speedup": None, "verdict": "WRONG", "break_even": None}
@@ -160,6 +155,9 @@ def test_the_page_says_what_the_files_say_and_the_readme_the_range_of_costs_on_a
     costs = [row["cost"] for row in doc_speed.cpu_costs(json.loads(file.read_text(encoding="utf-8")))]
     said = f"{costs[0]:.2f} to {costs[-1]:.2f} times as much"
     assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    # A page without marks is refused.
+    with pytest.raises(ValueError, match=r"doc_results: expected <!-- results: written .* put them back"):
+        doc_marks.updated("no marks", "", "doc_results")
 
 
 def test_a_step_on_a_cpu_is_measured_and_said_cheapest_first(tmp_path: Path) -> None:

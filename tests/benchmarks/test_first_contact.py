@@ -99,9 +99,7 @@ def test_it_ends_within_its_budget_by_skipping(breaking: Main, tmp_path: Path) -
     assert verdicts(tmp_path / "out" / "kernels.jsonl") == {"fine": "right", "long": "skipped", "last": "right"}
 
 
-def test_a_step_that_hangs_is_ended_with_the_budget(
-    breaking: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hanging_step_ends_with_the_budget(breaking: Main, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("PATIENCE", "3600")
     breaking("hangs", "--smoke", budget=first_contact.RESERVE + 4)
     states = {row["step"]: row["state"] for row in read_rows(tmp_path / "out" / "run.jsonl") if "step" in row}
@@ -182,13 +180,6 @@ def test_a_wrong_cut_off_is_told_by_counting(tmp_path: Path, monkeypatch: pytest
         assert {row["verdict"] for row in rows if row["provider"] != "read"} == {verdict}
 
 
-def test_bounds_of_products_are_those_of_the_arithmetic() -> None:
-    bound = Bound.of_product(4096, torch.float32)
-    # Twice 5.2e-6, which tensor cores were seen to make; the roundings of float32 beside it are small.
-    assert 1.0e-5 < bound.rms < 1.2e-5 < bound.worst < 2.0e-4
-    assert Bound.of_product(4096, torch.bfloat16).rms == pytest.approx(2**-8, rel=0.01)
-
-
 def test_figures_of_several_rows_are_made_and_judged_by_the_cards_targets(tmp_path: Path) -> None:
     log = RowLog(tmp_path / "blocks.jsonl")
     for density, ms in ((1.0, 1.25), (0.5, 0.5), (0.1, 0.1)):
@@ -204,21 +195,18 @@ def test_figures_of_several_rows_are_made_and_judged_by_the_cards_targets(tmp_pa
     assert figures["T9@90"]["value"] == pytest.approx(10.0) and figures["T9@90"]["met"] is False
     # Time is 0.5 + 0.75 (d - 0.5) / 0.5 between the two: 1 at d = 0.8333. Less is better.
     assert figures["T12@128"]["value"] == pytest.approx(100 / 6) and figures["T12@128"]["met"] is False
+    # Bounds of products are those of the arithmetic.
+    bound = Bound.of_product(4096, torch.float32)
+    # Twice 5.2e-6, which tensor cores were seen to make; the roundings of float32 beside it are small.
+    assert 1.0e-5 < bound.rms < 1.2e-5 < bound.worst < 2.0e-4
+    assert Bound.of_product(4096, torch.bfloat16).rms == pytest.approx(2**-8, rel=0.01)
 
 
-def test_steps_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_are_listed_and_misuse_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert first_contact.main(["--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 8
     files = {f"{step.file}.jsonl" for step in first_contact.STEPS} | {"run.jsonl", "summary.json"}
     assert len(files) <= 8
-
-
-def test_without_a_gpu_it_says_so(breaking: Main, capfd: pytest.CaptureFixture[str]) -> None:
-    assert breaking("") == 2
-    assert "expected a GPU that torch sees, got none" in capfd.readouterr().out
-
-
-def test_what_it_cannot_do_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, words in (
         *((["--budget", budget], "a --budget of seconds above 0") for budget in ("nan", "0", "-5", "inf")),
         (["--out", __file__ + "/out"], "a folder for --out"),
@@ -226,6 +214,11 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     ):
         assert first_contact.main(["--out", str(tmp_path), *options]) == 2
         assert f"first_contact: expected {words}" in capsys.readouterr().err
+
+
+def test_without_a_gpu_it_says_so(breaking: Main, capfd: pytest.CaptureFixture[str]) -> None:
+    assert breaking("") == 2
+    assert "expected a GPU that torch sees, got none" in capfd.readouterr().out
 
 
 def smoke_elsewhere(tmp_path: Path, *arguments: str) -> tuple[Path, list[dict[str, Any]]]:

@@ -51,7 +51,7 @@ def of(folder: Path, *options: str) -> list[str]:
     return ["--smoke", f"--tests={folder}", f"--out={folder / 'out'}", *options]
 
 
-def test_every_outcome_is_counted_once(tmp_path: Path) -> None:
+def test_every_outcome_is_counted_once_and_without_a_file_it_says_so(tmp_path: Path, program: Any) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_others.py").write_text("raise RuntimeError('must not be imported')")
     command = [sys.executable, str(BENCHMARKS / "gpu_tests.py"), *of(tmp_path, "--only=test_s*")]
@@ -64,9 +64,6 @@ def test_every_outcome_is_counted_once(tmp_path: Path) -> None:
     assert "one is not two" in failed["test_bad"] and "no fixture" in failed["test_setup"]
     assert [test.rpartition("::")[2] for test in document["skipped"]] == ["test_skipped"]
     assert len(document["slowest"]) == 5 and document["environment"]["torch"]
-
-
-def test_without_a_file_it_says_so(tmp_path: Path, program: Any) -> None:
     run = program("gpu_tests", *of(tmp_path, "--only=nothing"))
     assert run.returncode == 2 and run.stderr.startswith("gpu_tests: expected test files named 'nothing'")
 

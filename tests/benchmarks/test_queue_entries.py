@@ -50,9 +50,7 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
         ("image_classification", "fashion_mnist", 15, lambda: image_arguments.parser("image_classification", None)),
     ],
 )
-def test_training_commands_are_ones_the_program_takes(
-    task: str, file: str, count: int, parser: Callable[[], Any]
-) -> None:
+def test_training_commands_are_taken(task: str, file: str, count: int, parser: Callable[[], Any]) -> None:
     entries = queue_entries.entries(Path("/data"), Path("/text"), Path("/images"))
     runs = [entry for entry in entries if entry.file == file]
     assert len(runs) == count and {entry.missing for entry in runs} == {""}
@@ -112,6 +110,11 @@ def test_quick_forms_come_before_tests_and_full_forms_and_training_last(tmp_path
 
 
 def test_what_an_entry_compiles_is_in_its_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = queue_entries.compile_counts()
+    assert set(counts) <= {entry.name for entry in queue_entries.entries(None)}
+    assert all(count >= 0 for count in counts.values())
+
+    # What an entry compiles is in its estimate.
     def estimates() -> dict[str, float]:
         return {entry.name: entry.estimate for entry in queue_entries.entries(None)}
 
@@ -123,12 +126,6 @@ def test_what_an_entry_compiles_is_in_its_estimate(monkeypatch: pytest.MonkeyPat
     added = {name: counted[name] - none[name] for name in none if counted[name] != none[name]}
     # The tests' kernels are compiled by 14 processes; where nobody has counted them 50 s stand for it.
     assert added == {"block": pytest.approx(45), "gpu tests": pytest.approx(45 - 50)}
-
-
-def test_counts_are_of_entries_that_exist() -> None:
-    counts = queue_entries.compile_counts()
-    assert set(counts) <= {entry.name for entry in queue_entries.entries(None)}
-    assert all(count >= 0 for count in counts.values())
 
 
 @no_gpu

@@ -84,19 +84,12 @@ def test_a_benchmark_killed_between_two_rows_keeps_those_it_had(tmp_path: Path, 
     assert all(row["verdict"] == "right" and row["median_ms"] > 0 for row in document["rows"])
 
 
-def test_only_chooses_cases_and_writes_beside_the_whole_document(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_chooses_cases_or_names_those_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_threshold.main(["--smoke", "--only", "*96x80*mask*", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("*/*")
     document = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "threshold_only.json" and document == json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {(row["shape"], row["view"]) for row in document["rows"]} == {("96x80", "mask")}
-
-
-def test_a_pattern_that_matches_nothing_is_refused_with_cases_that_exist(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     with pytest.raises(SystemExit) as status:
         bench_packed.main(["--smoke", "--only", "nothing", "--out", str(tmp_path)])
     error = capsys.readouterr().err
@@ -104,7 +97,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_cases_that_exist(
     assert error.startswith("bench_packed: expected --only to match a case, got 'nothing'") and "smoke 48x40" in error
 
 
-def test_quick_and_given_files_of_rows(tmp_path: Path) -> None:
+def test_quick_and_given_files_of_rows_and_a_wrong_row_is_the_exit_status(tmp_path: Path) -> None:
     parser = harness.parser_of("")
     rows = tmp_path / "rows.jsonl"
     args = parser.parse_args(["--quick", "--out", str(tmp_path), "--rows", str(rows)])
@@ -116,9 +109,6 @@ def test_quick_and_given_files_of_rows(tmp_path: Path) -> None:
     assert written.name == "bench_quick.json" and document["more"] == 1 and document["quick"]
     # A file that was asked for is left to whoever asked.
     assert reports.read_run(rows)["rows"] == document["rows"] and reports.read_run(rows)["block"] == 64
-
-
-def test_a_wrong_row_is_the_exit_status() -> None:
     report = reports.Report("bench", {"a": ""}, harness.parser_of("").parse_args([]))
     report.extend([{"a": 1, "verdict": "failed"}, {"a": 2, "verdict": "WRONG"}])
     assert report.publish() == 1

@@ -112,9 +112,7 @@ def test_classifiers_may_return_logits_or_an_output_with_them() -> None:
     assert classification(first, second, batches) == expected and expected.predictions == 15
 
 
-def test_the_program_compares_saved_language_models(
-    tmp_path: Path, transfo_xl: Build, document: Any, refusal: Any
-) -> None:
+def test_saved_language_models_are_compared(tmp_path: Path, transfo_xl: Build, document: Any, refusal: Any) -> None:
     lines = ["the cat sat", "the dog sat on the cat"] * 5
     vocabulary, text = Vocabulary.count(lines), tmp_path / "text.txt"
     text.write_text("".join(f"{line}\n" for line in lines))
@@ -133,9 +131,7 @@ def test_the_program_compares_saved_language_models(
         assert words in refusal()
 
 
-def test_the_program_compares_saved_translation_models(
-    tmp_path: Path, marian: Build, document: Any, refusal: Any
-) -> None:
+def test_saved_translation_models_are_compared(tmp_path: Path, marian: Build, document: Any, refusal: Any) -> None:
     tokenizer = train_tokenizer([(line, line) for line in SENTENCES], 10)
     (tmp_path / "text.txt").write_text("".join(f"{line}\n" for line in SENTENCES))
     for seed, name in enumerate(("first", "second")):

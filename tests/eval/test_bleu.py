@@ -49,11 +49,19 @@ def words(model: MarianMTModel, tokenizer: PreTrainedTokenizerFast) -> Any:
     return lambda sources=SOURCES, **options: translate(model, tokenizer, sources, **{"extra_tokens": 8, **options})
 
 
-def test_scores_worked_out_by_hand() -> None:
+def test_scores_worked_out_by_hand_and_what_cannot_be_scored() -> None:
     assert corpus_bleu(REFERENCES, REFERENCES).score == pytest.approx(100.0)
     # hypothesis a b c d e (5 words), reference a b c d f g (6 words):
     # p1..p4 = 4/5, 3/4, 2/3, 1/2; product 1/5; BP = exp(1 - 6/5); BLEU = 100 * exp(-0.2) * 0.2**0.25 = 54.75
     assert corpus_bleu(["a b c d e"], ["a b c d f g"]).score == pytest.approx(54.7518, abs=1e-3)
+    for hypotheses, references, options, remedy in (
+        (["a"], ["a", "b"], {}, "got 1 hypotheses and 2 references; check that both cover the same test set"),
+        ([], [], {}, "got none; pass the whole test set"),
+        ("a", ["a"], {}, r"got one string; pass \[sentence\]"),
+        (["a"], ["a"], {"tokenize": "moses"}, r"13a, .*got 'moses'; use '13a'"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            corpus_bleu(hypotheses, references, **options)
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
@@ -66,17 +74,6 @@ def test_score_line_and_signature_equal_those_of_sacrebleus_own_program(tmp_path
     ours = corpus_bleu(HYPOTHESES, [line.upper() for line in REFERENCES], lowercase=lowercase)
     assert ours.line == theirs and ours.signature in theirs and f"{ours.score:.2f}" in theirs
     assert f"case:{'lc' if lowercase else 'mixed'}" in ours.signature
-
-
-def test_what_cannot_be_scored_is_refused() -> None:
-    for hypotheses, references, options, remedy in (
-        (["a"], ["a", "b"], {}, "got 1 hypotheses and 2 references; check that both cover the same test set"),
-        ([], [], {}, "got none; pass the whole test set"),
-        ("a", ["a"], {}, r"got one string; pass \[sentence\]"),
-        (["a"], ["a"], {"tokenize": "moses"}, r"13a, .*got 'moses'; use '13a'"),
-    ):
-        with pytest.raises(ValueError, match=remedy):
-            corpus_bleu(hypotheses, references, **options)
 
 
 def test_compound_split_bleu_counts_the_parts_of_a_compound(monkeypatch: Any) -> None:

@@ -53,7 +53,7 @@ def test_doctor_predicts_every_layer_of_a_model_for_a_gpu_that_is_not_there(llam
     assert {row.backend for row in doctor.outlook(doctor.configured(llama), 16, H200)[0]} == {"fused"}
 
 
-def test_doctor_says_of_blocks_what_was_measured(llama: str, monkeypatch: Any) -> None:
+def test_doctor_says_of_blocks_what_is_known(llama: str, monkeypatch: Any, tmp_path: Path) -> None:
     model, square = doctor.configured(llama), (4096, 4096)
     entry = {"device": "nvidia-h200", "n": 4096, "k": 4096, "rows": 64, "columns": 64}
     entry |= {"dtype": "bfloat16", "max_density": 0.5}
@@ -64,9 +64,7 @@ def test_doctor_says_of_blocks_what_was_measured(llama: str, monkeypatch: Any) -
     assert others and all(row.backend == "triton" and "not measured" in row.why for row in others)
     denser, _ = doctor.outlook(model, 8192, H200, pattern="block:64", density=0.6)
     assert {row.backend for row in denser} == {"triton"}
-
-
-def test_doctor_predicts_nothing_where_rates_are_unknown_and_takes_convolutions(tmp_path: Path) -> None:
+    # Where rates are unknown it predicts nothing; convolutions are taken too.
     ResNetConfig(architectures=["ResNetForImageClassification"]).save_pretrained(tmp_path)
     layers, _ = doctor.outlook(doctor.configured(str(tmp_path)), 64, "Some GPU", pattern="block:16")
     found = [(row.backend, row.regime, row.dense_ms, row.sparse_ms) for row in layers]

@@ -40,9 +40,7 @@ def test_a_reallocation_by_hand() -> None:
 
 # K = 3 of 6: N_p = 3 is met, 1 is passed, 6 is not reached.
 @pytest.mark.parametrize(("drop_fraction", "threshold"), [(0.5, 0.15), (1 / 6, 0.075), (1.0, 0.3)])
-def test_the_threshold_is_halved_or_doubled_where_the_count_is_off_by_a_tenth(
-    drop_fraction: float, threshold: float
-) -> None:
+def test_the_threshold_is_halved_or_doubled_off_by_a_tenth(drop_fraction: float, threshold: float) -> None:
     run = dsr(drop_fraction=drop_fraction)
     run.step(1.0, 1.0)
     assert run.sparsifier.state_dict()["method_state"] == {"threshold": pytest.approx(threshold)}

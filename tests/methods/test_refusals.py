@@ -117,7 +117,7 @@ MADE: list[tuple[Method, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("method", "options", "words"), MADE, ids=str)
-def test_what_a_method_cannot_train_is_refused_before_anything_changes(
+def test_what_a_method_cannot_train_is_refused(
     refused: Any, method: Method, options: dict[str, Any], words: str
 ) -> None:
     model = nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 32))

@@ -187,9 +187,7 @@ OWN = {"alpha_init": 0.25, "tolerance": 0.5, "increase": 1.0, "decrease": 0.5}
     ],
     ids=["alpha may pass 1", "the tuner's own constants", "zero_alpha_epoch"],
 )
-def test_what_the_tuner_makes_of_losses(
-    reference: Any, constants: Any, fields: Any, means: list[float], alphas: Any
-) -> None:
+def test_the_tuners_alphas(reference: Any, constants: Any, fields: Any, means: list[float], alphas: Any) -> None:
     assert tuned(AutoTune(reference_losses=reference, **constants), means, **fields)[0] == pytest.approx(alphas)
 
 

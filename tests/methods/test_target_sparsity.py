@@ -59,9 +59,7 @@ def test_the_offset_by_hand() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4), share=st.floats(0.0, 1.0), seed=st.integers(0, 999))
-def test_the_offset_prunes_what_is_wanted_and_not_one_more_where_it_is_in_reach(
-    sizes: list[int], share: float, seed: int
-) -> None:
+def test_the_offset_prunes_what_is_wanted_and_not_one_more(sizes: list[int], share: float, seed: int) -> None:
     torch.manual_seed(seed)
     # Logits of |W| a hundredth apart, so that an offset to 3e-5 tells any two of them apart.
     order = iter(torch.randperm(sum(sizes)).tolist())

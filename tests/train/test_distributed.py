@@ -103,14 +103,11 @@ def same_losses(ours: dict[str, Any], theirs: dict[str, Any], rel: float) -> Non
     assert [row["loss"] for row in ours["history"]] == pytest.approx(losses, rel=rel)
 
 
-def test_the_losses_are_those_of_one_process_with_accumulation(pair: Any, alone: Path) -> None:
+def test_losses_are_those_of_one_process_and_both_ranks_end_with_identical_weights(pair: Any, alone: Path) -> None:
     ours, theirs = results(pair[0] / "translation"), results(alone)
     assert ours["environment"]["processes"] == 2 and len(ours["history"]) == 6
     same_losses(ours, theirs, rel=1e-4)
     assert ours["sparsity"] == pytest.approx(theirs["sparsity"], abs=1e-3)
-
-
-def test_both_ranks_end_with_identical_weights_and_thresholds(pair: Any) -> None:
     first, second = (torch.load(pair[0] / f"rank{rank}.pt") for rank in (0, 1))
     assert first.keys() == second.keys()
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
@@ -119,9 +116,7 @@ def test_both_ranks_end_with_identical_weights_and_thresholds(pair: Any) -> None
     assert [key for key in saved if not torch.equal(saved[key], first[key])] == []
 
 
-def test_an_odd_set_is_translated_once_in_order_and_printed_once(
-    pair: Any, alone: Path, corpus_files: tuple[str, ...]
-) -> None:
+def test_an_odd_set_is_translated_and_printed_once(pair: Any, alone: Path, corpus_files: tuple[str, ...]) -> None:
     folder, out = pair[0] / "translation", pair[1]
     # Five test sentences over two ranks: 3 + 2, no duplicate that fills the shorter share.
     sources = [json.loads(line)["en"] for line in Path(corpus_files[-1].partition("=")[2]).read_text().splitlines()]
@@ -132,9 +127,7 @@ def test_an_odd_set_is_translated_once_in_order_and_printed_once(
     assert out.count("BLEU on test") == 1
 
 
-def test_one_process_writes_what_one_alone_refuses(
-    pair: Any, translating: list[str], tmp_path: Path, capsys: Any
-) -> None:
+def test_one_of_two_writes_what_one_refuses(pair: Any, translating: list[str], tmp_path: Path, capsys: Any) -> None:
     folder = pair[0] / "translation"
     assert [path.name for path in checkpoints.checkpoint_folders(folder)] == ["step_3", "step_6"]
     written = {"model.safetensors", "optimizer.bin", "run.json", "tritonsparse_state.json"}

@@ -131,9 +131,7 @@ def test_a_step_schedule_with_nesterov_is_trained_as_asked(images: Any, tmp_path
     assert all(group["nesterov"] and group["momentum"] == 0.9 for group in taken)
 
 
-def test_acdc_keeps_twins_and_counts_statistics_again_at_a_switch(
-    images: Any, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_acdc_keeps_twins_and_counts_statistics_again(images: Any, tmp_path: Path, monkeypatch: Any) -> None:
     calls: list[int] = []
     reestimate = image_classification.reestimate
 
@@ -167,9 +165,7 @@ def test_norms_decay_unless_told_not_to(images: Any, tmp_path: Path) -> None:
         assert groups == {"decay": 0.01, "no_decay": decay, "thresholds": 0.01}
 
 
-def test_the_memorisation_experiment_records_and_does_not_repeat(
-    images: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
+def test_memorisation_is_recorded_and_not_repeated(images: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """Dense and 80 %, without and with augmentation, four epochs of digits of which 40 are labelled wrongly."""
     options = images.words(
         tmp_path, "--num_train_epochs=4", "--corrupted_samples=40", "--sparsities", "0", "0.8", "--augmentation=crop",

@@ -79,7 +79,7 @@ def test_the_configuration_is_the_table_row(preset: str) -> None:
     assert (config.activation_function, config.scale_embedding, config.vocab_size) == ("relu", True, 64)
 
 
-def test_weights_are_shared_and_initialised_as_tensor2tensor_does(tiny: MarianMTModel) -> None:
+def test_weights_are_shared_and_initialised_as_tensor2tensor_does_and_alike_from_one_seed(tiny: MarianMTModel) -> None:
     embedding = tiny.get_input_embeddings().weight
     for module in (tiny.model.encoder.embed_tokens, tiny.model.decoder.embed_tokens, tiny.get_output_embeddings()):
         assert module.weight is embedding
@@ -97,9 +97,7 @@ def test_weights_are_shared_and_initialised_as_tensor2tensor_does(tiny: MarianMT
     assert not positions.requires_grad and positions.shape == (1024, 128)
     # Marian keeps sines in the first half of the columns and cosines in the second.
     assert positions[3, [0, 64]].tolist() == pytest.approx([math.sin(3.0), math.cos(3.0)])
-
-
-def test_the_same_seed_builds_the_same_model() -> None:
+    # The same seed builds the same model.
     models = []
     for _ in range(2):
         torch.manual_seed(7)

@@ -33,6 +33,12 @@ def test_default_sizes_are_filled_with_distinct_sentences_that_no_two_splits_sha
     for side in (0, 1):
         sentences = [pair[side] for pairs in corpus.values() for pair in pairs]
         assert len(set(sentences)) == len(sentences) == 41_000
+    # A smaller split is the beginning of a larger one.
+    small = generate(sizes={"train": 50, "test": 7})
+    assert small == {"train": corpus["train"][:50], "test": corpus["test"][:7]}
+    for sizes, words in (({"dev": 3}, "train, validation, test"), ({"train": -1}, "at least 0")):
+        with pytest.raises(ValueError, match=words):
+            generate(sizes=sizes)
 
 
 def test_no_sentence_of_one_seed_s_test_split_is_in_another_seed_s_train_split(corpus: Corpus) -> None:
@@ -43,18 +49,7 @@ def test_no_sentence_of_one_seed_s_test_split_is_in_another_seed_s_train_split(c
         assert not any(pair[side] in train for pairs in other.values() for pair in pairs)
 
 
-def test_a_smaller_split_is_the_beginning_of_a_larger_one(corpus: Corpus) -> None:
-    small = generate(sizes={"train": 50, "test": 7})
-    assert small == {"train": corpus["train"][:50], "test": corpus["test"][:7]}
-
-
-def test_sizes_that_cannot_be_are_an_error() -> None:
-    for sizes, words in (({"dev": 3}, "train, validation, test"), ({"train": -1}, "at least 0")):
-        with pytest.raises(ValueError, match=words):
-            generate(sizes=sizes)
-
-
-def test_every_pair_is_written_naturally(corpus: Corpus) -> None:
+def test_every_pair_is_written_naturally_and_all_of_them_show_each_construction(corpus: Corpus) -> None:
     for english, german in corpus["train"]:
         for text in (english, german):
             assert text == text.strip() and "  " not in text and " ," not in text and "None" not in text
@@ -63,9 +58,6 @@ def test_every_pair_is_written_naturally(corpus: Corpus) -> None:
         assert not re.search(r"\b(in dem|in das|zu dem|zu der|von dem|an dem)\b", german), german
         if english[-1] in ".?":
             assert german[0].isupper() or german[0].isdigit()
-
-
-def test_the_corpus_shows_each_construction(corpus: Corpus) -> None:
     german = " ".join(pair[1] for pair in corpus["train"][:6000])
     for mark in (*MARKS.split(), "gibt es", "noch nicht"):
         assert re.search(rf"\b{mark}\b", german), mark

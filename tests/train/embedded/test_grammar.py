@@ -111,13 +111,18 @@ def test_articles_and_adjectives_agree(english: str, nominative: str, accusative
     assert the(english).de == (nominative, accusative, dative)
 
 
-def test_mass_nouns_and_numbers_take_strong_endings() -> None:
+def test_mass_nouns_and_numbers_take_strong_endings_and_prepositions_contract_with_the_article_only() -> None:
     water = noun_phrase("", WORDS["water"], ADJECTIVES["cold"], mass=True)
     assert (water.en, water.de) == ("cold water", ("kaltes Wasser", "kaltes Wasser", "kaltem Wasser"))
     soup = noun_phrase("no", WORDS["soup"], ADJECTIVES["hot"], mass=True)
     assert (soup.en, soup.de[ACCUSATIVE]) == ("any hot soup", "keine heiße Suppe")
     dogs = noun_phrase("", WORDS["dog"], ADJECTIVES["black"], plural=True, count=("three", "drei"))
     assert (dogs.en, dogs.de[DATIVE]) == ("three black dogs", "drei schwarzen Hunden")
+    assert relation("in", "in", DATIVE, the("the garden"))[1] == "im Garten"
+    assert relation("to", "zu", DATIVE, the("the old school"))[1] == "zur alten Schule"
+    assert relation("in", "in", DATIVE, the("our garden"))[1] == "in unserem Garten"
+    assert relation("from", "von", DATIVE, the("the houses"))[1] == "von den Häusern"
+    assert the("the garden").de[NOMINATIVE] == "der Garten"
 
 
 @pytest.mark.parametrize(
@@ -130,14 +135,6 @@ def test_mass_nouns_and_numbers_take_strong_endings() -> None:
 )  # fmt: skip
 def test_english_articles_and_plurals(english: str, written: str) -> None:
     assert the(english).en == written
-
-
-def test_prepositions_contract_only_with_the_article() -> None:
-    assert relation("in", "in", DATIVE, the("the garden"))[1] == "im Garten"
-    assert relation("to", "zu", DATIVE, the("the old school"))[1] == "zur alten Schule"
-    assert relation("in", "in", DATIVE, the("our garden"))[1] == "in unserem Garten"
-    assert relation("from", "von", DATIVE, the("the houses"))[1] == "von den Häusern"
-    assert the("the garden").de[NOMINATIVE] == "der Garten"
 
 
 ME, YOU, HE, SHE, WE, THEY = PRONOUNS.values()

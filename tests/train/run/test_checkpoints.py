@@ -55,9 +55,7 @@ def test_a_checkpoint_is_whole_and_replaces_its_namesake(accelerator: Accelerato
     assert set(load_file(folder / "model.safetensors")) == {"weight", "bias"}
 
 
-def test_a_write_that_fails_leaves_no_checkpoint(
-    accelerator: Accelerator, tmp_path: Path, monkeypatch: Any, caplog: Any
-) -> None:
+def test_a_failed_write_leaves_no_checkpoint(accelerator: Any, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
     def fail(self: Accelerator, folder: str) -> None:
         Path(folder).mkdir()
         (Path(folder) / "model.safetensors").write_bytes(b"half of")
@@ -75,7 +73,7 @@ def test_a_write_that_fails_leaves_no_checkpoint(
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_removal_that_is_killed_leaves_none_in_part(
+def test_a_killed_removal_leaves_none_in_part(
     accelerator: Accelerator, tmp_path: Path, monkeypatch: Any, step: int
 ) -> None:
     """The old step 1 dropped by the limit, or step 2 written again: killed while files go, one at a time."""

@@ -38,35 +38,14 @@ def test_twenty_steps_equal_the_formula_in_float64(scale: float, decay: float) -
     np.testing.assert_allclose(ours.detach().numpy(), w, rtol=1e-12, atol=1e-13)
 
 
-def test_the_first_step_by_hand() -> None:
+def test_the_first_step_by_hand_with_a_closure_or_without() -> None:
     # g = (3, -4): m = 0.1 g, v = 0.001 g^2, u = m / sqrt(v) = 0.1 / sqrt(0.001) sign(g) = +-3.1623, |u| = 4.4721.
     # |w| = 5, so r = 5 / 4.4721 = 1.1180 and w moves by lr r u = 0.01 x 1.1180 x 3.1623 = 0.035355.
     ours = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     ours.grad = torch.tensor([3.0, -4.0])
     Lamb([ours], lr=0.01, eps=1e-12).step()
     torch.testing.assert_close(ours.data, torch.tensor([3.0 - 0.0353553, 4.0 + 0.0353553]))
-
-
-@pytest.mark.parametrize(("weight", "gradient"), [(0.0, 1.0), (1.0, 0.0)], ids=["no weight", "no gradient"])
-def test_where_a_norm_is_zero_the_ratio_is_one(weight: float, gradient: float) -> None:
-    ours = parameter(weight)
-    ours.grad = torch.full((4,), gradient)
-    Lamb([ours], lr=0.5, betas=(0.0, 0.0), eps=1e-8).step()
-    torch.testing.assert_close(ours.data, torch.full((4,), weight - 0.5 * gradient))
-
-
-def test_each_tensor_has_its_own_ratio_and_a_parameter_without_gradient_stays() -> None:
-    first, second, idle = parameter(1.0), parameter(2.0), parameter(3.0)
-    first.grad, second.grad = torch.ones(4), torch.ones(4)
-    optimizer = Lamb([{"params": [first]}, {"params": [second, idle], "lr": 0.01}], lr=0.1)
-    optimizer.step()
-    # u = 0.1 / sqrt(0.001) in every entry, so r u is w itself.
-    torch.testing.assert_close(first.data, torch.full((4,), 1.0 - 0.1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(second.data, torch.full((4,), 2.0 - 0.02), rtol=1e-5, atol=1e-5)
-    assert torch.equal(idle.data, torch.full((4,), 3.0)) and idle not in optimizer.state
-
-
-def test_a_closure_is_called_with_gradients_on() -> None:
+    # A closure is called with gradients on.
     ours = parameter(0.5)
 
     def closure() -> float:
@@ -78,7 +57,23 @@ def test_a_closure_is_called_with_gradients_on() -> None:
     assert ours.max().item() < 0.5
 
 
-def test_values_out_of_range_are_refused() -> None:
+@pytest.mark.parametrize(("weight", "gradient"), [(0.0, 1.0), (1.0, 0.0)], ids=["no weight", "no gradient"])
+def test_where_a_norm_is_zero_the_ratio_is_one(weight: float, gradient: float) -> None:
+    ours = parameter(weight)
+    ours.grad = torch.full((4,), gradient)
+    Lamb([ours], lr=0.5, betas=(0.0, 0.0), eps=1e-8).step()
+    torch.testing.assert_close(ours.data, torch.full((4,), weight - 0.5 * gradient))
+
+
+def test_each_tensor_has_its_own_ratio_and_values_out_of_range_are_refused() -> None:
+    first, second, idle = parameter(1.0), parameter(2.0), parameter(3.0)
+    first.grad, second.grad = torch.ones(4), torch.ones(4)
+    optimizer = Lamb([{"params": [first]}, {"params": [second, idle], "lr": 0.01}], lr=0.1)
+    optimizer.step()
+    # u = 0.1 / sqrt(0.001) in every entry, so r u is w itself.
+    torch.testing.assert_close(first.data, torch.full((4,), 1.0 - 0.1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(second.data, torch.full((4,), 2.0 - 0.02), rtol=1e-5, atol=1e-5)
+    assert torch.equal(idle.data, torch.full((4,), 3.0)) and idle not in optimizer.state
     refused: dict[str, dict[str, Any]] = {
         "lr of at least 0": {"lr": -1.0}, r"betas in \[0, 1\)": {"betas": (0.9, 1.0)}, "eps above 0": {"eps": 0.0},
         "weight_decay of at least 0": {"weight_decay": -0.1},
@@ -119,7 +114,7 @@ def taken(sgd: torch.optim.Optimizer, scheduler: Any, steps: int) -> list[float]
          [0.0, 0.2, 0.4, 0.38478, 0.34142, 0.27654, 0.2, 0.12346, 0.05858, 0.01522]),
     ],
 )  # fmt: skip
-def test_rates_rise_in_a_line_and_fall_at_milestones_in_epochs(
+def test_rates_rise_in_a_line_and_fall_at_milestones(
     steps: int, per_epoch: int, changes: dict[str, Any], rates: list[float]
 ) -> None:
     assert taken(*schedule(steps, per_epoch, **changes), steps) == pytest.approx(rates, abs=1e-5)
@@ -138,15 +133,12 @@ def test_without_warm_up_it_is_torch_s_own(milestones: set[int], gamma: float, w
     assert ours == pytest.approx(rising * theirs.get_last_lr()[0], rel=1e-9)
 
 
-def test_milestones_beyond_the_run_are_said_and_not_reached(caplog: Any) -> None:
+def test_milestones_beyond_the_run_are_said_and_what_is_no_schedule_is_refused(caplog: Any) -> None:
     assert taken(*schedule(6, 2, lr_milestones=[2, 30]), 6) == pytest.approx([0.4] * 4 + [0.04] * 2)
     assert "does not reach all of them" in caplog.text
     caplog.clear()
     schedule(6, 2, lr_milestones=[2])
     assert not caplog.text
-
-
-def test_what_is_no_schedule_is_refused() -> None:
     for changes, words in (
         ({"lr_milestones": None}, "rising --lr_milestones in epochs, above 0, got none"),
         ({"lr_milestones": []}, "got none"),

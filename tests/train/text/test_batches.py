@@ -128,7 +128,7 @@ def losses(memory: SegmentMemory, model: Any, batches: SegmentBatches, steps: ra
     return [sum(memory(model, segment).item() for segment in batches.step_batches(0, step)) for step in steps]
 
 
-def test_the_losses_of_an_epoch_are_those_of_whole_columns_and_of_the_next(model: TransfoXLLMHeadModel) -> None:
+def test_the_losses_of_an_epoch_are_those_of_whole_columns_whatever_the_chunks(model: TransfoXLLMHeadModel) -> None:
     batches, memory = SegmentBatches(WORDS, batch_size=2, tgt_len=7), SegmentMemory()
     columns = torch.from_numpy(WORDS.reshape(2, 50).astype(np.int64))
     whole = model(columns[:, :-1], target_ids=columns[:, 1:]).losses
@@ -138,9 +138,7 @@ def test_the_losses_of_an_epoch_are_those_of_whole_columns_and_of_the_next(model
     assert losses(memory, model, batches, range(7)) == first
     assert memory(model, batches.step_batches(0, 0)[0]).requires_grad
     assert not any(tensor.requires_grad for tensor in memory.chunks[0])
-
-
-def test_each_chunk_of_columns_has_a_memory_of_its_own(model: TransfoXLLMHeadModel) -> None:
+    # Each chunk of columns has a memory of its own.
     together, apart = (SegmentBatches(WORDS, batch_size=4, tgt_len=6, chunks=chunks) for chunks in (1, 2))
     steps, memory = range(together.steps_per_epoch), SegmentMemory()
     assert losses(memory, model, apart, steps) == pytest.approx(losses(SegmentMemory(), model, together, steps))

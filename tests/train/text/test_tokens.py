@@ -49,9 +49,6 @@ def test_every_sentence_of_the_text_survives_the_round_trip(tokenizer: PreTraine
     for text in spaced:
         ids = other(text)["input_ids"]
         assert other.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
-
-
-def test_how_a_word_becomes_ids(tokenizer: PreTrainedTokenizerFast) -> None:
     # Composed and decomposed umlauts are one; a letter outside the text is unknown, not lost.
     assert tokenizer("m\u00fcde")["input_ids"] == tokenizer("mu\u0308de")["input_ids"]
     assert tokenizer.unk_token_id in tokenizer("\u4f60")["input_ids"]
@@ -115,14 +112,11 @@ def test_a_stream_is_mapped_from_disk_and_made_anew_when_text_or_vocabulary_chan
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == ["train.int32", "train.json"]
 
 
-def test_a_long_text_is_encoded_in_chunks_to_the_same_ids(tmp_path: Path) -> None:
+def test_a_long_text_is_encoded_in_chunks_and_subwords_have_a_fingerprint(tmp_path: Path) -> None:
     lines = [f"w{number % 7} w{number % 3}" for number in range(25_000)]
     vocabulary = Vocabulary.count(lines)
     found = token_stream(text(*lines), vocabulary.encode, "v", tmp_path, "train")
     assert np.array_equal(found, vocabulary.encode(lines))
-
-
-def test_subwords_of_lines_and_their_fingerprint() -> None:
     lines = ["the cat sat", "the dog sat", "the cat"] * 3
     tokenizer, other = (train_tokenizer([(line, line) for line in lines], size) for size in (23, 22))
     encode, fingerprint = encode_with_tokenizer(tokenizer)
