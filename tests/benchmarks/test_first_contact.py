@@ -91,12 +91,14 @@ def test_what_breaks_a_case_loses_that_case(breaking: Main, tmp_path: Path, capf
     assert "on purpose" in printed and "hung: a, hangs" in printed and "skipped for time: 2 cases" in printed
 
 
-def test_it_ends_within_its_budget_by_skipping(breaking: Main, tmp_path: Path) -> None:
+def test_it_ends_within_its_budget_or_without_a_gpu(breaking: Main, tmp_path: Path, capfd: Any) -> None:
     # A case that would hang for ever, and a step that would need more than there is.
     assert breaking("", "--smoke", budget=600.0, least=1000.0) == 0
     rows = read_rows(tmp_path / "out" / "run.jsonl")
     assert [row["state"] for row in rows if "step" in row] == ["done", "skipped"]
     assert verdicts(tmp_path / "out" / "kernels.jsonl") == {"fine": "right", "long": "skipped", "last": "right"}
+    assert breaking("") == 2
+    assert "expected a GPU that torch sees, got none" in capfd.readouterr().out
 
 
 def test_a_hanging_step_ends_with_the_budget(breaking: Main, tmp_path: Path, monkeypatch: Any) -> None:
@@ -214,11 +216,6 @@ def test_steps_are_listed_and_misuse_is_refused(capsys: pytest.CaptureFixture[st
     ):
         assert first_contact.main(["--out", str(tmp_path), *options]) == 2
         assert f"first_contact: expected {words}" in capsys.readouterr().err
-
-
-def test_without_a_gpu_it_says_so(breaking: Main, capfd: pytest.CaptureFixture[str]) -> None:
-    assert breaking("") == 2
-    assert "expected a GPU that torch sees, got none" in capfd.readouterr().out
 
 
 def smoke_elsewhere(tmp_path: Path, *arguments: str) -> tuple[Path, list[dict[str, Any]]]:

@@ -166,16 +166,6 @@ def test_an_entry_that_ends_badly_leaves_the_rows_it_had(ending: str, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_fewer_rows_of_the_same_sources_replace_no_more(tmp_path: Path) -> None:
-    store, entry = Store(tmp_path), fake("a")
-    queue = {"state": "unfinished", "sources": entry.hash()}
-    for count, kept in ((3, 3), (1, 3), (4, 4)):
-        store.write(entry, {"rows": [{}] * count}, queue)
-        assert len(store.record(entry)["rows"]) == kept
-    store.write(entry, {"rows": [{}]}, queue | {"sources": "newer"})
-    assert len(store.record(entry)["rows"]) == 1
-
-
 QUEUE = """
 import os, signal, sys, types
 sys.path[:0] = {path!r}
@@ -217,3 +207,11 @@ def test_a_queue_starts_with_what_an_earlier_one_left(tmp_path: Path) -> None:
     run_queue([entry], store, 60.0, os.environ, said.append)
     assert store.record(entry)["rows"] == [{"number": 0}] and store.record(entry)["queue"]["sources"] == "s"
     assert any("a: rows of an earlier attempt are kept" in line for line in said)
+    # Fewer rows of the same sources replace no more.
+    store, entry = Store(tmp_path), fake("a")
+    queue = {"state": "unfinished", "sources": entry.hash()}
+    for count, kept in ((3, 3), (1, 3), (4, 4)):
+        store.write(entry, {"rows": [{}] * count}, queue)
+        assert len(store.record(entry)["rows"]) == kept
+    store.write(entry, {"rows": [{}]}, queue | {"sources": "newer"})
+    assert len(store.record(entry)["rows"]) == 1

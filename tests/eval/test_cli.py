@@ -106,18 +106,7 @@ def test_bench_times_a_layer_beside_the_dense_one_and_gives_a_wrong_one_no_time(
         assert message in capsys.readouterr().err
 
 
-def test_the_processor_is_named_as_linux_names_it_elsewhere_by_the_platform(monkeypatch: Any) -> None:
-    def absent(*_: object, **__: object) -> str:
-        raise FileNotFoundError
-
-    text = "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz: x\nmodel name\t: other\n"
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
-    assert machine.processor() == "Some CPU @ 3 GHz: x"
-    monkeypatch.setattr(Path, "read_text", absent)
-    assert machine.processor() == (platform.processor() or platform.machine()) != ""
-
-
-def test_the_commit_is_that_of_the_checkout_and_says_when_files_differ(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_processor_and_the_commit_are_named(tmp_path: Path, monkeypatch: Any) -> None:
     package = tmp_path / "tritonsparse"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -130,3 +119,13 @@ def test_the_commit_is_that_of_the_checkout_and_says_when_files_differ(tmp_path:
     assert machine.commit() == head[:12]
     (package / "__init__.py").write_text("x = 1\n")
     assert machine.commit() == f"{head[:12]}-dirty"
+
+    # The processor, as Linux names it, elsewhere by the platform.
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    text = "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz: x\nmodel name\t: other\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert machine.processor() == "Some CPU @ 3 GHz: x"
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert machine.processor() == (platform.processor() or platform.machine()) != ""

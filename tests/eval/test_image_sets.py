@@ -132,7 +132,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
             load()
 
 
-def test_the_middle_is_cut_from_the_resized_image() -> None:
+def test_the_middle_is_cut_from_the_resized_image_and_normalised() -> None:
     # Stripes that survive resizing by 1/2: columns 0..7 of value 10 k in pairs.
     image = (torch.arange(8) // 2 * 10).expand(1, 4, 8).to(torch.uint8)
     cut = Preprocessing((0.5,), (0.5,), resize=2, crop=2).cut(image)
@@ -147,9 +147,7 @@ def test_the_middle_is_cut_from_the_resized_image() -> None:
     image, varied = torch.full((3, 7, 9), 200, dtype=torch.uint8), chw(pixels(1)[0])
     assert (resize_crop(image, 1, 2, 5, 6, (4, 4)) == 200).all()
     assert torch.equal(resize_crop(varied, 0, 0, 5, 4, (5, 4)), varied)
-
-
-def test_normalising_gives_mean_zero_and_deviation_one() -> None:
+    # Normalising gives mean zero and deviation one.
     images = ImageSet(torch.zeros(6, dtype=torch.int64), ["0"], torch.from_numpy(pixels(6)).permute(0, 3, 1, 2))
     assert isinstance(images.pixels, Tensor)
     normal = Preprocessing(*channel_statistics(images)).normalise(images.pixels).double()

@@ -106,7 +106,7 @@ def test_a_sliding_window_scores_as_each_token_by_itself(gpt: Build, window: int
     assert result.word_perplexity == pytest.approx(math.exp(brute / 20)) and model.training
 
 
-def test_the_model_is_left_as_it_was_and_a_number_says_how_it_was_made(transfo_xl: Build, gpt: Build) -> None:
+def test_the_model_is_left_as_it_was_and_settings_are_said_or_refused(transfo_xl: Build, gpt: Build) -> None:
     model = transfo_xl().train()
     text = str(segment_perplexity(model, STREAM, tgt_len=5, mem_len=3, clamp_len=2, same_length=True))
     for word in ("tgt_len 5", "mem_len 3", "clamp_len 2", "same_length True", "60 tokens scored", "vocabulary 50"):
@@ -117,9 +117,6 @@ def test_the_model_is_left_as_it_was_and_a_number_says_how_it_was_made(transfo_x
     assert model.training and (config.mem_len, config.clamp_len, config.same_length) == (8, -1, False)
     assert "window 8, stride 4" in str(causal_perplexity(gpt(), STREAM, window=8, stride=4))
     assert Perplexity(nll=1e6, tokens=1, settings={}).perplexity == math.inf
-
-
-def test_wrong_settings_are_refused(transfo_xl: Build, gpt: Build) -> None:
     refused: dict[str, dict[str, Any]] = {
         "tgt_len and batch_size of at least 1": {"tgt_len": 0}, "text of at least 62 tokens": {"tgt_len": 61},
         "text of at least 66 tokens": {"tgt_len": 5, "batch_size": 13},

@@ -88,7 +88,7 @@ def test_scores_and_masks_by_hand(scale: float | None) -> None:
     assert run.saved("scores") == pytest.approx(expected)
 
 
-def test_b_is_what_is_kept_and_the_largest_of_the_rest() -> None:
+def test_b_is_what_is_kept_and_the_largest_of_the_rest_while_alpha_is_above_zero() -> None:
     run = start(constant(reach_by=0.0, backward_density=0.67))
     run.step(GRADIENT)
     # Two of three blocks: the kept one, and the second, of norm sqrt(10), before the first, of norm sqrt(5).
@@ -96,22 +96,7 @@ def test_b_is_what_is_kept_and_the_largest_of_the_rest() -> None:
     run.view.weight.grad = None
     assert run.gradient(torch.ones(1, 6)) == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
     assert run.method.densities(run.view, 1 / 3).grad_weight == pytest.approx(0.67)
-
-
-def test_pruned_blocks_may_get_their_gradients_in_every_rth_step_alone() -> None:
-    run = start(constant(alpha=0.5, reach_by=0.0, refresh_every=3), steps=8)
-    view, seen = run.view, []
-    for _ in range(6):
-        run.step(1.0)
-        seen.append(float(view.alpha))
-        # Where nothing reaches pruned blocks, a mask says so, by which their part of dW is skipped.
-        assert view.grad_mask is None if view.alpha > 0 else torch.equal(view.grad_mask, view.mask)
-        # A third of the steps computes all of dW, the others a third of it.
-        assert run.method.densities(view, 1 / 3).grad_weight == pytest.approx(1 / 3 + (2 / 3) / 3)
-    assert seen == [0.0, 0.0, 1.5, 0.0, 0.0, 1.5]
-
-
-def test_b_is_what_is_kept_once_alpha_is_zero_and_str_has_no_alpha() -> None:
+    # Once alpha is zero it is what is kept; STR has none.
     run = start(constant(zero_alpha_epoch=1, reach_by=0.5), steps=8)
     view = run.view
     for step in range(1, 5):
@@ -125,6 +110,19 @@ def test_b_is_what_is_kept_once_alpha_is_zero_and_str_has_no_alpha() -> None:
     for method in (AutoSparse(sparsity=0.0), AutoSparse(threshold_init=-math.inf)):
         run = start(method)
         assert run.view.kind == "dense" and run.method.state_dict().keys() <= {"initial_sparsity"}
+
+
+def test_pruned_blocks_may_get_their_gradients_in_every_rth_step_alone() -> None:
+    run = start(constant(alpha=0.5, reach_by=0.0, refresh_every=3), steps=8)
+    view, seen = run.view, []
+    for _ in range(6):
+        run.step(1.0)
+        seen.append(float(view.alpha))
+        # Where nothing reaches pruned blocks, a mask says so, by which their part of dW is skipped.
+        assert view.grad_mask is None if view.alpha > 0 else torch.equal(view.grad_mask, view.mask)
+        # A third of the steps computes all of dW, the others a third of it.
+        assert run.method.densities(view, 1 / 3).grad_weight == pytest.approx(1 / 3 + (2 / 3) / 3)
+    assert seen == [0.0, 0.0, 1.5, 0.0, 0.0, 1.5]
 
 
 class Planted(Regression):

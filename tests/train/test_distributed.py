@@ -125,6 +125,12 @@ def test_an_odd_set_is_translated_and_printed_once(pair: Any, alone: Path, corpu
     ours, theirs = (results(each)["bleu_line"].split("ref_len = ")[1] for each in (folder, alone))
     assert ours == theirs
     assert out.count("BLEU on test") == 1
+    # An experiment of several runs keeps its processes together.
+    document = json.loads((pair[0] / "memorization" / "memorization.json").read_text(encoding="utf-8"))
+    assert document["environment"]["processes"] == 2
+    assert {title: list(runs) for title, runs in document["runs"].items()} == {
+        "without augmentation": ["dense"], "with augmentation": ["dense"],
+    }  # fmt: skip
 
 
 def test_one_of_two_writes_what_one_refuses(pair: Any, translating: list[str], tmp_path: Path, capsys: Any) -> None:
@@ -161,14 +167,6 @@ REMEMBERING = [
     "--preset=resnet8-narrow", "--max_train_samples=32", "--max_test_samples=9", "--batch_size=8", "--sparsities=0",
     "--num_train_epochs=1", "--corrupted_samples=5", "--augmentation=crop",
 ]  # fmt: skip
-
-
-def test_an_experiment_of_several_runs_keeps_its_processes_together(pair: Any) -> None:
-    document = json.loads((pair[0] / "memorization" / "memorization.json").read_text(encoding="utf-8"))
-    assert document["environment"]["processes"] == 2
-    assert {title: list(runs) for title, runs in document["runs"].items()} == {
-        "without augmentation": ["dense"], "with augmentation": ["dense"],
-    }  # fmt: skip
 
 
 # The smallest preset, and 61 test images: they do not divide by two. A norm's statistics are counted again at the end,

@@ -138,12 +138,6 @@ def test_weights_and_multiply_adds_are_str_s(name: str, layers: int, depthwise: 
     assert len(select(model, ["*"], None)[0]) == layers
 
 
-def test_mobilenet_trains_without_its_dropout_and_with_torch_s_momentum() -> None:
-    model = build_model("mobilenet_v1", CLASSES[:10], 3, 224)
-    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.0]
-    assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
-
-
 @pytest.mark.parametrize("name", [name for name in IMAGE_MODELS if "resnet" in name and "50" not in name])
 def test_every_small_preset_takes_grey_images_and_knows_its_classes(name: str) -> None:
     model = build_model(name, ["cat", "dog", "cow"], 1, 28)
@@ -165,3 +159,7 @@ def test_a_saved_model_gets_a_new_head_for_other_classes_and_an_unknown_preset_i
         build_model("resnet9", CLASSES, 3, 32)
     with pytest.raises(ValueError, match=r"among transformer-tiny.*got 'transformer-huge'; choose one"):
         build("transformer-huge", 64)
+    # MobileNet trains without its dropout and with torch's momentum.
+    model = build_model("mobilenet_v1", CLASSES[:10], 3, 224)
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.0]
+    assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}

@@ -33,10 +33,6 @@ VERBS = {
 }  # fmt: skip
 
 
-def test_the_vocabulary_has_several_hundred_stems() -> None:
-    assert sum(map(len, NOUNS.values())) + len(VERBS) + len(ADJECTIVES) > 350
-
-
 # infinitive: ich, du, er, participle (with its auxiliary in the third person)
 CONJUGATED = """
     kaufen: kaufe kaufst kauft hat gekauft          arbeiten: arbeite arbeitest arbeitet hat gearbeitet
@@ -64,16 +60,13 @@ def entries(table: str) -> list[tuple[str, str]]:
     return [(word.strip(), forms.strip()) for word, forms in pairs]
 
 
-@pytest.mark.parametrize(("infinitive", "forms"), entries(CONJUGATED))
-def test_verbs_are_conjugated(infinitive: str, forms: str) -> None:
-    verb = VERBS[infinitive]
-    assert " ".join((*verb.present[:3], verb.perfect[de.ER], verb.participle)) == forms
-
-
-@pytest.mark.parametrize(("adjective", "forms"), entries(COMPARED))
-def test_comparatives(adjective: str, forms: str) -> None:
-    found = ADJECTIVES[adjective]
-    assert f"{found.en_comparative} {found.de_comparative}" == forms
+def test_several_hundred_stems_are_conjugated_and_compared() -> None:
+    assert sum(map(len, NOUNS.values())) + len(VERBS) + len(ADJECTIVES) > 350
+    for infinitive, forms in entries(CONJUGATED):
+        verb = VERBS[infinitive]
+        assert " ".join((*verb.present[:3], verb.perfect[de.ER], verb.participle)) == forms
+    for adjective, forms in entries(COMPARED):
+        assert f"{ADJECTIVES[adjective].en_comparative} {ADJECTIVES[adjective].de_comparative}" == forms
 
 
 def the(words: str) -> NounPhrase:

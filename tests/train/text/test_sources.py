@@ -62,14 +62,7 @@ def test_parallel_text_is_found_by_every_name_it_has(tmp_path: Path, named: str,
     assert load_parallel(source, "de_DE", "en_XX") == {"train": TURNED}
 
 
-def test_parquet_is_read_by_struct_or_by_columns(tmp_path: Path) -> None:
-    rows = [{"en": en, "de": de} for en, de in PAIRS]
-    for table in ([{"translation": row} for row in rows], rows):
-        datasets.Dataset.from_list(table).to_parquet(tmp_path / "a.parquet")
-        assert load_parallel(files(str(tmp_path / "a.parquet"))) == {"train": PAIRS}
-
-
-def test_samples_come_first_and_half_empty_pairs_are_dropped(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
+def test_parquet_is_read_and_half_empty_pairs_are_dropped(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
     path = write(tmp_path / "a.tsv", TSV)
     loaded = load_parallel(files(path, validation=path, test=path), max_train_samples=2)
     assert loaded == {"train": PAIRS[:2], "validation": PAIRS, "test": PAIRS}
@@ -82,6 +75,11 @@ def test_samples_come_first_and_half_empty_pairs_are_dropped(tmp_path: Path, cap
     assert {split: len(pairs) for split, pairs in forward.items()} == {"train": 30, "validation": 5, "test": 5}
     back = load_parallel(TextSource("embedded"), "de", "en", max_train_samples=30)
     assert back == {split: [(de, en) for en, de in pairs] for split, pairs in forward.items()}
+    # Parquet, by struct or by columns.
+    rows = [{"en": en, "de": de} for en, de in PAIRS]
+    for table in ([{"translation": row} for row in rows], rows):
+        datasets.Dataset.from_list(table).to_parquet(tmp_path / "a.parquet")
+        assert load_parallel(files(str(tmp_path / "a.parquet"))) == {"train": PAIRS}
 
 
 @pytest.mark.parametrize(
