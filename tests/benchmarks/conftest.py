@@ -21,7 +21,6 @@ from tritonsparse.train.text import translation_presets
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # At the end of the path: the folder's modules have names of their own.
 sys.path.append(str(BENCHMARKS))
-
 # Marian computes the sinusoids of 1024 positions in Python.
 short = partial(translation_presets.build_model, max_positions=32)
 Start = Callable[..., subprocess.Popen[str]]

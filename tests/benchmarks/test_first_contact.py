@@ -26,9 +26,7 @@ from row_log import RowLog, read_rows
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-
 Main = Callable[..., int]
-
 # A step whose cases do what their names say, on a machine without a GPU and in a process that is spared real imports.
 BREAKING = """
 import os, sys, time

@@ -26,7 +26,6 @@ from tritonsparse.train.run.program import make_method
 from tritonsparse.train.text import language_arguments, translation_arguments
 
 ROOT = Path(__file__).parents[2]
-
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 
 

@@ -24,7 +24,6 @@ WORDS = ["pad", "eos", "unk", *(f"w{i}" for i in range(29))]
 HYPOTHESES = ["Der Hund, der bellt, beißt nicht oft.", "Das ist ein kleines Haus am See.", "Guten Morgen!"]
 REFERENCES = ["Der Hund, der bellt, beißt nicht.", "Das ist ein kleines Haus an einem See.", "Guten Morgen!"]
 SOURCES = ["w1 w2 w3", "w4", "w9 w8 w7 w6 w5 w4 w3 w2 w1", "", "w5 w6", "w4 w4 w28 w1 w2", "w20"]
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

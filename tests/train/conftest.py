@@ -203,9 +203,8 @@ def launched() -> Callable[..., str]:
 
     def run(*arguments: str) -> str:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, timeout=1500, env=environment
-        )
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
