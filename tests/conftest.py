@@ -13,17 +13,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MarianConfig,
-    MarianMTModel,
-)
+from transformers import BertForMaskedLM, GPT2LMHeadModel, MarianMTModel
 
-# For `small_runs` and `small_optimizers`. This folder itself must not reach sys.path: its `kernels` would pose as a
-# package of that name.
+# For `small_runs`. This folder itself must not reach sys.path: its `kernels` would pose as a package of that name.
 sys.path.append(str(Path(__file__).with_name("small")))
 
 Build = Callable[..., Any]
@@ -52,10 +44,10 @@ def mlp() -> Build:
     return build
 
 
-def _transformer(cls: type[Any], config_class: type[Any], **sizes: Any) -> Build:
+def _transformer(cls: type[Any], **sizes: Any) -> Build:
     def build(seed: int = 0, **changes: Any) -> Any:
         torch.manual_seed(seed)
-        return cls(config_class(**sizes | changes))
+        return cls(cls.config_class(**sizes | changes))
 
     return build
 
@@ -64,8 +56,7 @@ def _transformer(cls: type[Any], config_class: type[Any], **sizes: Any) -> Build
 def marian() -> Build:
     """One layer each side, d = 16, ffn = 32; shared tied embeddings and output head."""
     return _transformer(
-        MarianMTModel, MarianConfig,
-        vocab_size=40, decoder_vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1,
+        MarianMTModel, vocab_size=40, decoder_vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1,
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
         max_position_embeddings=16, pad_token_id=0, eos_token_id=1, bos_token_id=2, decoder_start_token_id=1,
         forced_eos_token_id=None, tie_word_embeddings=True, share_encoder_decoder_embeddings=True,
@@ -76,28 +67,38 @@ def marian() -> Build:
 def gpt2() -> Build:
     """Two blocks, d = 16: every linear layer but the tied head is a Conv1D."""
     sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    return _transformer(GPT2LMHeadModel, GPT2Config, bos_token_id=0, eos_token_id=1, **sizes)
+    return _transformer(GPT2LMHeadModel, bos_token_id=0, eos_token_id=1, **sizes)
 
 
 @pytest.fixture
 def bert() -> Build:
     """One block, d = 16, ffn = 32; the decoder of the head is tied to the embeddings."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    return _transformer(BertForMaskedLM, BertConfig, vocab_size=32, max_position_embeddings=16, **sizes)
+    return _transformer(BertForMaskedLM, vocab_size=32, max_position_embeddings=16, **sizes)
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps one state a process, which would refuse another run's settings."""
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.fixture
+def accelerator(fresh_accelerate: None) -> Accelerator:
     """Two micro-batches a step, for those who use `accumulate`."""
-    yield Accelerator(cpu=True, gradient_accumulation_steps=2)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return Accelerator(cpu=True, gradient_accumulation_steps=2)
 
 
-def _snapshot(model: nn.Module) -> tuple[dict[str, type], dict[str, list[str]], dict[str, torch.Tensor]]:
-    classes = {name: type(module) for name, module in model.named_modules()}
-    attributes = {name: sorted(vars(module)) for name, module in model.named_modules()}
-    return classes, attributes, {key: value.clone() for key, value in model.state_dict().items()}
+def _snapshot(model: nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    modules = {name: (type(module), sorted(vars(module))) for name, module in model.named_modules()}
+    return modules, {key: value.clone() for key, value in model.state_dict().items()}
 
 
 @pytest.fixture
@@ -106,12 +107,12 @@ def refused() -> Callable[..., AbstractContextManager[None]]:
 
     @contextmanager
     def check(model: nn.Module, error: type[Exception], *words: str) -> Iterator[None]:
-        *before, tensors = _snapshot(model)
+        modules, tensors = _snapshot(model)
         with pytest.raises(error) as caught:
             yield
         assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
-        *after, tensors_now = _snapshot(model)
-        assert after == before and tensors_now.keys() == tensors.keys()
+        modules_now, tensors_now = _snapshot(model)
+        assert modules_now == modules and tensors_now.keys() == tensors.keys()
         assert all(torch.equal(tensors_now[key], tensors[key]) for key in tensors if tensors[key].device.type != "meta")
 
     return check

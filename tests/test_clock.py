@@ -1,13 +1,18 @@
-"""The clock counts real optimizer steps: not skipped ones, not accumulation micro-steps; and what may be attached."""
+"""The clock counts real optimizer steps; what may be attached; and the state, refused where it does not fit."""
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from small_runs import Build, Optimizers, Run, assert_same, squares
+from torch import nn
 
 import tritonsparse as ts
 from tritonsparse.clock import Clock
@@ -45,15 +50,13 @@ def test_a_step_that_the_scaler_skips_is_not_one(mlp: Build, method: Any, optimi
         run.optimizer.zero_grad()
         steps.append(run.sparsifier.step)
         kept.append(run.sparsifier.layers["0"].kept_count())
-    assert steps == [1, 1, 1, 2]
-    assert kept[0] == kept[1] == kept[2] != kept[3]
+    assert steps == [1, 1, 1, 2] and kept[0] == kept[1] == kept[2] != kept[3]
 
 
 @every_optimizer
 @pytest.mark.parametrize("unscale_first", [False, True], ids=["scaled", "unscaled first"])
 def test_the_loss_scale_reaches_neither_weights_nor_thresholds(mlp: Build, optimizer: str, unscale_first: bool) -> None:
-    """A power of two scales exactly: the run is the same to the last bit, decay of the thresholds included."""
-    results = []
+    results = []  # a power of two scales exactly
     for enabled in (False, True):
         run = start(mlp, METHOD, optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)
@@ -69,12 +72,11 @@ def test_the_loss_scale_reaches_neither_weights_nor_thresholds(mlp: Build, optim
     assert_same(*results)
 
 
-def test_accumulation_micro_steps_are_not_steps(mlp: Build, accelerator: Accelerator) -> None:
-    model = mlp()
-    sparsifier = ts.sparsify(model, METHOD, total_steps=8, steps_per_epoch=2)
-    optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=0.1))
+def test_accumulation_micro_steps_are_not_steps(mlp: Build, accelerator: Accelerator, tmp_path: Path) -> None:
+    sparsifier = ts.sparsify(mlp(), METHOD, total_steps=8, steps_per_epoch=2)
     loader = torch.utils.data.DataLoader([torch.randn(8) for _ in range(6)], batch_size=1)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    optimizer: Any = torch.optim.AdamW(sparsifier.param_groups(lr=0.1))
+    model, optimizer, loader = accelerator.prepare(sparsifier.model, optimizer, loader)
     sparsifier.attach(optimizer)  # accelerate's wrapper
     steps = []
     for x in loader:
@@ -87,90 +89,140 @@ def test_accumulation_micro_steps_are_not_steps(mlp: Build, accelerator: Acceler
     sparsifier.attach(optimizer.optimizer)  # the same one, unwrapped: nothing to do
     optimizer.optimizer.step()
     assert sparsifier.step == 4
+    # A folder without a state is named.
+    accelerator.save_state(str(tmp_path))
+    sparsifier.register(accelerator)
+    with pytest.raises(FileNotFoundError, match="resume from a checkpoint of a sparse run"):
+        accelerator.load_state(str(tmp_path))
 
 
-def test_attached_twice_counts_once_and_detached_counts_no_more(mlp: Build) -> None:
-    run = start(mlp)
-    run.sparsifier.attach(run.optimizer)
-    run.optimizer.step()
-    assert run.sparsifier.step == 1
-    run.sparsifier.detach()
-    run.optimizer.step()
-    assert run.sparsifier.step == 1
-
-
-def test_a_second_optimizer_is_refused_until_the_first_is_let_go(mlp: Build) -> None:
-    sparsifier = start(mlp).sparsifier
-    second = torch.optim.SGD(sparsifier.param_groups(lr=0.1))
+def test_attached_twice_counts_once_and_a_second_optimizer_waits_until_the_first_is_let_go(mlp: Build) -> None:
+    run, steps = start(mlp), []
+    sparsifier, second = run.sparsifier, torch.optim.SGD(run.sparsifier.param_groups(lr=0.1))
     with pytest.raises(ValueError, match="expected one optimizer, got a second one; call detach"):
         sparsifier.attach(second)
-    second.step()
-    assert sparsifier.step == 0
-    sparsifier.detach()
-    sparsifier.attach(second)
-    second.step()
-    assert sparsifier.step == 1
-
-
-REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
-    "a threshold is missing": (
-        lambda s, groups, model: torch.optim.SGD([*groups[:-1], groups[-1] | {"params": groups[-1]["params"][:1]}]),
-        ValueError, r"got none for 3 and 0 more; build the optimizer from.*param_groups"),
-    "both are missing": (
-        lambda s, groups, model: torch.optim.SGD(groups[:-1]), ValueError, r"got none for 0 and 1 more"),
-    "thresholds among the weights": (
-        lambda s, groups, model: torch.optim.AdamW(s.model.parameters()),
-        ValueError, r"got (0|3)\.threshold in group 0 among other parameters; build the opt"),
-    "another model's": (
-        lambda s, groups, model: torch.optim.SGD(model.parameters()),
-        ValueError, "hold the sparse layers' weights, got none of them; attach the optimizer"),
-    "no optimizer": (
-        lambda s, groups, model: [], TypeError, r"expected a torch.optim.Optimizer, got list; pass the optimizer that"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_an_optimizer_that_does_not_fit_is_refused_by_the_layers_name(mlp: Build, case: str) -> None:
-    make, error, words = REFUSED[case]
-    sparsifier = ts.sparsify(mlp(), GMP(sparsity=0.5) if case == "another model's" else STR(), total_steps=4)
-    optimizer = make(sparsifier, sparsifier.param_groups(lr=0.1), mlp())
-    with pytest.raises(error, match=words):
-        sparsifier.attach(optimizer)
-    if optimizer:
+    for change, optimizer in (
+        *((lambda: None, second), (lambda: sparsifier.attach(run.optimizer), run.optimizer)),
+        *((sparsifier.detach, run.optimizer), (lambda: sparsifier.attach(second), second)),
+    ):
+        change()
         optimizer.step()
-    assert sparsifier.step == 0
+        steps.append(sparsifier.step)
+    assert steps == [0, 1, 1, 2]
 
 
-def test_param_groups_hold_every_trainable_parameter_once(marian: Build) -> None:
+def test_an_optimizer_that_does_not_fit_is_refused_by_the_layers_name(mlp: Build) -> None:
+    sparsifier, other = ts.sparsify(mlp(), STR()), ts.sparsify(mlp(), GMP(sparsity=0.5), total_steps=4)
+    *weights, thresholds = sparsifier.param_groups(lr=0.1)
+    first = thresholds | {"params": thresholds["params"][:1]}
+    cases: Any = (
+        (sparsifier, [*weights, first], r"got none for 3 and 0 more; build the optimizer from.*param_groups"),
+        (sparsifier, weights, r"got none for 0 and 1 more"),
+        (sparsifier, sparsifier.model.parameters(),
+         r"got (0|3)\.threshold in group 0 among other parameters; build the opt"),
+        (other, mlp().parameters(), "hold the sparse layers' weights, got none of them; attach the optimizer"),
+    )  # fmt: skip
+    for owner, parameters, words in cases:
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        with pytest.raises(ValueError, match=words):
+            owner.attach(optimizer)
+        optimizer.step()
+        assert owner.step == 0
+    with pytest.raises(TypeError, match=r"expected a torch.optim.Optimizer, got list; pass the optimizer that"):
+        sparsifier.attach([])  # type: ignore[arg-type]
+
+
+def test_param_groups_hold_every_trainable_parameter_once(marian: Build, mlp: Build) -> None:
     model = marian()
     model.model.encoder.layers[0].fc1.weight.requires_grad_(False)
     sparsifier = ts.sparsify(model, STR())
     groups = {group["name"]: group for group in sparsifier.param_groups(lr=0.1, weight_decay=0.3, eps=1e-6)}
-    assert {name: (group["weight_decay"], group["eps"]) for name, group in groups.items()} == {
-        "decay": (0.3, 1e-6),
-        "no_decay": (0.0, 1e-6),
-        "thresholds": (0.3, 1e-6),
-    }
+    decays = {name: (group["weight_decay"], group["eps"]) for name, group in groups.items()}
+    assert decays == {"decay": (0.3, 1e-6), "no_decay": (0.0, 1e-6), "thresholds": (0.3, 1e-6)}
     held = [id(parameter) for group in groups.values() for parameter in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     thresholds = [id(layer.threshold) for layer in sparsifier.layers.values()]
     assert [id(parameter) for parameter in groups["thresholds"]["params"]] == thresholds
     assert all(parameter.dim() == 1 for parameter in groups["no_decay"]["params"])
-
-
-def test_a_scaled_threshold_rate_needs_the_rate_it_scales(mlp: Build) -> None:
-    sparsifier = ts.sparsify(mlp(), STR(threshold_lr_scale=6.0))
     with pytest.raises(ValueError, match=r"expected lr= .*6.0.*call param_groups\(lr=...\)"):
-        sparsifier.param_groups(weight_decay=0.1)
+        ts.sparsify(mlp(), STR(threshold_lr_scale=6.0)).param_groups(weight_decay=0.1)
 
 
 def test_epochs_are_whole_steps_and_an_unfinished_last_epoch_counts() -> None:
-    clock = Clock(0, 10, 4)
-    epochs = []
-    for step in range(10):
-        clock.step = step
-        epochs.append((clock.epoch, clock.at_epoch_start))
-    assert epochs == [(i // 4, i % 4 == 0) for i in range(10)]
-    assert clock.total_epochs == 3
-    assert Clock(5).epoch == 0 and Clock(5, 10).total_epochs == 0
+    clocks = [Clock(step, 10, 4) for step in range(10)]
+    assert [(clock.epoch, clock.at_epoch_start) for clock in clocks] == [(i // 4, i % 4 == 0) for i in range(10)]
+    assert clocks[0].total_epochs == 3 and Clock(5).epoch == 0 and Clock(5, 10).total_epochs == 0
+
+
+MASKED = GMP(sparsity=0.5, initial_sparsity=0.25)
+
+
+def sparse(model: nn.Module, method: Any = MASKED, **changes: Any) -> ts.Sparsifier:
+    return ts.sparsify(model, method, **{"total_steps": 10, "steps_per_epoch": 5, **changes})
+
+
+ANOTHER = "sparsify the model with the arguments"
+# What is loaded: the state of another Sparsifier, or ours with one entry set (or, by None, left out).
+REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "method": ({"method": STR()}, (ANOTHER, "method", "'gmp'", "'str'")),
+    "configuration": ({"method": GMP(sparsity=0.6, initial_sparsity=0.25)}, (ANOTHER, "gmp.", "0.6")),
+    "layers": ({"exclude": ["3"]}, (ANOTHER, "layers", "'3'")),
+    "total_steps": ({"total_steps": 11}, (ANOTHER, "total_steps", "10", "11")),
+    "steps_per_epoch": ({"steps_per_epoch": 4}, (ANOTHER, "steps_per_epoch", "5", "4")),
+    "shapes": ({"model": nn.Sequential(nn.Linear(8, 9), *[nn.ReLU()] * 2, nn.Linear(9, 4))}, (ANOTHER, "0.mask")),
+    "version": (("format_version", 0), ()), "mask missing": (("tensors", "0.mask", None), ()),
+    "kind without its tensor": (("kinds", "0", "soft"), ()), "unknown kind": (("kinds", "0", "fancy"), ()),
+    "stray tensor": (("tensors", "7.mask", torch.ones(2, 2).bool()), ()), "key missing": (("step", None), ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_state_of_another_run_and_a_damaged_one_are_refused_and_nothing_changed(mlp: Build, case: str) -> None:
+    (change, words), sparsifier = REFUSED[case], sparse(mlp())
+    before = sparsifier.state_dict()
+    if isinstance(change, dict):
+        state: Any = sparse(**{"model": mlp(), **change}).state_dict()
+    else:
+        state, (*path, key, value) = copy.deepcopy(before), change
+        inner = state[path[0]] if path else state
+        inner.pop(key, None)
+        inner |= {} if value is None else {key: value}
+    with pytest.raises(ValueError) as caught:
+        sparsifier.load_state_dict(state)
+    assert [word for word in ("load_state_dict: expected", *words) if word not in str(caught.value)] == []
+    assert_same(sparsifier.state_dict(), before)
+
+
+def test_a_state_is_a_copy_that_training_does_not_change_without_weights_and_thresholds(mlp: Build) -> None:
+    sparsifier = sparse(mlp())
+    saved = sparsifier.state_dict()
+    mask = saved["tensors"]["0.mask"].clone()
+    for _ in range(2):
+        sparsifier.layers["0"].mask.fill_(False)
+        assert torch.equal(saved["tensors"]["0.mask"], mask)
+        sparsifier.load_state_dict(saved)
+    saved = sparse(mlp(), AutoSparse(backward_density=0.5)).state_dict()
+    assert saved["tensors"].keys() == {"0.grad_mask", "0.alpha", "3.grad_mask", "3.alpha"}
+
+
+def test_finalize_uses_the_sparsifier_up_and_warns_where_nothing_is_baked_in(mlp: Build, tmp_path: Path) -> None:
+    run = Run(mlp(), "str")
+    sparsifier, state = run.sparsifier, run.sparsifier.state_dict()
+    sparsifier.finalize()
+    arguments = {"load_state_dict": [state], "save_pretrained": [tmp_path], "attach": [run.optimizer]}
+    for name in (
+        *("finalize", "sparsity", "report", "state_dict", "load_state_dict", "finalized_state_dict", "param_groups"),
+        *("trained_state_dict", "save_pretrained", "attach", "compact", "expand", "refresh"),
+    ):
+        call: Callable[..., Any] = getattr(sparsifier, name)
+        with pytest.raises(RuntimeError, match=f"{name}: expected a live Sparsifier.*sparsify the model again"):
+            call(*arguments.get(name, []))
+    run.optimizer.step()  # the hooks are gone: nothing happens
+    assert sparsifier.step == 0
+    with pytest.warns(UserWarning, match="every layer dense under method 'str'"):
+        sparse(mlp(), STR(threshold_init=-float("inf"))).finalize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparse(mlp(), "dense").finalize()
+        sparse(mlp()).finalize()

@@ -1,8 +1,4 @@
-"""README.md and docs/: every example runs, every link leads somewhere, every command exists.
-
-The Python blocks of one page are run in order in one namespace, as a reader would type them. Where a line reads
-`print(...)  # number`, that number must be printed.
-"""
+"""README.md and docs/: every example runs, every link leads somewhere, every command exists."""
 
 from __future__ import annotations
 
@@ -11,12 +7,11 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from tritonsparse.methods import METHODS
 
@@ -24,9 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-
 RECIPES = sorted(path.stem for path in (ROOT / "train" / "recipes").glob("*.toml"))
-
 sys.path.append(str(ROOT / "benchmarks"))
 
 
@@ -35,23 +28,12 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-def commands(page: Path) -> list[list[str]]:
-    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+def commands(*pages: Path) -> list[list[str]]:
+    lines = "".join(text for page in pages for text in blocks(page, "sh")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-COMMANDS = [words for page in PAGES for words in commands(page)]
-
-
-@pytest.fixture
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
@@ -59,6 +41,7 @@ def fresh_accelerate() -> Iterator[None]:
 def test_every_example_runs_and_prints_what_it_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As a reader would type the blocks of a page. What `print(...)  # number` says must be printed."""
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(page, "python"))
     exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
@@ -67,11 +50,13 @@ def test_every_example_runs_and_prints_what_it_says(
     assert [number for number in promised if number not in printed] == []
 
 
-def test_the_readme_is_short_and_says_early_that_nothing_is_faster_yet() -> None:
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 150 and len(blocks(ROOT / "README.md", "python")) == 1
+def test_the_readme_is_short_and_honest_and_every_method_has_its_row_where_methods_are_compared() -> None:
+    lines = PAGES[0].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150 and len(blocks(PAGES[0], "python")) == 1
     assert "Training is not faster today" in "\n".join(lines[:39])
     assert all(f"]({name_of(page)})" in "\n".join(lines) for page in PAGES[1:])
+    text = (ROOT / "docs" / "choosing-a-method.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"| `{name}` |" not in text] == []
 
 
 def anchors(page: Path) -> set[str]:
@@ -80,16 +65,15 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md"], ids=name_of)
-def test_every_link_and_picture_leads_to_a_file_and_heading(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8"))
-    for path, anchor in links:
-        target = (page.parent / path).resolve() if path else page
-        assert target.is_file(), path
-        assert not anchor or anchor in anchors(target), (path, anchor)
+def test_every_link_and_picture_leads_to_a_file_and_heading() -> None:
+    for page in [*PAGES, ROOT / "ARCHITECTURE.md"]:
+        links = re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8"))
+        for path, anchor in links:
+            target = (page.parent / path).resolve() if path else page
+            assert target.is_file() and (not anchor or anchor in anchors(target)), (page, path, anchor)
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", commands(*PAGES), ids=" ".join)
 def test_every_command_exists_and_knows_its_options(words: list[str], helped: Callable[..., set[str]]) -> None:
     if words[0] == "make":
         assert re.search(rf"^(?:[\w -]+ )?{words[1]}(?: [\w -]+)?:", MAKEFILE, flags=re.MULTILINE)
@@ -107,15 +91,10 @@ def test_every_command_exists_and_knows_its_options(words: list[str], helped: Ca
 
 def test_the_programs_page_names_every_recipe_and_no_unknown_option(helped: Callable[..., set[str]]) -> None:
     page = ROOT / "docs" / "programs.md"
-    known = set().union(*(helped(words) for words in commands(page) if words[0] in ("accelerate", "python")))
     text = page.read_text(encoding="utf-8")
+    known = set().union(*(helped(words) for words in commands(page) if words[0] in ("accelerate", "python")))
     assert set(re.findall(r"(?<!\w)--\w+", text)) <= known
     assert [name for name in RECIPES if f"`{name}`" not in text] == []
-
-
-def test_every_method_has_its_row_where_methods_are_compared() -> None:
-    text = (ROOT / "docs" / "choosing-a-method.md").read_text(encoding="utf-8")
-    assert [name for name in METHODS if f"| `{name}` |" not in text] == []
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from tritonsparse.kernels.weight import op
-from tritonsparse.kernels.weight.view import View
 from tritonsparse.methods import ACDC, AutoSparse, Method, Phases, RigL, TopKAST
 
 OPTIMIZERS: Optimizers = {
@@ -22,13 +21,11 @@ OPTIMIZERS: Optimizers = {
     "fused AdamW": lambda groups: torch.optim.AdamW(groups, fused=True),
 }
 METHODS: dict[str, Method] = {
-    "autosparse": AutoSparse(threshold_init=-3.0),
-    "topkast": TopKAST(sparsity=0.5, backward_sparsity=0.25),
+    "autosparse": AutoSparse(threshold_init=-3.0), "topkast": TopKAST(sparsity=0.5, backward_sparsity=0.25),
     "acdc": ACDC(sparsity=0.5, phases=Phases([(0, "dense"), (1, "sparse"), (2, "dense")], epochs=3)),
     "rigl": RigL(sparsity=0.5, update_every=2),
-}
+}  # fmt: skip
 FLOAT32 = {"cache_dtype": torch.float32}
-every_case = pytest.mark.parametrize(("method", "optimizer"), [(m, o) for m in METHODS for o in OPTIMIZERS])
 
 
 def made(method: str = "autosparse", optimizer: str = "AdamW", autocast: bool = False, **attach: Any) -> Run:
@@ -38,9 +35,8 @@ def made(method: str = "autosparse", optimizer: str = "AdamW", autocast: bool = 
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
-    options: dict[str, Any] = {"include": ["*"], "total_steps": 6, "steps_per_epoch": 2}
-    rates = {"lr": 0.05, "weight_decay": 0.01}
-    return Run(model, METHODS[method], OPTIMIZERS[optimizer], loss, attach=attach, groups=rates, **options)
+    options: dict[str, Any] = {"groups": {"lr": 0.05, "weight_decay": 0.01}, "total_steps": 6, "steps_per_epoch": 2}
+    return Run(model, METHODS[method], OPTIMIZERS[optimizer], loss, attach=attach, include=["*"], **options)
 
 
 @pytest.fixture
@@ -48,12 +44,7 @@ def casts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kinds of the views whose effective weight a forward makes from now on."""
     kinds: list[str] = []
     cast = op.cast
-
-    def counted(function: str, weight: Tensor, view: View, *rest: Any) -> Tensor:
-        kinds.append(view.kind)
-        return cast(function, weight, view, *rest)
-
-    monkeypatch.setattr(op, "cast", counted)
+    monkeypatch.setattr(op, "cast", lambda *given: (kinds.append(given[2].kind), cast(*given))[1])
     return kinds
 
 
@@ -64,35 +55,34 @@ def assert_kept(run: Run, dtype: torch.dtype = torch.float32) -> None:
             assert torch.equal(layer.cache.w_hat, layer.effective_weight().to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@every_case
-def test_a_cached_run_is_the_uncached_one_bit_for_bit(
-    method: str, optimizer: str, dtype: torch.dtype, casts: list[str]
-) -> None:
-    expected = made(method, optimizer, dtype == torch.bfloat16).train(6, 2)
-    casts.clear()
-    run = made(method, optimizer, dtype == torch.bfloat16, cache_dtype=dtype).train(6, 2)
-    assert casts == []
-    assert_same([run.losses, run.state()], [expected.losses, expected.state()])
-    assert_kept(run, dtype)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cached_run_is_bit_for_bit_and_a_deferred_one_to_rounding(method: str, optimizer: str, casts: Any) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        expected = made(method, optimizer, dtype == torch.bfloat16).train(6, 2)
+        casts.clear()
+        run = made(method, optimizer, dtype == torch.bfloat16, cache_dtype=dtype).train(6, 2)
+        assert casts == []
+        assert_same([run.losses, run.state()], [expected.losses, expected.state()])
+        assert_kept(run, dtype)
+    deferred = made(method, optimizer, defer=True, **FLOAT32).train(6, 2)
+    torch.testing.assert_close(deferred.losses, expected.losses, rtol=1e-4, atol=0)
+    torch.testing.assert_close({**deferred.model.state_dict()}, {**expected.model.state_dict()}, rtol=1e-3, atol=1e-5)
 
 
-@every_case
-def test_a_deferred_run_is_the_undeferred_one_to_rounding(method: str, optimizer: str) -> None:
-    runs = [made(method, optimizer, **attach).train(6, 4) for attach in ({}, {"defer": True, **FLOAT32})]
-    assert [loss.item() for loss in runs[1].losses] == pytest.approx([loss.item() for loss in runs[0].losses], rel=1e-4)
-    for name, value in runs[0].model.state_dict().items():
-        torch.testing.assert_close(runs[1].model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
-
-
-def test_deferred_steps_of_one_micro_batch_and_checkpointed_forwards_are_bit_equal() -> None:
-    expected, deferred, checkpointed = made(), made(defer=True), made(**FLOAT32)
-    loss = checkpointed.loss
+def test_deferred_steps_of_one_micro_batch_and_checkpointed_and_compiled_forwards_are_equal() -> None:
+    expected, deferred, checkpointed, once = made(), made(defer=True), made(**FLOAT32), made(defer=True, **FLOAT32)
+    loss, counter = expected.loss, CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(once.model, backend=counter, fullgraph=True)
     checkpointed.loss = lambda model: loss(lambda x: checkpoint(model, x, use_reentrant=False))
-    for run in (expected, deferred, checkpointed):
+    once.loss = lambda model: loss(compiled)
+    for run in (expected, deferred, checkpointed, once):
         run.train(6)
     assert_same([deferred.losses, deferred.state()], [expected.losses, expected.state()])
     assert_same(checkpointed.losses, expected.losses)
+    # It is compiled once while the cache, alpha and thresholds move.
+    torch.testing.assert_close(once.losses, expected.losses, rtol=1e-5, atol=0)
+    assert counter.frame_count == 1
 
 
 def test_deferred_gradients_are_dense_until_the_step_multiplies_them() -> None:
@@ -106,16 +96,6 @@ def test_deferred_gradients_are_dense_until_the_step_multiplies_them() -> None:
     torch.testing.assert_close(layer.weight.grad[pruned], dense[pruned] * alpha)
     assert torch.equal(layer.weight.grad[~pruned], dense[~pruned])
     assert layer.threshold.grad.item() != 0
-
-
-def test_a_compiled_model_is_compiled_once_while_cache_alpha_and_thresholds_move() -> None:
-    expected, run = made().train(6), made(defer=True, **FLOAT32)
-    counter, loss = CompileCounterWithBackend("aot_eager"), run.loss
-    compiled = torch.compile(run.model, backend=counter, fullgraph=True)
-    run.loss = lambda model: loss(compiled)
-    run.train(6)
-    torch.testing.assert_close(torch.stack(run.losses), torch.stack(expected.losses), rtol=1e-5, atol=0)
-    assert counter.frame_count == 1
 
 
 def test_an_in_place_edit_is_seen_at_once_and_a_data_edit_after_refresh(casts: list[str]) -> None:
@@ -133,7 +113,7 @@ def test_an_in_place_edit_is_seen_at_once_and_a_data_edit_after_refresh(casts: l
     assert_kept(run)
 
 
-def test_loading_rewrites_the_cache() -> None:
+def test_loading_rewrites_the_cache_and_a_copy_a_move_and_a_detach_drop_it() -> None:
     run, other = made(**FLOAT32), made()
     with torch.no_grad():
         for parameter in other.model.parameters():
@@ -142,9 +122,6 @@ def test_loading_rewrites_the_cache() -> None:
     assert_kept(run)
     run.sparsifier.load_state_dict(other.sparsifier.state_dict())
     assert_kept(run)
-
-
-def test_a_copy_a_move_and_a_detach_drop_the_buffers() -> None:
     run, x = made(defer=True, **FLOAT32), torch.randn(3, 12)
     model: Any = run.model
     expected, twin = model(x), copy.deepcopy(model)

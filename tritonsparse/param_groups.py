@@ -70,6 +70,6 @@ def check_thresholds(function: str, layers: Mapping[str, SparseLayer], optimizer
     if missing := [name for name in training if id(layers[name].weight) not in held]:
         raise ValueError(
             f"{function}: expected the optimizer to hold every sparse layer's weight, got none for {missing[0]} and "
-            f"{len(missing) - 1} more of {len(training)}; attach the optimizer that trains this model, or all of them as "
-            f"a list, or freeze the layer before sparsify"
+            f"{len(missing) - 1} more of {len(training)}; attach the optimizer that trains this model, or all of them "
+            f"as a list, or freeze the layer before sparsify"
         )

@@ -4,9 +4,10 @@
     self.<child>.weight          in the code of the parent's class: WavLM's attention, Mamba's kernels, Falcon-Mamba's
                                  dt_proj. It may call the child elsewhere (Bloom does, but in one configuration):
                                  `include` then takes it
-    nn.TransformerEncoderLayer   in evaluation, a fused kernel takes the children's weights: `no_fast_path` turns that off
+    nn.TransformerEncoderLayer   in evaluation, a fused kernel takes the children's weights: `no_fast_path` ends that
 
-What is read in another way is found at the first step: a layer that nothing has called by then is named (`check_called`).
+What is read in another way is found at the first step: a layer that nothing has called by then is named
+(`check_called`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def weight_readers(model: nn.Module) -> dict[str, Reader]:
         if isinstance(module, nn.MultiheadAttention):
             reader = Reader("nn.MultiheadAttention", False)
             found |= {prefix + child: reader for child, _ in module.named_modules() if child}
-        for child, calls in _read_by(type(module)).items():
+        for child, calls in _read_by(type(module)).items():  # type: ignore[arg-type]  # a class is hashable
             if child in module._modules:
                 found.setdefault(prefix + child, Reader(type(module).__name__, calls))
     return found
@@ -52,7 +53,7 @@ def weight_readers(model: nn.Module) -> dict[str, Reader]:
 
 @cache
 def _read_by(cls: type) -> dict[str, bool]:
-    """Attributes whose `.weight` the methods of a class read, but for those that initialise -> whether one calls them."""
+    """Attributes whose `.weight` the methods of a class read, initialising ones aside -> whether one calls them."""
     read: set[str] = set()
     called: set[str] = set()
     for owner in cls.__mro__:
@@ -98,9 +99,9 @@ def check_called(function: str, layers: Mapping[str, SparseLayer]) -> None:
             names.append(name)
     if names:
         warnings.warn(
-            f"{function}: expected every sparse layer to be called, got no call of {names[0]} and {len(names) - 1} more "
-            f"in the first step; where the model reads their weights itself it sees the dense ones, and finalize would "
-            f"change it. Exclude them: exclude={names[:5]}",
+            f"{function}: expected every sparse layer to be called, got no call of {names[0]} and {len(names) - 1} "
+            f"more in the first step; where the model reads their weights itself it sees the dense ones, and finalize "
+            f"would change it. Exclude them: exclude={names[:5]}",
             stacklevel=3,
         )
 

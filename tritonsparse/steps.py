@@ -1,7 +1,7 @@
 """When a training step begins and ends: hooks on the optimizer, or on several that step one after the other.
 
-    begin    all gradients are complete and nothing has moved: before the first optimizer's step, or after the closure that
-             it calls to make them
+    begin    all gradients are complete and nothing has moved: before the first optimizer's step, or after the closure
+             that it calls to make them
     end      the last optimizer has moved
 
 A step that a GradScaler skips is none. Where one of several optimizers is skipped, the step ends when the next begins.

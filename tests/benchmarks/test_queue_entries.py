@@ -26,21 +26,20 @@ from tritonsparse.train.run.program import make_method
 from tritonsparse.train.text import language_arguments, translation_arguments
 
 ROOT = Path(__file__).parents[2]
-
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 
 
 def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
     entries = queue_entries.entries(None)
-    assert len({(entry.file, entry.key) for entry in entries}) == len(entries)
+    hashes = {(entry.file, entry.key): entry.hash() for entry in entries}
+    assert len(hashes) == len(entries) and all(hashes.values())
     assert len({entry.file for entry in entries}) <= 8
-    assert all(entry.minimum <= entry.estimate and entry.hash() for entry in entries)
+    assert all(entry.minimum <= entry.estimate for entry in entries)
     runs = [entry for entry in entries if entry.file == "multi30k"]
     assert len(runs) == 3 * 21 and {entry.missing for entry in runs} == {"no data"}
     # The data's place is no part of what a result depends on.
-    assert [entry.hash() for entry in runs] == [
-        entry.hash() for entry in queue_entries.entries(Path("/data")) if entry.file == "multi30k"
-    ]
+    placed = [entry for entry in queue_entries.entries(Path("/data")) if entry.file == "multi30k"]
+    assert len(placed) == len(runs) and all(entry.hash() == hashes[entry.file, entry.key] for entry in placed)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +50,9 @@ def test_every_entry_names_sources_that_exist_and_a_record_of_its_own() -> None:
         ("image_classification", "fashion_mnist", 15, lambda: image_arguments.parser("image_classification", None)),
     ],
 )
-def test_training_commands_are_ones_the_program_takes(
-    task: str, file: str, count: int, parser: Callable[[], Any]
-) -> None:
-    runs = [
-        entry for entry in queue_entries.entries(Path("/data"), Path("/text"), Path("/images")) if entry.file == file
-    ]
+def test_training_commands_are_taken(task: str, file: str, count: int, parser: Callable[[], Any]) -> None:
+    entries = queue_entries.entries(Path("/data"), Path("/text"), Path("/images"))
+    runs = [entry for entry in entries if entry.file == file]
     assert len(runs) == count and {entry.missing for entry in runs} == {""}
     for entry in runs:
         args = arguments.parse(parser(), entry.command[3:])
@@ -80,20 +76,14 @@ def test_a_training_result_is_compact(tmp_path: Path) -> None:
         "train_flops_fraction", "test_flops_fraction", "steps", "training_seconds", "epoch_losses",
         "evaluations", "environment",
     )  # fmt: skip
-    document = {
-        **dict.fromkeys(keys, 1),
-        "arguments": {"seed": 3},
-        "history": [{"step": step, **row} for step in range(601)],
-    }
+    history = [{"step": step, **row} for step in range(601)]
+    document = {**dict.fromkeys(keys, 1), "arguments": {"seed": 3}, "history": history}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "all_results.json").write_text(json.dumps(document))
     result = queue_training._training(tmp_path, "")
     assert result["seed"] == 3 and result["layer_sparsity"] == {"a": 0.1235}
     assert len(result["history"]) <= queue_training.HISTORY + 1
-    assert [result["history"][0], result["history"][-1]] == [
-        {"step": 0, "loss": 1.0},
-        {"step": 600, "loss": 1.0},
-    ]
+    assert [result["history"][0], result["history"][-1]] == [{"step": 0, "loss": 1.0}, {"step": 600, "loss": 1.0}]
 
 
 def test_commands_of_benchmarks_are_ones_the_programs_take(
@@ -114,13 +104,17 @@ def test_quick_forms_come_before_tests_and_full_forms_and_training_last(tmp_path
     stages = [entry.stage for entry in Store(tmp_path).order(reversed(entries))]
     assert stages == sorted(stages) and set(stages) == set(range(4))
     quick = {entry.command[1:-1] for entry in entries if entry.stage == queue_store.QUICK}
-    assert {command[0] for command in quick} == {
-        entry.command[1] for entry in entries if entry.stage == queue_store.FULL
-    }
+    full = {entry.command[1] for entry in entries if entry.stage == queue_store.FULL}
+    assert {command[0] for command in quick} == full
     assert all(entry.command[-1] == "--quick" for entry in entries if entry.stage == queue_store.QUICK)
 
 
 def test_what_an_entry_compiles_is_in_its_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = queue_entries.compile_counts()
+    assert set(counts) <= {entry.name for entry in queue_entries.entries(None)}
+    assert all(count >= 0 for count in counts.values())
+
+    # What an entry compiles is in its estimate.
     def estimates() -> dict[str, float]:
         return {entry.name: entry.estimate for entry in queue_entries.entries(None)}
 
@@ -132,12 +126,6 @@ def test_what_an_entry_compiles_is_in_its_estimate(monkeypatch: pytest.MonkeyPat
     added = {name: counted[name] - none[name] for name in none if counted[name] != none[name]}
     # The tests' kernels are compiled by 14 processes; where nobody has counted them 50 s stand for it.
     assert added == {"block": pytest.approx(45), "gpu tests": pytest.approx(45 - 50)}
-
-
-def test_counts_are_of_entries_that_exist() -> None:
-    counts = queue_entries.compile_counts()
-    assert set(counts) <= {entry.name for entry in queue_entries.entries(None)}
-    assert all(count >= 0 for count in counts.values())
 
 
 @no_gpu

@@ -39,13 +39,21 @@ def run(entries: list[Entry], folder: Path, budget: float = 60.0) -> dict[str, s
     return run_queue(entries, Store(folder), budget, os.environ, say=lambda line: None)
 
 
-def test_results_are_written_and_not_made_twice(tmp_path: Path) -> None:
-    entry = fake("a")
+def record(folder: Path, name: str = "a") -> Record:
+    found: Record = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+def test_results_are_written_not_made_twice_and_not_overwritten_by_a_failure(tmp_path: Path) -> None:
+    entry, failing = fake("a"), fake("a", "import sys; sys.exit(1)")
     assert run([entry], tmp_path) == {"a": "ran"}
-    record = json.loads((tmp_path / "a.json").read_text())
-    assert record["output"] == "fine" and record["queue"]["state"] == "done"
+    assert record(tmp_path)["output"] == "fine" and record(tmp_path)["queue"]["state"] == "done"
     assert run([entry], tmp_path) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert run([failing], tmp_path) == {"a": "failed"}
+    assert record(tmp_path)["output"] == "fine" and record(tmp_path)["queue"]["state"] == "done"
+    assert record(tmp_path)["queue"]["last_attempt"]["state"] == "failed"
+    assert Store(tmp_path).state(failing) == "stale"
 
 
 def test_changed_sources_or_another_command_make_a_result_stale(tmp_path: Path) -> None:
@@ -58,7 +66,6 @@ def test_changed_sources_or_another_command_make_a_result_stale(tmp_path: Path) 
     assert fake("a", "print(2)").hash() != fake("a").hash()
     with pytest.raises(ValueError, match=r"expected files for 'none\.py'.*correct the entry"):
         fake("a", sources=("none.py",)).hash(tmp_path)
-
     store = Store(tmp_path / "results")
     store.write(entry, {}, {"state": "done", "sources": "older"})
     assert store.state(fake("a")) == "stale" and store.due(fake("a"))
@@ -66,68 +73,53 @@ def test_changed_sources_or_another_command_make_a_result_stale(tmp_path: Path) 
 
 def test_a_failing_entry_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None:
     failing = fake("bad", "import sys; print('it broke'); sys.exit(3)")
-    assert run([failing, fake("good")], tmp_path) == {"bad": "failed", "good": "ran"}
-    queue = json.loads((tmp_path / "bad.json").read_text())["queue"]
+    outcomes = run([failing, fake("good"), fake("odd", collect=unreadable)], tmp_path)
+    assert outcomes == {"bad": "failed", "good": "ran", "odd": "failed"}
+    queue = record(tmp_path, "bad")["queue"]
     assert queue["state"] == "failed" and queue["status"] == 3 and "it broke" in queue["output"]
-
-    assert run([fake("odd", collect=unreadable)], tmp_path) == {"odd": "failed"}
-    assert json.loads((tmp_path / "odd.json").read_text())["queue"]["reason"] == "ValueError: no JSON"
-
-
-def test_a_failure_does_not_overwrite_an_earlier_result(tmp_path: Path) -> None:
-    run([fake("a")], tmp_path)
-    assert run([fake("a", "import sys; sys.exit(1)")], tmp_path) == {"a": "failed"}
-    record = json.loads((tmp_path / "a.json").read_text())
-    assert record["output"] == "fine" and record["queue"]["state"] == "done"
-    assert record["queue"]["last_attempt"]["state"] == "failed"
-    assert Store(tmp_path).state(fake("a", "import sys; sys.exit(1)")) == "stale"
+    assert record(tmp_path, "odd")["queue"]["reason"] == "ValueError: no JSON"
 
 
 def test_the_budget_ends_an_entry_and_what_it_started(tmp_path: Path) -> None:
-    sleep = "import subprocess, sys, time; time.sleep(60)"
     marker = tmp_path / "child"
     code = (
         "import subprocess, sys\n"
-        f"child = subprocess.Popen([sys.executable, '-S', '-c', '{sleep}'])\n"
+        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
         f"open({str(marker)!r}, 'w').write(str(child.pid))\nchild.wait()"
     )
     start = time.monotonic()
     outcomes = run([fake("slow", code), fake("later", minimum=0.5)], tmp_path, queue_runner.RESERVE + 2)
     assert time.monotonic() - start < 30
     assert outcomes == {"slow": "unfinished", "later": "left"}
-    assert json.loads((tmp_path / "slow.json").read_text())["queue"]["state"] == "unfinished"
+    assert record(tmp_path, "slow")["queue"]["state"] == "unfinished"
     assert not (tmp_path / "later.json").exists()
     status = Path(f"/proc/{marker.read_text()}/status")
     assert not status.exists() or "zombie" in status.read_text()
 
 
-def test_an_entry_that_needs_more_than_is_left_is_not_started_but_a_shorter_one_is(tmp_path: Path) -> None:
-    outcomes = run([fake("long", minimum=1e6), fake("short")], tmp_path)
-    assert outcomes == {"long": "left", "short": "ran"}
-
-
-def test_an_entry_without_its_data_is_left(tmp_path: Path) -> None:
+def test_an_entry_without_its_data_or_the_time_it_needs_is_left(tmp_path: Path) -> None:
     entry = fake("a", "print('{data}')", data=None)
     assert Store(tmp_path).state(entry) == "no data"
     assert run([entry], tmp_path) == {"a": "left"} and not list(tmp_path.iterdir())
     assert run([fake("a", "print('{data}')", data=tmp_path)], tmp_path) == {"a": "ran"}
-    assert json.loads((tmp_path / "a.json").read_text())["output"] == str(tmp_path)
+    assert record(tmp_path)["output"] == str(tmp_path)
+    assert run([fake("long", minimum=1e6), fake("short")], tmp_path) == {"long": "left", "short": "ran"}
 
 
 def test_keyed_entries_share_a_file_and_earlier_results_count(tmp_path: Path) -> None:
-    keys = ("dense/0", "str/0", "dense/1")
-    runs = [fake(key, file="runs", key=key) for key in keys]
+    runs = [fake(key, file="runs", key=key) for key in ("dense/0", "str/0", "dense/1")]
     earlier, folder = tmp_path / "earlier", tmp_path / "new"
     assert run(runs[:1], earlier) == {"dense/0": "ran"}
     store = Store(folder, earlier)
-    outcomes = run_queue(runs, store, 60.0, os.environ, say=lambda line: None)
-    assert outcomes == {"str/0": "ran", "dense/1": "ran"}
-    document = json.loads((folder / "runs.json").read_text())
-    assert {method: sorted(seeds) for method, seeds in document.items()} == {"dense": ["0", "1"], "str": ["0"]}
+    assert run_queue(runs, store, 60.0, os.environ, say=lambda line: None) == {"str/0": "ran", "dense/1": "ran"}
+    assert {method: sorted(seeds) for method, seeds in record(folder, "runs").items()} == {
+        "dense": ["0", "1"],
+        "str": ["0"],
+    }
     assert all(store.state(entry) == "done" for entry in runs)
 
 
-def test_what_failed_and_has_not_changed_comes_last(tmp_path: Path) -> None:
+def test_what_failed_and_has_not_changed_comes_last_and_value_counts_by_the_second(tmp_path: Path) -> None:
     store = Store(tmp_path)
     bad, good, late = fake("bad", value=9.0, stage=0), fake("good", value=1.0, stage=0), fake("late", stage=3)
     assert [entry.name for entry in store.order([late, good, bad])] == ["bad", "good", "late"]
@@ -140,10 +132,6 @@ def test_what_failed_and_has_not_changed_comes_last(tmp_path: Path) -> None:
     store.write(bad, {}, {"state": "done", "sources": "older"})
     store.write(bad, {}, {"state": "failed", "sources": bad.hash()})
     assert store.state(bad) == "stale" and store.order([late, good, bad])[-1] is bad
-
-
-def test_value_counts_by_the_second_it_takes(tmp_path: Path) -> None:
-    store = Store(tmp_path)
     slow, quick = fake("slow", value=5.0, estimate=100.0), fake("quick", value=4.0, estimate=10.0)
     assert store.order([slow, quick]) == [quick, slow]
     # What it took counts more than what was thought; what was ended took at least that long.
@@ -172,25 +160,16 @@ time.sleep(600)
 def test_an_entry_that_ends_badly_leaves_the_rows_it_had(ending: str, tmp_path: Path) -> None:
     entry = fake("a", ROWS + ending, collect=unreadable)
     (outcome,) = run([entry], tmp_path, queue_runner.RESERVE + 5).values()
-    record = json.loads((tmp_path / "a.json").read_text())
-    assert outcome == record["queue"]["state"] == ("unfinished" if "sleep" in ending else "failed")
-    assert record["block"] == 64 and record["rows"] == [{"number": number} for number in range(3)]
+    kept = record(tmp_path)
+    assert outcome == kept["queue"]["state"] == ("unfinished" if "sleep" in ending else "failed")
+    assert kept["block"] == 64 and kept["rows"] == [{"number": number} for number in range(3)]
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_fewer_rows_of_the_same_sources_replace_no_more(tmp_path: Path) -> None:
-    store, entry = Store(tmp_path), fake("a")
-    queue = {"state": "unfinished", "sources": entry.hash()}
-    for count, kept in ((3, 3), (1, 3), (4, 4)):
-        store.write(entry, {"rows": [{}] * count}, queue)
-        assert len(store.record(entry)["rows"]) == kept
-    store.write(entry, {"rows": [{}]}, queue | {"sources": "newer"})
-    assert len(store.record(entry)["rows"]) == 1
-
-
 QUEUE = """
-import os, signal, sys
+import os, signal, sys, types
 sys.path[:0] = {path!r}
+sys.modules["torch"] = types.ModuleType("torch")  # which takes seconds to import and has no part in this
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 from pathlib import Path
 from test_queue_runner import ROWS, WAITING, fake
@@ -214,9 +193,9 @@ def test_a_queue_that_is_killed_itself_loses_no_row(how: signal.Signals, tmp_pat
         for child in children:
             os.kill(int(child), signal.SIGKILL)
         assert not (tmp_path / "a.json").exists() and store.recover(entry)
-    record = json.loads((tmp_path / "a.json").read_text())
-    assert record["rows"] == [{"number": number} for number in range(3)] and record["block"] == 64
-    assert record["queue"]["state"] == "unfinished" and record["queue"]["sources"] == entry.hash()
+    kept = record(tmp_path)
+    assert kept["rows"] == [{"number": number} for number in range(3)] and kept["block"] == 64
+    assert kept["queue"]["state"] == "unfinished" and kept["queue"]["sources"] == entry.hash()
     assert not (tmp_path / "a.jsonl").exists() and not store.recover(entry)
 
 
@@ -228,3 +207,11 @@ def test_a_queue_starts_with_what_an_earlier_one_left(tmp_path: Path) -> None:
     run_queue([entry], store, 60.0, os.environ, said.append)
     assert store.record(entry)["rows"] == [{"number": 0}] and store.record(entry)["queue"]["sources"] == "s"
     assert any("a: rows of an earlier attempt are kept" in line for line in said)
+    # Fewer rows of the same sources replace no more.
+    store, entry = Store(tmp_path), fake("a")
+    queue = {"state": "unfinished", "sources": entry.hash()}
+    for count, kept in ((3, 3), (1, 3), (4, 4)):
+        store.write(entry, {"rows": [{}] * count}, queue)
+        assert len(store.record(entry)["rows"]) == kept
+    store.write(entry, {"rows": [{}]}, queue | {"sources": "newer"})
+    assert len(store.record(entry)["rows"]) == 1

@@ -12,7 +12,6 @@ from targets import UnknownCard, of_convolution, product_bound, targets_for
 from tritonsparse.kernels.plan import CARDS
 
 H200, H100 = CARDS["nvidia-h200"], CARDS["nvidia-h100-80gb-hbm3"]
-every_card = pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 
 
 def test_memory_caps_90_percent_at_7_7_on_an_h100_and_not_on_an_h200() -> None:
@@ -24,18 +23,14 @@ def test_memory_caps_90_percent_at_7_7_on_an_h100_and_not_on_an_h200() -> None:
     assert product_bound(H200, 16_384, 4096, 4096, 0.1) == pytest.approx(10.0)
     # 5 % kept: 270.1 MB at 4.3 TB/s are 62.8 us, more than the 34.8 us of the operations.
     assert product_bound(H200, 16_384, 4096, 4096, 0.05) == pytest.approx(11.08, abs=0.01)
-
-
-def test_without_memory_a_bound_is_one_over_the_density_and_with_nothing_pruned_one() -> None:
+    # Without memory it is one over the density, with nothing pruned one.
     endless = replace(H100, bandwidth=1e30)
     assert product_bound(endless, 16_384, 4096, 4096, 0.1) == pytest.approx(10.0)
     assert product_bound(endless, 16_384, 4096, 4096, 0.1, rate=0.5) == pytest.approx(5.0)
     assert product_bound(H100, 16_384, 4096, 4096, 1.0) == pytest.approx(1.0)
     # Eight rows: dense and kept are both bound by the weight's bytes.
     assert product_bound(H100, 8, 4096, 4096, 0.5) == pytest.approx(2.0, rel=0.01)
-
-
-def test_a_convolution_of_few_channels_is_bound_by_its_images() -> None:
+    # A convolution of few channels is bound by its images.
     # 128 channels: 18 * 128^2 / 790e12 = 373.3 ps a pixel against 512 bytes, 119.1 ps at 4.3 TB/s: 3.13 at most.
     shares = [119.07 / 373.31, 119.07 / 746.61, 0.1]
     assert of_convolution(0.1)(H200).value == pytest.approx(3 / sum(shares), rel=1e-3)
@@ -51,9 +46,14 @@ def test_on_an_h200_they_are_those_that_were_set() -> None:
         assert (found[key].floor, found[key].target, found[key].stretch) == goals, key
     assert {key.partition("@")[0] for key in found} == {f"T{number}" for number in range(1, 26)}
     assert all(found[key].key == key for key in found)
+    # A value is placed between the goals in either direction.
+    found = targets_for("nvidia-h200")
+    speed, share = found["T7@90"], found["T12@128"]
+    assert [speed.reached(value) for value in (6.4, 6.5, 8.3, 9.0)] == ["below floor", "floor", "target", "stretch"]
+    assert [share.reached(value) for value in (21, 20, 10, 4)] == ["below floor", "floor", "target", "stretch"]
 
 
-@every_card
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 def test_no_goal_exceeds_its_bound_and_goals_are_in_order(card: targets.Card) -> None:
     for each in targets_for(card.name).values():
         goals = [each.floor, each.target, each.stretch]
@@ -76,13 +76,6 @@ def test_a_goal_is_the_same_share_of_the_bound_on_both_cards() -> None:
             assert other.floor / other.bound.value == pytest.approx(share, rel=0.005), key
     bound = {key for key in here if here[key].floor != there[key].floor}
     assert bound == {"T7@90", "T7@95", "T8@90", "T8@95", "T9@90", "T10@90", "T11@90", "T16", "T22@80", "T22@90", "T24"}
-
-
-def test_a_value_is_placed_between_the_goals_in_either_direction() -> None:
-    found = targets_for("nvidia-h200")
-    speed, share = found["T7@90"], found["T12@128"]
-    assert [speed.reached(value) for value in (6.4, 6.5, 8.3, 9.0)] == ["below floor", "floor", "target", "stretch"]
-    assert [share.reached(value) for value in (21, 20, 10, 4)] == ["below floor", "floor", "target", "stretch"]
 
 
 @pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "AMD EPYC", ""])

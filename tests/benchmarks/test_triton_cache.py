@@ -14,7 +14,6 @@ import pytest
 import triton_cache
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 FIRST = "3.6.0abc"
 
 

@@ -55,23 +55,24 @@ def test_the_digits_come_without_a_file_and_every_fifth_tests() -> None:
     assert train.labels[:5].tolist() == [0, 1, 2, 3, 5] and sets["test"].labels[0] == 4
 
 
-@pytest.mark.parametrize("ending", [".gz", ""])
-def test_idx_files_are_read_as_they_lie_or_refused(tmp_path: Path, ending: str) -> None:
+def test_idx_files_are_read_as_they_lie_or_refused(tmp_path: Path) -> None:
     images = pixels(3)[..., 0]
-    write_idx(tmp_path, "train", images, [7, 0, 2], ending)
-    write_idx(tmp_path, "t10k", images[:1], [1], ending)
-    sets = load_folder(tmp_path)
-    assert sorted(sets) == ["test", "train"]
-    assert torch.equal(sets["train"].image(1)[0], torch.from_numpy(images[1]))
-    assert sets["train"].labels.tolist() == [7, 0, 2] and len(sets["train"].classes) == 8
-    if not ending:
-        file = tmp_path / "train-images-idx3-ubyte"
-        file.write_bytes(file.read_bytes()[:-1])
-        with pytest.raises(ValueError, match="IDX file of uint8 with 3 dimensions"):
-            load_folder(tmp_path)
-        (tmp_path / "train-labels-idx1-ubyte").unlink()
-        with pytest.raises(ValueError, match="expected train-labels-idx1-ubyte beside"):
-            load_folder(tmp_path)
+    for ending in (".gz", ""):
+        folder = tmp_path / f"idx{ending}"
+        folder.mkdir()
+        write_idx(folder, "train", images, [7, 0, 2], ending)
+        write_idx(folder, "t10k", images[:1], [1], ending)
+        sets = load_folder(folder)
+        assert sorted(sets) == ["test", "train"]
+        assert torch.equal(sets["train"].image(1)[0], torch.from_numpy(images[1]))
+        assert sets["train"].labels.tolist() == [7, 0, 2] and len(sets["train"].classes) == 8
+    file = folder / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="IDX file of uint8 with 3 dimensions"):
+        load_folder(folder)
+    (folder / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(ValueError, match="expected train-labels-idx1-ubyte beside"):
+        load_folder(folder)
 
 
 def test_npz_files_hold_pixels_or_files(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
             load()
 
 
-def test_the_middle_is_cut_from_the_resized_image() -> None:
+def test_the_middle_is_cut_from_the_resized_image_and_normalised() -> None:
     # Stripes that survive resizing by 1/2: columns 0..7 of value 10 k in pairs.
     image = (torch.arange(8) // 2 * 10).expand(1, 4, 8).to(torch.uint8)
     cut = Preprocessing((0.5,), (0.5,), resize=2, crop=2).cut(image)
@@ -146,9 +147,7 @@ def test_the_middle_is_cut_from_the_resized_image() -> None:
     image, varied = torch.full((3, 7, 9), 200, dtype=torch.uint8), chw(pixels(1)[0])
     assert (resize_crop(image, 1, 2, 5, 6, (4, 4)) == 200).all()
     assert torch.equal(resize_crop(varied, 0, 0, 5, 4, (5, 4)), varied)
-
-
-def test_normalising_gives_mean_zero_and_deviation_one() -> None:
+    # Normalising gives mean zero and deviation one.
     images = ImageSet(torch.zeros(6, dtype=torch.int64), ["0"], torch.from_numpy(pixels(6)).permute(0, 3, 1, 2))
     assert isinstance(images.pixels, Tensor)
     normal = Preprocessing(*channel_statistics(images)).normalise(images.pixels).double()

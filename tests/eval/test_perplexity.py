@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from tritonsparse.eval.perplexity import Perplexity, causal_perplexity, main, segment_perplexity
 from tritonsparse.eval.windows import IGNORED, equal_windows, segments, windows
-from tritonsparse.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel, Vocabulary
+from tritonsparse.models.transfo_xl import Vocabulary
 from tritonsparse.train.text.subwords import train_tokenizer
 
 STREAM = np.random.default_rng(0).integers(50, size=61)
 LINES = ["the cat sat on the mat", "", "the dog sat on the cat"] * 10
-
-
-def transfo_xl(**changes: Any) -> TransfoXLLMHeadModel:
-    torch.manual_seed(0)
-    sizes = dict(
-        vocab_size=50, cutoffs=[10, 30], d_model=16, d_embed=16, n_head=2, d_head=8, d_inner=32, div_val=2, n_layer=2,
-        mem_len=8, clamp_len=-1, same_length=False, init_std=0.3, proj_init_std=0.3, dropout=0.3,
-    )  # fmt: skip
-    return TransfoXLLMHeadModel(TransfoXLConfig(**sizes | changes))
-
-
-def gpt2(**changes: Any) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
-    return GPT2LMHeadModel(GPT2Config(**sizes | {"bos_token_id": 0, "eos_token_id": 1} | changes))
+Build = Callable[..., Any]
+quick = settings(max_examples=60, deadline=None)
 
 
 @given(st.integers(2, 200), st.integers(1, 5), st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
+@quick
 def test_segments_target_every_token_but_the_first_once(tokens: int, batch_size: int, tgt_len: int) -> None:
     stream, found = np.arange(tokens), []
     if tokens < batch_size * tgt_len + 1:
@@ -57,7 +44,7 @@ def test_segments_target_every_token_but_the_first_once(tokens: int, batch_size:
 
 
 @given(st.integers(2, 200), st.integers(1, 30), st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
+@quick
 def test_windows_score_every_token_but_the_first_once(tokens: int, window: int, stride: int) -> None:
     if stride > window:
         with pytest.raises(ValueError, match="stride from 1 to the window"):
@@ -78,8 +65,11 @@ def test_windows_score_every_token_but_the_first_once(tokens: int, window: int, 
     ("tgt_len", "mem_len", "same_length", "clamp_len"),
     [(1, 60, False, -1), (7, 60, False, -1), (60, 60, False, -1), (5, 8, False, 6), (4, 4, True, 6), (16, 0, False, 6)],
 )
-def test_segments_score_as_the_model_does(tgt_len: int, mem_len: int, same_length: bool, clamp_len: int) -> None:
-    model = transfo_xl(mem_len=mem_len, same_length=same_length, clamp_len=clamp_len).double().eval()
+def test_segments_score_as_the_model_does(
+    transfo_xl: Build, tgt_len: int, mem_len: int, same_length: bool, clamp_len: int
+) -> None:
+    settings = {"mem_len": mem_len, "same_length": same_length, "clamp_len": clamp_len}
+    model = transfo_xl(**settings).double().eval()
     brute, mems = 0.0, None
     # The softmax of `logits` is in float64, as that of the loss.
     for begin in range(0, 60, 60 if mem_len == 60 else tgt_len):
@@ -87,15 +77,14 @@ def test_segments_score_as_the_model_does(tgt_len: int, mem_len: int, same_lengt
         output = model(ids[:, :-1], mems=mems)
         mems = output.mems
         brute -= float(output.logits.gather(-1, ids[:, 1:, None]).sum())
-    settings = {"mem_len": mem_len, "same_length": same_length, "clamp_len": clamp_len}
     result = segment_perplexity(transfo_xl().double(), STREAM, tgt_len=tgt_len, **settings)
     assert (result.tokens, result.nll) == (60, pytest.approx(brute, rel=1e-6))
     assert result.perplexity == pytest.approx(math.exp(brute / 60), rel=1e-6)
 
 
 @pytest.mark.parametrize(("edges", "tgt_len"), [((0, 20, 40, 60), 6), ((0, 18, 36, 53), 16)])
-def test_columns_score_every_token(edges: tuple[int, ...], tgt_len: int) -> None:
-    """The last columns may be shorter; no token is left out."""
+def test_columns_score_every_token(transfo_xl: Build, edges: tuple[int, ...], tgt_len: int) -> None:
+    # The last columns may be shorter; no token is left out.
     model = transfo_xl(mem_len=60).double()
     columns = [STREAM[begin : end + 1] for begin, end in pairwise(edges)]
     apart = sum(segment_perplexity(model, column, tgt_len=tgt_len).nll for column in columns)
@@ -105,19 +94,19 @@ def test_columns_score_every_token(edges: tuple[int, ...], tgt_len: int) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize(("window", "stride"), [(16, 16), (16, 4), (8, 8), (5, 2), (7, 1)])
-def test_a_sliding_window_scores_as_each_token_by_itself(window: int, stride: int) -> None:
-    model, brute = gpt2().double().eval(), 0.0
-    for place in range(1, 61):
-        # The window that scores this token, by its definition: they end at window, window + stride, ... and 60.
-        end = window if place <= window else min(60, window + -(-(place - window) // stride) * stride)
+def test_a_sliding_window_scores_as_each_token_by_itself(gpt: Build, window: int, stride: int) -> None:
+    model, brute = gpt().double().eval(), 0.0
+    for place in range(1, 41):
+        # The window that scores this token, by its definition: they end at window, window + stride, ... and 40.
+        end = window if place <= window else min(40, window + -(-(place - window) // stride) * stride)
         context = torch.from_numpy(STREAM[max(0, end - window) : place])[None]
         brute -= float(model(input_ids=context).logits[0, -1].log_softmax(-1)[STREAM[place]])
-    result = causal_perplexity(model.train(), STREAM, window=window, stride=stride, batch_size=3, words=20)
-    assert (result.tokens, result.nll) == (60, pytest.approx(brute, rel=1e-9))
+    result = causal_perplexity(model.train(), STREAM[:41], window=window, stride=stride, batch_size=3, words=20)
+    assert (result.tokens, result.nll) == (40, pytest.approx(brute, rel=1e-9))
     assert result.word_perplexity == pytest.approx(math.exp(brute / 20)) and model.training
 
 
-def test_the_model_is_left_as_it_was_and_a_number_says_how_it_was_made() -> None:
+def test_the_model_is_left_as_it_was_and_settings_are_said_or_refused(transfo_xl: Build, gpt: Build) -> None:
     model = transfo_xl().train()
     text = str(segment_perplexity(model, STREAM, tgt_len=5, mem_len=3, clamp_len=2, same_length=True))
     for word in ("tgt_len 5", "mem_len 3", "clamp_len 2", "same_length True", "60 tokens scored", "vocabulary 50"):
@@ -126,11 +115,8 @@ def test_the_model_is_left_as_it_was_and_a_number_says_how_it_was_made() -> None
         segment_perplexity(model, STREAM + 50, tgt_len=5, mem_len=3)
     config = model.config
     assert model.training and (config.mem_len, config.clamp_len, config.same_length) == (8, -1, False)
-    assert "window 8, stride 4" in str(causal_perplexity(gpt2(), STREAM, window=8, stride=4))
+    assert "window 8, stride 4" in str(causal_perplexity(gpt(), STREAM, window=8, stride=4))
     assert Perplexity(nll=1e6, tokens=1, settings={}).perplexity == math.inf
-
-
-def test_wrong_settings_are_refused() -> None:
     refused: dict[str, dict[str, Any]] = {
         "tgt_len and batch_size of at least 1": {"tgt_len": 0}, "text of at least 62 tokens": {"tgt_len": 61},
         "text of at least 66 tokens": {"tgt_len": 5, "batch_size": 13},
@@ -141,7 +127,7 @@ def test_wrong_settings_are_refused() -> None:
         with pytest.raises(ValueError, match=words):
             segment_perplexity(transfo_xl(), STREAM, **options)
     with pytest.raises(ValueError, match="from 1 to the model's 16 positions"):
-        causal_perplexity(gpt2(), STREAM, window=17)
+        causal_perplexity(gpt(), STREAM, window=17)
 
 
 @pytest.fixture
@@ -159,7 +145,7 @@ def score(tmp_path: Path, capsys: Any) -> Any:
     return run
 
 
-def test_the_program_scores_a_transformer_xl(tmp_path: Path, score: Any) -> None:
+def test_the_program_scores_a_transformer_xl(tmp_path: Path, transfo_xl: Build, score: Any) -> None:
     score(refused="expected a language model")
     score(f"--text_file={tmp_path / 'gone.txt'}", refused="expected a readable file")
     vocabulary = Vocabulary.count(LINES)
@@ -177,9 +163,9 @@ def test_the_program_scores_a_transformer_xl(tmp_path: Path, score: Any) -> None
     score(refused=f"vocabulary of the model's {len(vocabulary)} types, got {len(vocabulary) - 1}")
 
 
-def test_the_program_scores_any_causal_model_and_counts_words_and_lines(tmp_path: Path, score: Any) -> None:
+def test_the_program_scores_any_causal_model_and_counts_words_and_lines(tmp_path: Path, gpt: Build, score: Any) -> None:
     tokenizer = train_tokenizer([(line, line) for line in LINES], 30)
-    for saved in (gpt2(vocab_size=len(tokenizer), bos_token_id=None), tokenizer):
+    for saved in (gpt(vocab_size=len(tokenizer), bos_token_id=None), tokenizer):
         saved.save_pretrained(tmp_path / "model")
     _, document = score("--window=8")
     assert document["words"] == 10 * (6 + 6 + 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tritonsparse.eval.preprocessing import Preprocessing
 from tritonsparse.eval.speed import measure, relative_error
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 
-quick = settings(max_examples=40, deadline=None)
+quick, SEEDS = settings(max_examples=40, deadline=None), st.integers(0, 999)
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
@@ -43,13 +43,9 @@ def classifier(**options: Any) -> CifarResNetForImageClassification:
     return model.eval()
 
 
-@given(
-    st.integers(1, 12), st.integers(1, 9), st.lists(st.integers(1, 4), max_size=2), st.booleans(), st.integers(0, 99)
-)
+@given(st.integers(1, 12), st.integers(1, 9), st.lists(st.integers(1, 4), max_size=2), st.booleans(), SEEDS)
 @quick
-def test_a_compressed_linear_layer_is_the_layer(
-    inputs: int, outputs: int, batch: list[int], bias: bool, seed: int
-) -> None:
+def test_a_compressed_linear_layer(inputs: int, outputs: int, batch: list[int], bias: bool, seed: int) -> None:
     torch.manual_seed(seed)
     layer = prune(nn.Linear(inputs, outputs, bias=bias).double(), 0.7)
     x = torch.randn(*batch, inputs, dtype=torch.float64)
@@ -59,10 +55,10 @@ def test_a_compressed_linear_layer_is_the_layer(
 @given(
     st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.tuples(st.integers(5, 9), st.integers(5, 9)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    st.tuples(st.integers(0, 2), st.integers(0, 2)), st.integers(1, 2), st.booleans(), st.integers(0, 999),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)), st.integers(1, 2), st.booleans(), SEEDS,
 )  # fmt: skip
 @quick
-def test_a_compressed_convolution_is_the_layer(
+def test_a_compressed_convolution(
     inputs: int, outputs: int, batch: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
     padding: tuple[int, int], dilation: int, bias: bool, seed: int,
 ) -> None:  # fmt: skip
@@ -109,15 +105,6 @@ def test_layers_that_lose_layers_of_few_zeros_and_other_layers_stay(wins: Any) -
         use_csr(classifier().bfloat16(), {})
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads that wait for a busy core would be timed, not the products."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_what_is_really_faster_is_found_by_measuring(one_thread: None) -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(prune(nn.Linear(1024, 1024), 0.999), prune(nn.Linear(1024, 1024), 0.5))
@@ -160,7 +147,7 @@ def compared(capsys: Any) -> Callable[..., tuple[dict[str, Any], list[str]]]:
     return run
 
 
-def test_the_command_line_compares_in_one_run(saved: Path, tmp_path: Path, compared: Any, wins: Any) -> None:
+def test_models_are_compared_in_one_run(saved: Path, tmp_path: Path, compared: Any, wins: Any, marian: Any) -> None:
     wins(True)
     file = tmp_path / "speed.json"
     options = ("--batch_sizes", "1", "2", "--runs", "2", "--threads", "1", "--output", str(file))
@@ -172,6 +159,9 @@ def test_the_command_line_compares_in_one_run(saved: Path, tmp_path: Path, compa
     assert document["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert document["rows"][0]["speedup"] == 1.0 and document["environment"]["threads"] == 1
     assert any(line.strip().startswith("2  compressed rows") for line in lines)
+    # Translation models are compared on tokens.
+    marian().save_pretrained(tmp_path)
+    assert len(compared(tmp_path, "--batch_sizes", "2", "--length", "8")[0]["rows"]) == 2
 
 
 def test_a_dense_checkpoint_is_pruned_as_asked(tmp_path: Path, compared: Any, wins: Any, capsys: Any) -> None:
@@ -185,9 +175,9 @@ def test_a_dense_checkpoint_is_pruned_as_asked(tmp_path: Path, compared: Any, wi
     assert speed.main(["--model", str(tmp_path), "--device", "cpu", "--prune", "1.0"]) == 2
     assert "--prune in (0, 1)" in capsys.readouterr().err
     # The largest weights are those kept.
-    layer = nn.Linear(4, 1, bias=False)
-    layer.weight.data.copy_(torch.tensor([[0.1, -3.0, 2.0, -0.2]]))
-    assert speed.pruned(nn.Sequential(layer), 0.5)[0].weight.tolist() == [[0.0, -3.0, 2.0, 0.0]]
+    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    model[0].weight.data.copy_(torch.tensor([[0.1, -3.0, 2.0, -0.2]]))
+    assert speed.pruned(model, 0.5)[0].weight.tolist() == [[0.0, -3.0, 2.0, 0.0]]
     # A folder without a model is one sentence.
     assert speed.main(["--model", str(tmp_path / "none"), "--device", "cpu"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
@@ -200,11 +190,6 @@ def test_a_wrong_output_prints_no_time(saved: Path, compared: Any, wins: Any, mo
     row = document["rows"][1]
     assert row["verdict"] == "WRONG" and "median" not in row
     assert any("WRONG: error" in line for line in lines)
-
-
-def test_translation_models_are_compared_on_tokens(tmp_path: Path, marian: Any, compared: Any) -> None:
-    marian().save_pretrained(tmp_path)
-    assert len(compared(tmp_path, "--batch_sizes", "2", "--length", "8")[0]["rows"]) == 2
 
 
 def test_sparse_layers_are_not_exported(tmp_path: Path) -> None:

@@ -31,16 +31,9 @@ class Run:
     """A model under a method, trained by gradients that a test writes; without another optimizer by SGD."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        method: Method,
-        *,
-        lr: float = 0.0,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
-        **options: Any,
-    ) -> None:
+        self, model: nn.Module, method: Method, *, lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.0,
+        optimizer: Callable[[Any], torch.optim.Optimizer] | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         self.model: Any = model
         self.sparsifier = ts.sparsify(model, method, **options)
         groups = self.sparsifier.param_groups(lr=lr, weight_decay=weight_decay)
@@ -67,6 +60,14 @@ class Run:
         """As it is while it runs."""
         return self.sparsifier.method
 
+    def place(self, *weights: Sequence[float], kept: int | None = None) -> Run:
+        """These weights for each sparse layer, all of one row; its mask keeps the first `kept` of them."""
+        for view, row in zip(self.views, weights, strict=True):
+            view.weight.data = torch.tensor([row], dtype=torch.float32)
+            if kept is not None:
+                view.mask.copy_(torch.arange(len(row))[None] < kept)
+        return self
+
     def give(self, *gradients: Gradient) -> None:
         """A gradient for each sparse layer."""
         for view, gradient in zip(self.views, gradients, strict=True):
@@ -78,6 +79,12 @@ class Run:
         if gradients:
             self.give(*gradients)
         self.optimizer.step()
+
+    def gradient(self, x: Tensor) -> list[float]:
+        """That of the sum of the outputs, in the only sparse layer's only row."""
+        self.model(x).sum().backward()
+        found: list[float] = self.view.weight.grad[0].tolist()
+        return found
 
     def before_step(self, scale: float | None = None) -> None:
         """What the method does with gradients, times a loss scale, ahead of a step."""
@@ -113,10 +120,8 @@ class Regression(Run):
     ) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(32, width), nn.ReLU(), nn.Linear(width, 32))
-        super().__init__(
-            model, method, lr=lr, weight_decay=0.01, optimizer=torch.optim.AdamW, pattern=pattern, total_steps=steps,
-            steps_per_epoch=20,
-        )  # fmt: skip
+        options: dict[str, Any] = {"pattern": pattern, "total_steps": steps, "steps_per_epoch": 20}
+        super().__init__(model, method, lr=lr, weight_decay=0.01, optimizer=torch.optim.AdamW, **options)
         self.truth = truth
 
     def loss(self) -> Tensor:

@@ -40,15 +40,19 @@ def test_one_step_by_hand() -> None:
     assert run.masks() == [[[1, 0, 0, 1], [0, 1, 1, 0]]]
 
 
-def test_activations_may_be_as_sparse_as_one_likes_and_the_master_weights_stay_dense() -> None:
+def test_activations_may_be_as_sparse_as_one_likes_and_inference_packs_nothing() -> None:
     run = made(activation_sparsity=0.75)
     assert run.view.sparse_input.density == 0.25
     run.model(X).sum().backward()
     assert run.view.weight.grad.tolist() == [[0.0, 0.0, 3.0, 0.0]] * 2
-    assert run.sparsifier.finalize().weight.count_nonzero() == 4
+    with torch.no_grad():
+        assert not run.view.packs_input()
+        assert torch.equal(run.model(torch.ones(1, 4)), run.view.effective_weight().sum(1)[None])
+    # The master weights were dense.
+    assert run.view.weight.count_nonzero() == 8 and run.sparsifier.finalize().weight.count_nonzero() == 4
 
 
-def test_between_refreshes_mask_and_cut_off_are_reused() -> None:
+def test_between_refreshes_mask_and_cut_off_are_reused_but_blocks_chosen_exactly() -> None:
     run, kept = made(refresh_every=3), []
     for step in range(4):
         run.model(X * (1 + step)).sum().backward()
@@ -57,9 +61,7 @@ def test_between_refreshes_mask_and_cut_off_are_reused() -> None:
         run.optimizer.zero_grad()
     # Exact, 2 of 4, at steps 0 and 3; between, what reaches the cut-off 2 of step 0: 2, 4, 6, 1 and 3, 6, 9, 1.5.
     assert kept == [2, 3, 3, 2]
-
-
-def test_between_refreshes_a_weight_that_crosses_the_cut_off_counts_at_once() -> None:
+    # A weight that crosses the cut-off counts at once.
     run = made(lr=1.0, refresh_every=3)
     layer = run.view
     weight = layer.weight.detach().clone()
@@ -70,9 +72,6 @@ def test_between_refreshes_a_weight_that_crosses_the_cut_off_counts_at_once() ->
     assert layer.mask.all() and layer.weight.count_nonzero() == 0
     run.step(torch.randn(layer.weight.shape))  # the third: a refresh, exact again
     assert run.kept() == [layer.weight.numel() // 2]
-
-
-def test_between_refreshes_blocks_are_chosen_exactly_at_every_step() -> None:
     run = Run(nn.Linear(8, 8), SWAT(sparsity=0.5, refresh_every=5), lr=1.0, pattern="block:4")
     for _ in range(3):
         run.step(torch.randn(8, 8))
@@ -92,9 +91,7 @@ def test_padding_counts_for_no_cut_off_and_for_no_weight_gradient() -> None:
     assert layer.weight.grad.tolist() == [[0.0, -2.0, 3.0, 0.0]] * 2
     # A mask of another shape concerns another layer; two of one shape count together.
     layer.weight.grad = None
-    sparsifier.set_row_mask(
-        torch.ones(3, 3, dtype=torch.bool), torch.tensor([[True, False]]), torch.tensor([[0, 1]]).bool()
-    )
+    sparsifier.set_row_mask(torch.ones(3, 3).bool(), torch.tensor([[True, False]]), torch.tensor([[False, True]]))
     run.model(x).sum().backward()
     assert layer.weight.grad.tolist() == [[90.0] * 4] * 2
     with pytest.raises(TypeError, match=r"set_row_mask: expected bool tensors, got torch.int64; pass attention_mask"):
@@ -111,12 +108,8 @@ def test_shares_follow_the_mean_momentum_of_kept_weights() -> None:
     run.step(31.0, 1.0)
     # 31 to 1 would be 15.5 and 0.5: largest remainder, ties to the earlier layer; a layer keeps one at least.
     assert run.kept() == [16, 1] and [view.sparse_input.density for view in run.views] == [1.0, 1 / 16]
-
-
-def test_momentum_shares_need_momentum() -> None:
-    run = made(distribution="momentum")
     with pytest.raises(ValueError, match=r'an optimizer with momentum or Adam.s averages for distribution "momentum"'):
-        run.step(1.0)
+        made(distribution="momentum").step(1.0)
 
 
 @pytest.mark.parametrize("structure", ["channel", "filter"])
@@ -133,12 +126,9 @@ def test_structure_keeps_whole_kernels_or_filters(structure: str) -> None:
 @pytest.mark.parametrize("scope", ["batch", "sample", "plane"])
 @pytest.mark.parametrize(
     "options",
-    [
-        {"padding": 1},
-        {"stride": 2, "padding": "valid", "dilation": 2},
-        {"padding": "same", "padding_mode": "reflect", "groups": 2},
-    ],
-)
+    [{"padding": 1}, {"stride": 2, "padding": "valid", "dilation": 2},
+     {"padding": "same", "padding_mode": "reflect", "groups": 2}],
+)  # fmt: skip
 def test_a_convolutions_weight_gradient_is_made_of_its_largest_inputs(scope: str, options: dict[str, Any]) -> None:
     conv = nn.Conv2d(4, 6, 3, **options).double()
     layer = Run(conv, SWAT(sparsity=0.5, activation_sparsity=0.75, activation_scope=scope)).view
@@ -147,28 +137,21 @@ def test_a_convolutions_weight_gradient_is_made_of_its_largest_inputs(scope: str
     grad = torch.randn_like(y)
     y.backward(grad)
     assert layer.sparse_input.overflows == 0
-
     # What goes into the product, padded where the padding is not of zeros.
-    given = x.detach()
-    if options.get("padding") == "same":
-        given, inner = F.pad(given, (1, 1, 1, 1), mode="reflect"), 0
-    else:
-        inner = 1 if options["padding"] == 1 else 0
-    group = {"batch": (1, -1), "sample": (2, -1), "plane": (8, -1)}[scope]
-    size = given.abs().reshape(group)
-    k = round(0.25 * size.shape[1])
-    cut = size.topk(k, dim=1).values[:, -1:]
-    sparse = torch.where((size >= cut).view_as(given), given, 0.0)
-    w_hat = layer.effective_weight().requires_grad_()
-    how = (options.get("stride", 1), inner, options.get("dilation", 1), options.get("groups", 1))
-    bias = conv.bias
-    torch.testing.assert_close(y, F.conv2d(given, w_hat, bias, *how))
-    (expected,) = torch.autograd.grad(F.conv2d(sparse, w_hat, bias, *how), w_hat, grad)
-    torch.testing.assert_close(conv.weight.grad, expected)
+    reflect = options["padding"] == "same"
     dense = x.detach().requires_grad_()
-    inputs = F.pad(dense, (1, 1, 1, 1), mode="reflect") if options.get("padding") == "same" else dense
-    (expected_x,) = torch.autograd.grad(F.conv2d(inputs, w_hat.detach(), bias, *how), dense, grad)
-    torch.testing.assert_close(x.grad, expected_x)
+    inputs = F.pad(dense, (1, 1, 1, 1), mode="reflect") if reflect else dense
+    given = inputs.detach()
+    size = given.abs().reshape({"batch": (1, -1), "sample": (2, -1), "plane": (8, -1)}[scope])
+    cut = size.topk(round(0.25 * size.shape[1]), dim=1).values[:, -1:]
+    sparse = torch.where((size >= cut).view_as(given), given, 0.0)
+    w_hat, inner = layer.effective_weight().requires_grad_(), int(options["padding"] == 1)
+    how = (options.get("stride", 1), inner, options.get("dilation", 1), options.get("groups", 1))
+    torch.testing.assert_close(y, F.conv2d(given, w_hat, conv.bias, *how))
+    (expected,) = torch.autograd.grad(F.conv2d(sparse, w_hat, conv.bias, *how), w_hat, grad)
+    torch.testing.assert_close(conv.weight.grad, expected)
+    (expected,) = torch.autograd.grad(F.conv2d(inputs, w_hat.detach(), conv.bias, *how), dense, grad)
+    torch.testing.assert_close(x.grad, expected)
 
 
 @pytest.mark.parametrize("module", [nn.Linear(64, 64, bias=False), nn.Conv2d(64, 64, 1, bias=False)])
@@ -187,13 +170,6 @@ def test_the_memory_of_the_saved_input_falls(module: nn.Module) -> None:
         model(x)
     # Of 4 bytes an element: 1/8 for the bits, 0.2 * 1.25 of the values, the rows' offsets.
     assert 0.25 < sum(saved) / (x.numel() * 4) < 0.35
-
-
-def test_inference_packs_nothing() -> None:
-    run = made()
-    with torch.no_grad():
-        assert not run.view.packs_input()
-        assert torch.equal(run.model(torch.ones(1, 4)), run.view.effective_weight().sum(1)[None])
 
 
 def test_an_overflow_loses_nothing_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

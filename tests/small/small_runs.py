@@ -32,23 +32,15 @@ def language(model: Any) -> Tensor:
 class Run:
     """A model, its Sparsifier and its optimizer, on losses that depend on the step alone.
 
-    Attributes:
-        losses: of all steps, with the graphs that made them, as training loops hold the last one.
-        compacted: whether any layer was compacted after each step.
-        before_step: called between the gradients and the optimizer's step.
+    `losses` are held with the graphs that made them, as training loops hold the last one. `compacted` says whether any
+    layer was compacted after each step. `before_step` is called between the gradients and the optimizer's step.
     """
 
     def __init__(
-        self,
-        model: Any,
-        method: Any,
-        optimizer: Callable[[Any], Optimizer] = torch.optim.SGD,
-        loss: Callable[[Any], Tensor] = squares,
-        *,
-        attach: Mapping[str, Any] | None = None,
-        groups: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
+        self, model: Any, method: Any, optimizer: Callable[[Any], Optimizer] = torch.optim.SGD,
+        loss: Callable[[Any], Tensor] = squares, *, attach: Mapping[str, Any] | None = None,
+        groups: Mapping[str, Any] | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         self.model, self.loss = model, loss
         self.sparsifier = ts.sparsify(model, method, **{"total_steps": 12, "steps_per_epoch": 3, **options})
         rates = {"lr": 0.02, "weight_decay": 0.01} if groups is None else groups

@@ -33,6 +33,7 @@ from tritonsparse.train.text.subwords import train_tokenizer
 MARIAN = (1, 16, 2, 32, 0.1)
 TRANSFO_XL = language_presets.Sizes(2, 16, 2, 8, 32, 1, 0.1, 0.0, 0.1, (12,), 8)
 SEARCH = translation_program.translate
+build = functools.partial(translation_presets.build_model, max_positions=128)
 
 
 def reset() -> None:
@@ -65,6 +66,7 @@ class Program:
                 patch.setitem(table, preset, size)
             patch.setattr(translation_program, "load_parallel", load)
             patch.setattr(translation_program, "translate", translate)
+            patch.setattr(translation_program, "build_model", build)
             if not plots:
                 patch.setattr(results, "plot", lambda *_: None)
                 patch.setattr(language_modeling, "plot_twins", lambda *_, **__: None)
@@ -182,12 +184,13 @@ def saved_marian(tmp_path_factory: Any) -> Callable[[float], Path]:
     """`saved_marian(dropout)`: folder of a tiny Marian model and its tokenizer, for `--model_name_or_path`."""
     tokenizer = train_tokenizer(embedded("en", "de", 300)["train"], 200)
 
+    @functools.cache
     def save(dropout: float) -> Path:
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp("marian")
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(translation_presets.PRESETS, "transformer-tiny", MARIAN)
-            translation_presets.build_model("transformer-tiny", tokenizer, dropout=dropout).save_pretrained(folder)
+            build("transformer-tiny", tokenizer, dropout=dropout).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
 
@@ -195,13 +198,12 @@ def saved_marian(tmp_path_factory: Any) -> Callable[[float], Path]:
 
 
 @pytest.fixture(scope="session")
-def torchrun() -> Callable[..., str]:
-    """`torchrun(*program)` runs it as two processes under torchrun and returns what they printed."""
+def launched() -> Callable[..., str]:
+    """`launched(*arguments)` runs Python, each process on one core, and returns what was printed."""
 
-    def run(*program: str) -> str:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d"]
+    def run(*arguments: str) -> str:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        command = [*launch, "--rdzv_endpoint=localhost:0", *program]
+        command = [sys.executable, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -1,4 +1,4 @@
-"""Two processes under torchrun are one process that accumulates two batches, for every program."""
+"""Two processes as torchrun starts them are one process that accumulates two batches, for every program."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ from tritonsparse.train.run import checkpoints
 from tritonsparse.train.text import language_presets
 
 SIZES = (1, 16, 2, 8, 32, 1, 0.0, 0.0, 0.1, (12,), 8)
-# Three programs in the same two processes. Each translation begins with its source, and each rank leaves its master
-# weights. The processes' connection is kept for the next program.
+# Three programs in the same two processes, which a third leaves after its imports as torchrun would start them. Each
+# translation begins with its source, and each rank leaves its master weights. Their connection is kept for the next.
 WORKER = f"""
-import json, os, sys, torch
+import json, os, sacrebleu, sklearn.datasets, socket, sys, torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from tritonsparse.train import language_modeling, memorization, translation
+from tritonsparse.train.run import results
 from tritonsparse.train.text import language_presets
-finish, search, rank = translation.finish, translation.translate, os.environ["RANK"]
+results.plot = language_modeling.plot_twins = memorization.plot_memorization = lambda *_, **__: None
+with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = str(free.getsockname()[1])
+other, shared = os.fork(), {{"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}}
+finish, search, rank = translation.finish, translation.translate, "0" if other else "1"
+os.environ.update(shared | {{"LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}})
 def marked(model, tokenizer, sources, **options):
     return [f"{{s}} | {{text}}" for s, text in zip(sources, search(model, tokenizer, sources, **options))]
 def dump(run):
@@ -41,6 +48,7 @@ for name, program in programs.items():
     assert program.main([*options, "--output_dir", os.path.join(sys.argv[1], name)]) == 0
     AcceleratorState._reset_state()
     GradientState._reset_state()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0)
 """
 
 
@@ -69,13 +77,12 @@ def modelling(tmp_path_factory: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pair(translating: list[str], modelling: list[str], torchrun: Any, tmp_path_factory: Any) -> tuple[Path, str]:
+def pair(translating: list[str], modelling: list[str], launched: Any, tmp_path_factory: Any) -> tuple[Path, str]:
     """The folder in which two processes wrote `translation`, `language` and `memorization`, and what they printed."""
     folder = tmp_path_factory.mktemp("pair")
-    (folder / "worker.py").write_text(WORKER, encoding="utf-8")
     for name, options in {"translation": translating, "language": modelling, "memorization": REMEMBERING}.items():
         (folder / f"{name}.json").write_text(json.dumps(options), encoding="utf-8")
-    return folder, torchrun(str(folder / "worker.py"), str(folder))
+    return folder, launched("-c", WORKER, str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +103,11 @@ def same_losses(ours: dict[str, Any], theirs: dict[str, Any], rel: float) -> Non
     assert [row["loss"] for row in ours["history"]] == pytest.approx(losses, rel=rel)
 
 
-def test_the_losses_are_those_of_one_process_with_accumulation(pair: Any, alone: Path) -> None:
+def test_losses_are_those_of_one_process_and_both_ranks_end_with_identical_weights(pair: Any, alone: Path) -> None:
     ours, theirs = results(pair[0] / "translation"), results(alone)
     assert ours["environment"]["processes"] == 2 and len(ours["history"]) == 6
     same_losses(ours, theirs, rel=1e-4)
     assert ours["sparsity"] == pytest.approx(theirs["sparsity"], abs=1e-3)
-
-
-def test_both_ranks_end_with_identical_weights_and_thresholds(pair: Any) -> None:
     first, second = (torch.load(pair[0] / f"rank{rank}.pt") for rank in (0, 1))
     assert first.keys() == second.keys()
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
@@ -112,9 +116,7 @@ def test_both_ranks_end_with_identical_weights_and_thresholds(pair: Any) -> None
     assert [key for key in saved if not torch.equal(saved[key], first[key])] == []
 
 
-def test_an_odd_set_is_translated_once_in_order_and_printed_once(
-    pair: Any, alone: Path, corpus_files: tuple[str, ...]
-) -> None:
+def test_an_odd_set_is_translated_and_printed_once(pair: Any, alone: Path, corpus_files: tuple[str, ...]) -> None:
     folder, out = pair[0] / "translation", pair[1]
     # Five test sentences over two ranks: 3 + 2, no duplicate that fills the shorter share.
     sources = [json.loads(line)["en"] for line in Path(corpus_files[-1].partition("=")[2]).read_text().splitlines()]
@@ -123,11 +125,15 @@ def test_an_odd_set_is_translated_once_in_order_and_printed_once(
     ours, theirs = (results(each)["bleu_line"].split("ref_len = ")[1] for each in (folder, alone))
     assert ours == theirs
     assert out.count("BLEU on test") == 1
+    # An experiment of several runs keeps its processes together.
+    document = json.loads((pair[0] / "memorization" / "memorization.json").read_text(encoding="utf-8"))
+    assert document["environment"]["processes"] == 2
+    assert {title: list(runs) for title, runs in document["runs"].items()} == {
+        "without augmentation": ["dense"], "with augmentation": ["dense"],
+    }  # fmt: skip
 
 
-def test_one_process_writes_what_one_alone_refuses(
-    pair: Any, translating: list[str], tmp_path: Path, capsys: Any
-) -> None:
+def test_one_of_two_writes_what_one_refuses(pair: Any, translating: list[str], tmp_path: Path, capsys: Any) -> None:
     folder = pair[0] / "translation"
     assert [path.name for path in checkpoints.checkpoint_folders(folder)] == ["step_3", "step_6"]
     written = {"model.safetensors", "optimizer.bin", "run.json", "tritonsparse_state.json"}
@@ -163,14 +169,6 @@ REMEMBERING = [
 ]  # fmt: skip
 
 
-def test_an_experiment_of_several_runs_keeps_its_processes_together(pair: Any) -> None:
-    document = json.loads((pair[0] / "memorization" / "memorization.json").read_text(encoding="utf-8"))
-    assert document["environment"]["processes"] == 2
-    assert {title: list(runs) for title, runs in document["runs"].items()} == {
-        "without augmentation": ["dense"], "with augmentation": ["dense"],
-    }  # fmt: skip
-
-
 # The smallest preset, and 61 test images: they do not divide by two. A norm's statistics are counted again at the end,
 # by all ranks on the same batches.
 CLASSIFYING = [
@@ -182,10 +180,17 @@ CLASSIFYING = [
 
 
 @pytest.mark.long
-def test_two_processes_classify_as_one(torchrun: Any, tmp_path: Path) -> None:
+def test_two_processes_classify_as_one(launched: Any, tmp_path: Path) -> None:
     """Starting two processes takes longer than all else that is tested of images."""
     pair, alone = tmp_path / "pair", tmp_path / "alone"
-    torchrun("-m", "tritonsparse.train.image_classification", *CLASSIFYING, f"--output_dir={pair}")
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+    )
+    launched(*torchrun, "-m", "tritonsparse.train.image_classification", *CLASSIFYING, f"--output_dir={pair}")
     arguments = [*CLASSIFYING, "--gradient_accumulation_steps=2", f"--output_dir={alone}"]
     assert image_classification.main(arguments) == 0
     weights, expected = (load_file(folder / "step_8" / "model.safetensors") for folder in (pair, alone))

@@ -20,6 +20,7 @@ from tritonsparse.train.run import checkpoints
 from tritonsparse.train.text import language_presets
 
 PHASES = '{"phases": {"starts": [[0, "dense"], [1, "sparse"], [2, "dense"], [3, "sparse"]], "epochs": 4}}'
+SHORT = '{"phases": {"starts": [[0, "dense"], [1, "sparse"]], "epochs": 3}}'
 ACDC = ("--method=acdc", "--sparsity=0.8", "--num_train_epochs=4", "--save_twins", f"--method_args={PHASES}")
 
 
@@ -113,14 +114,14 @@ def test_the_cosine_warms_up_and_ends_where_it_is_told(language: Any, tmp_path: 
     [
         ("--method=autosparse", '--method_args={"threshold_init": -3}'),
         ("--method=topkast", "--sparsity=0.8", '--method_args={"backward_sparsity": 0.6}'),
-        ("--method=acdc", "--sparsity=0.5", "--pattern=block:8", f"--method_args={PHASES}"),
+        ("--method=acdc", "--sparsity=0.5", "--pattern=block:8", f"--method_args={SHORT}"),
         ("--method=rigl", "--sparsity=0.5", '--method_args={"update_every": 5}'),
         ("--method=gmp", "--sparsity=0.5", "--pattern=2:4"),
     ],
     ids=["autosparse", "topkast", "acdc in blocks", "rigl", "gmp 2:4"],
 )
 def test_methods_and_patterns(language: Any, tmp_path: Path, options: tuple[str, ...]) -> None:
-    document = language.train(tmp_path, *options, "--num_train_epochs=4")
+    document = language.train(tmp_path, *options, "--num_train_epochs=3")
     assert document["sparsity"] > 0.02
     assert document["evaluations"][-1]["perplexity"] < 26
 
@@ -137,27 +138,11 @@ def test_any_causal_model_trains_on_blocks_of_subwords(language: Any, texts: dic
     assert tuned["evaluations"][-1]["perplexity"] < 270 and tuned["perplexity_settings"]["window"] == 12
 
 
-def test_a_saved_transformer_xl_goes_on_with_its_own_vocabulary(acdc: Any, language: Any, tmp_path: Path) -> None:
+def test_a_saved_model_goes_on_or_is_refused(acdc: Any, language: Any, tmp_path: Path) -> None:
     document = language.train(tmp_path, f"--model_name_or_path={acdc[0]}", "--method=dense", "--max_train_steps=3")
     assert (tmp_path / "vocabulary.txt").read_text() == (acdc[0] / "vocabulary.txt").read_text()
     assert document["perplexity_settings"]["mem_len"] == 8
 
-
-def test_checkpoints_and_twins_of_another_run_are_refused(acdc: Any, language: Any, tmp_path: Path) -> None:
-    folder, _ = acdc
-    cache = f"--cache_dir={tmp_path / 'cache'}"
-    # A dense method goes on from a dense twin only.
-    dense = ("--method=dense", "--num_train_epochs=4", f"--resume_from_checkpoint={folder / 'best_sparse'}")
-    assert "expected a checkpoint of a run with" in language.refusal(tmp_path / "out", *dense, cache)
-    assert "without twins of an earlier run, got best_sparse" in language.refusal(folder, *ACDC, cache)
-    # A run goes on from a checkpoint of its own shape only.
-    wider = dataclasses.replace(language.sizes[0][2], d_inner=48)
-    other = dataclasses.replace(language, sizes=((language_presets.TRANSFO_XL, "transfoxl-tiny", wider),))
-    line = other.refusal(tmp_path / "out", *ACDC, f"--resume_from_checkpoint={folder / 'epoch_1'}", cache)
-    assert "expected a checkpoint of this model (transformer.layers" in line
-
-
-def test_a_saved_model_that_does_not_fit_is_refused(acdc: Any, language: Any, tmp_path: Path) -> None:
     def refused(model: Path, *options: str) -> str:
         saved = (f"--model_name_or_path={model}", f"--cache_dir={tmp_path / 'cache'}")
         return language.refusal(tmp_path / "out", *saved, "--max_train_steps=2", "--method=dense", *options)
@@ -172,3 +157,17 @@ def test_a_saved_model_that_does_not_fit_is_refused(acdc: Any, language: Any, tm
     assert "expected a language model with its vocabulary or tokenizer" in refused(model)
     (tmp_path / "other.txt").write_text("unheard of\n" * 100)
     assert "got 'unheard' in line 1" in refused(folder, f"--test_file={tmp_path}/other.txt")
+
+
+def test_checkpoints_and_twins_of_another_run_are_refused(acdc: Any, language: Any, tmp_path: Path) -> None:
+    folder, _ = acdc
+    cache = f"--cache_dir={tmp_path / 'cache'}"
+    # A dense method goes on from a dense twin only.
+    dense = ("--method=dense", "--num_train_epochs=4", f"--resume_from_checkpoint={folder / 'best_sparse'}")
+    assert "expected a checkpoint of a run with" in language.refusal(tmp_path / "out", *dense, cache)
+    assert "without twins of an earlier run, got best_sparse" in language.refusal(folder, *ACDC, cache)
+    # A run goes on from a checkpoint of its own shape only.
+    wider = dataclasses.replace(language.sizes[0][2], d_inner=48)
+    other = dataclasses.replace(language, sizes=((language_presets.TRANSFO_XL, "transfoxl-tiny", wider),))
+    line = other.refusal(tmp_path / "out", *ACDC, f"--resume_from_checkpoint={folder / 'epoch_1'}", cache)
+    assert "expected a checkpoint of this model (transformer.layers" in line

@@ -58,7 +58,7 @@ def finished(request: Any) -> tuple[bool, Any]:
     return request.param == "translated", request.getfixturevalue(request.param)
 
 
-def test_the_results_file_has_its_keys_and_agrees_with_itself(finished: tuple[bool, Any]) -> None:
+def test_the_results_agree_with_themselves_and_with_the_zeros_in_the_folder(finished: tuple[bool, Any]) -> None:
     translates, document = finished[0], finished[1].document
     steps = 8 if translates else 20
     assert set(document) == SHARED | (TRANSLATION if translates else IMAGES)
@@ -79,9 +79,6 @@ def test_the_results_file_has_its_keys_and_agrees_with_itself(finished: tuple[bo
         assert [row["epoch"] for row in document["evaluations"]] == [0, 1]
         assert {key: evaluated[key] for key in ("top1", "top5", "eval_loss")}.items() <= document.items()
         assert document["preprocessing"]["crop"] is None and len(document["preprocessing"]["mean"]) == 1
-
-
-def test_the_folder_holds_the_zeros_that_are_reported_plots_and_no_leftovers(finished: tuple[bool, Any]) -> None:
     translates, folder, document = finished[0], finished[1].folder, finished[1].document
     shared = {"all_results.json", "config.json", "model.safetensors", "tritonsparse.safetensors"}
     plots = {"training.png", "layer_sparsity.png"}

@@ -134,7 +134,7 @@ def test_a_recipe_has_the_numbers_of_its_source(name: str) -> None:
     assert {key: args[key] for key in EXPECTED[name]} == EXPECTED[name]
 
 
-def test_lengths_and_rates_that_the_sources_give_in_other_units() -> None:
+def test_lengths_rates_and_phases_that_the_sources_give_in_other_units() -> None:
     # lrate = d^-0.5 min(step^-0.5, step warmup^-1.5) peaks at the end of the warm-up.
     base = parse("wmt14-base")
     assert base.learning_rate == pytest.approx(512**-0.5 * 4000**-0.5, rel=2e-3)
@@ -144,6 +144,11 @@ def test_lengths_and_rates_that_the_sources_give_in_other_units() -> None:
             assert parse(name).weight_decay == pytest.approx(3.0517578125e-5, rel=1e-8)
     # 64,000 iterations of 128 images, of 50,000.
     assert parse("cifar10-resnet20").num_train_epochs * -(-50_000 // 128) == pytest.approx(64_000, rel=0.005)
+    args = parse("resnet50-imagenet-acdc90")
+    assert args.method_args["scope"] == "global"
+    table = PHASES[args.method_args["phases"]]
+    assert table.epochs == args.num_train_epochs == 100
+    assert [kind for epoch, kind in table.starts if epoch in (75, 85)] == ["dense", "sparse"]
 
 
 @pytest.mark.parametrize(
@@ -169,14 +174,6 @@ def test_an_acdc_recipe_is_as_long_as_its_phases_and_ends_sparse(name: str) -> N
     if "large" in name:
         kinds = [method.table.at(epoch, 1) for epoch in range(48)]
         assert kinds.count("dense") == kinds.count("sparse") == 24 and kinds[32:39] == ["dense"] * 7
-
-
-def test_the_imagenet_acdc_recipe_has_the_published_phases() -> None:
-    args = parse("resnet50-imagenet-acdc90")
-    assert args.method_args["scope"] == "global"
-    table = PHASES[args.method_args["phases"]]
-    assert table.epochs == args.num_train_epochs == 100
-    assert [kind for epoch, kind in table.starts if epoch in (75, 85)] == ["dense", "sparse"]
 
 
 @torch.no_grad()

@@ -112,12 +112,9 @@ def test_an_argument_that_does_not_fit_is_one_sentence(program: Any, given: Path
     assert not (given / "out").exists() or "--resume_from_checkpoint" in options
 
 
-def test_an_output_dir_that_is_a_file_is_refused(translation: Any, tmp_path: Path) -> None:
-    (tmp_path / "out").touch()
-    assert str(tmp_path / "out") in translation.refusal(tmp_path / "out", "--max_train_steps=2")
-
-
-def test_a_loss_that_is_not_finite_ends_with_status_1(translation: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_file_as_output_dir_and_a_loss_that_is_not_finite(translation: Any, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in translation.refusal(tmp_path / "file", "--max_train_steps=2")
     rates = ("--learning_rate=1e30", "--num_warmup_steps=1", "--logging_steps=1", "--method=dense")
     with translation.small():
         assert translation.module.main(translation.words(tmp_path / "out", *rates, "--max_train_steps=9")) == 1

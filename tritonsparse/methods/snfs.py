@@ -141,8 +141,8 @@ def _momenta(layers: Layers, optimizer: Optimizer) -> dict[str, Tensor]:
     found = {name: momentum(optimizer, layer.weight) for name, layer in layers.items()}
     if all(value is None for value in found.values()):
         raise RuntimeError(
-            f"snfs: expected an optimizer with momentum or Adam's averages, got {type(optimizer).__name__} without; use "
-            f"SGD(momentum=0.9) or AdamW"
+            f"snfs: expected an optimizer with momentum or Adam's averages, got {type(optimizer).__name__} without; "
+            f"use SGD(momentum=0.9) or AdamW"
         )
     # A layer that has had no gradient yet (LayerDrop, a frozen one) has a momentum of 0.
     return {

@@ -33,6 +33,12 @@ def test_default_sizes_are_filled_with_distinct_sentences_that_no_two_splits_sha
     for side in (0, 1):
         sentences = [pair[side] for pairs in corpus.values() for pair in pairs]
         assert len(set(sentences)) == len(sentences) == 41_000
+    # A smaller split is the beginning of a larger one.
+    small = generate(sizes={"train": 50, "test": 7})
+    assert small == {"train": corpus["train"][:50], "test": corpus["test"][:7]}
+    for sizes, words in (({"dev": 3}, "train, validation, test"), ({"train": -1}, "at least 0")):
+        with pytest.raises(ValueError, match=words):
+            generate(sizes=sizes)
 
 
 def test_no_sentence_of_one_seed_s_test_split_is_in_another_seed_s_train_split(corpus: Corpus) -> None:
@@ -43,18 +49,7 @@ def test_no_sentence_of_one_seed_s_test_split_is_in_another_seed_s_train_split(c
         assert not any(pair[side] in train for pairs in other.values() for pair in pairs)
 
 
-def test_a_smaller_split_is_the_beginning_of_a_larger_one(corpus: Corpus) -> None:
-    small = generate(sizes={"train": 50, "test": 7})
-    assert small == {"train": corpus["train"][:50], "test": corpus["test"][:7]}
-
-
-def test_sizes_that_cannot_be_are_an_error() -> None:
-    for sizes, words in (({"dev": 3}, "train, validation, test"), ({"train": -1}, "at least 0")):
-        with pytest.raises(ValueError, match=words):
-            generate(sizes=sizes)
-
-
-def test_every_pair_is_written_naturally(corpus: Corpus) -> None:
+def test_every_pair_is_written_naturally_and_all_of_them_show_each_construction(corpus: Corpus) -> None:
     for english, german in corpus["train"]:
         for text in (english, german):
             assert text == text.strip() and "  " not in text and " ," not in text and "None" not in text
@@ -63,9 +58,6 @@ def test_every_pair_is_written_naturally(corpus: Corpus) -> None:
         assert not re.search(r"\b(in dem|in das|zu dem|zu der|von dem|an dem)\b", german), german
         if english[-1] in ".?":
             assert german[0].isupper() or german[0].isdigit()
-
-
-def test_the_corpus_shows_each_construction(corpus: Corpus) -> None:
     german = " ".join(pair[1] for pair in corpus["train"][:6000])
     for mark in (*MARKS.split(), "gibt es", "noch nicht"):
         assert re.search(rf"\b{mark}\b", german), mark
@@ -83,21 +75,38 @@ def test_dates_name_the_right_day_of_the_week(corpus: Corpus) -> None:
     assert checked > 20
 
 
-@pytest.mark.parametrize(
-    ("n", "english", "german"),
-    [
-        (0, "zero", "null"), (1, "one", "eins"), (12, "twelve", "zwölf"), (16, "sixteen", "sechzehn"),
-        (17, "seventeen", "siebzehn"), (20, "twenty", "zwanzig"), (21, "twenty-one", "einundzwanzig"),
-        (30, "thirty", "dreißig"), (66, "sixty-six", "sechsundsechzig"), (77, "seventy-seven", "siebenundsiebzig"),
-        (101, "one hundred and one", "einhunderteins"), (700, "seven hundred", "siebenhundert"),
-        (1001, "one thousand and one", "eintausendeins"), (21_000, "twenty-one thousand", "einundzwanzigtausend"),
-        (101_101, "one hundred and one thousand one hundred and one", "einhunderteintausendeinhunderteins"),
-        (345_678, "three hundred and forty-five thousand six hundred and seventy-eight",
-         "dreihundertfünfundvierzigtausendsechshundertachtundsiebzig"),
-    ],
-)  # fmt: skip
-def test_number_words(n: int, english: str, german: str) -> None:
-    assert (cardinal(n), de.cardinal(n)) == (english, german)
+CARDINALS = [
+    (0, "zero", "null"), (1, "one", "eins"), (12, "twelve", "zwölf"), (16, "sixteen", "sechzehn"),
+    (17, "seventeen", "siebzehn"), (20, "twenty", "zwanzig"), (21, "twenty-one", "einundzwanzig"),
+    (30, "thirty", "dreißig"), (66, "sixty-six", "sechsundsechzig"), (77, "seventy-seven", "siebenundsiebzig"),
+    (101, "one hundred and one", "einhunderteins"), (700, "seven hundred", "siebenhundert"),
+    (1001, "one thousand and one", "eintausendeins"), (21_000, "twenty-one thousand", "einundzwanzigtausend"),
+    (101_101, "one hundred and one thousand one hundred and one", "einhunderteintausendeinhunderteins"),
+    (345_678, "three hundred and forty-five thousand six hundred and seventy-eight",
+     "dreihundertfünfundvierzigtausendsechshundertachtundsiebzig"),
+]  # fmt: skip
+ORDINALS = [
+    (1, "first", "erst"), (3, "third", "dritt"), (7, "seventh", "siebt"), (8, "eighth", "acht"),
+    (19, "nineteenth", "neunzehnt"), (20, "twentieth", "zwanzigst"), (21, "twenty-first", "einundzwanzigst"),
+    (100, "one hundredth", "einhundertst"), (101, "one hundred and first", "einhunderterst"),
+    (112, "one hundred and twelfth", "einhundertzwölft"),
+]  # fmt: skip
+TIMES = [
+    (3, 30, "half past three", "halb vier"), (12, 30, "half past twelve", "halb eins"),
+    (1, 0, "one o'clock", "ein Uhr"), (4, 45, "a quarter to five", "Viertel vor fünf"),
+    (1, 15, "a quarter past one", "Viertel nach eins"), (12, 50, "ten to one", "zehn vor eins"),
+    (3, 25, "twenty-five past three", "fünf vor halb vier"), (6, 10, "ten past six", "zehn nach sechs"),
+    (3, 35, "twenty-five to four", "fünf nach halb vier"),
+]  # fmt: skip
+
+
+def test_numbers_ordinals_and_times_of_day_in_words() -> None:
+    for n, *words in CARDINALS:
+        assert [cardinal(n), de.cardinal(n)] == words
+    for n, *words in ORDINALS:
+        assert [ordinal(n), de.ordinal(n)] == words
+    for hour, minute, *said in TIMES:
+        assert list(clock(hour, minute)) == said
 
 
 ONES = "eins zwei drei vier fünf sechs sieben acht neun"
@@ -131,36 +140,9 @@ def test_german_number_words_say_their_number() -> None:
     assert not any("eins" in word[:-4] for word in words)
 
 
-@pytest.mark.parametrize(
-    ("n", "english", "german"),
-    [
-        (1, "first", "erst"), (3, "third", "dritt"), (7, "seventh", "siebt"), (8, "eighth", "acht"),
-        (19, "nineteenth", "neunzehnt"), (20, "twentieth", "zwanzigst"), (21, "twenty-first", "einundzwanzigst"),
-        (100, "one hundredth", "einhundertst"), (101, "one hundred and first", "einhunderterst"),
-        (112, "one hundred and twelfth", "einhundertzwölft"),
-    ],
-)  # fmt: skip
-def test_ordinals(n: int, english: str, german: str) -> None:
-    assert (ordinal(n), de.ordinal(n)) == (english, german)
-
-
 def test_years_figures_and_dates_are_written_as_each_language_does() -> None:
     assert de.year(1987) == "neunzehnhundertsiebenundachtzig" and de.year(1905) == "neunzehnhundertfünf"
     assert de.year(2024) == "zweitausendvierundzwanzig"
     assert digits(1_234_567, 2) == ("12,345.67", "12.345,67")
     assert digits(5, 1) == ("0.5", "0,5") and digits(1234) == ("1,234", "1.234")
     assert date(datetime.date(1987, 3, 14)) == ("14 March 1987", "14. März 1987")
-
-
-@pytest.mark.parametrize(
-    ("hour", "minute", "english", "german"),
-    [
-        (3, 30, "half past three", "halb vier"), (12, 30, "half past twelve", "halb eins"),
-        (1, 0, "one o'clock", "ein Uhr"), (4, 45, "a quarter to five", "Viertel vor fünf"),
-        (1, 15, "a quarter past one", "Viertel nach eins"), (12, 50, "ten to one", "zehn vor eins"),
-        (3, 25, "twenty-five past three", "fünf vor halb vier"), (6, 10, "ten past six", "zehn nach sechs"),
-        (3, 35, "twenty-five to four", "fünf nach halb vier"),
-    ],
-)  # fmt: skip
-def test_times_of_day(hour: int, minute: int, english: str, german: str) -> None:
-    assert clock(hour, minute) == (english, german)

@@ -52,7 +52,7 @@ def test_an_epoch_takes_every_image_once(count: int, size: int, world: int, accu
     assert all(0 < len(batch) <= size for rank in ranks for step in rank for batch in step)
 
 
-def test_two_ranks_share_what_one_process_accumulates() -> None:
+def test_two_ranks_share_what_one_process_accumulates_in_another_order_each_epoch() -> None:
     together = seen(1, 40, 5, group=2)
     ranks = [seen(1, 40, 5, group=2, rank=rank, world=2) for rank in range(2)]
     assert [[step[0], other[0]] for step, other in zip(*ranks, strict=True)] == together
@@ -60,9 +60,7 @@ def test_two_ranks_share_what_one_process_accumulates() -> None:
     first = [ImageBatches(numbered(20), PLAIN, 6, group=2, rank=rank, world=2).first(2) for rank in range(2)]
     one, other = ([batch.labels.tolist() for batch in batches] for batches in first)
     assert one == other and [len(part) for part in one] == [6, 6]
-
-
-def test_epochs_are_shuffled_differently_and_the_same_again() -> None:
+    # Epochs are shuffled differently, and the same again.
     first, second = seen(0, 30, 6, seed=3), seen(1, 30, 6, seed=3)
     assert first != second
     assert sorted(label for step in first for batch in step for label in batch) == list(range(30))

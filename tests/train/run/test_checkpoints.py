@@ -45,19 +45,7 @@ def handmade(folder: Path, tensors: dict[str, Tensor], step: int = 1, **configur
     return folder
 
 
-def test_a_checkpoint_is_whole_and_replaces_its_namesake(accelerator: Accelerator, tmp_path: Path) -> None:
-    save(accelerator, tmp_path, 4, history=[])
-    (tmp_path / ".unfinished-step_4").mkdir()
-    (tmp_path / ".unfinished-step_4" / "left.over").touch()
-    folder = save(accelerator, tmp_path, 4, history=[{"loss": 0.1}])
-    assert names(tmp_path) == ["step_4"] and not (folder / "left.over").exists()
-    assert checkpoints.read_run(folder) == {"step": 4, "history": [{"loss": 0.1}]}
-    assert set(load_file(folder / "model.safetensors")) == {"weight", "bias"}
-
-
-def test_a_write_that_fails_leaves_no_checkpoint(
-    accelerator: Accelerator, tmp_path: Path, monkeypatch: Any, caplog: Any
-) -> None:
+def test_a_failed_write_leaves_no_checkpoint(accelerator: Any, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
     def fail(self: Accelerator, folder: str) -> None:
         Path(folder).mkdir()
         (Path(folder) / "model.safetensors").write_bytes(b"half of")
@@ -75,7 +63,7 @@ def test_a_write_that_fails_leaves_no_checkpoint(
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_removal_that_is_killed_leaves_none_in_part(
+def test_a_killed_removal_leaves_none_in_part(
     accelerator: Accelerator, tmp_path: Path, monkeypatch: Any, step: int
 ) -> None:
     """The old step 1 dropped by the limit, or step 2 written again: killed while files go, one at a time."""
@@ -97,7 +85,7 @@ def test_a_removal_that_is_killed_leaves_none_in_part(
     assert names(tmp_path) == [folder.name for folder in whole]
 
 
-def test_the_newest_are_kept_and_found_by_step_not_by_name(accelerator: Accelerator, tmp_path: Path) -> None:
+def test_the_newest_are_kept_whole_and_found_by_step(accelerator: Accelerator, tmp_path: Path) -> None:
     assert checkpoints.find("latest", tmp_path / "not yet there") is None
     assert checkpoints.find("latest", tmp_path) is None
     epoch = handmade(tmp_path / "epoch_0", {"a": torch.ones(1)})
@@ -111,6 +99,15 @@ def test_the_newest_are_kept_and_found_by_step_not_by_name(accelerator: Accelera
     assert checkpoints.find("latest", tmp_path) == tmp_path / "step_11"
     with pytest.raises(FileNotFoundError, match=r"with run.json\), got .*step_12; name a step_N or epoch_N folder"):
         checkpoints.find(str(tmp_path / "step_12"), tmp_path)
+    # A checkpoint replaces its namesake.
+    again = tmp_path / "again"
+    save(accelerator, again, 4, history=[])
+    (again / ".unfinished-step_4").mkdir()
+    (again / ".unfinished-step_4" / "left.over").touch()
+    folder = save(accelerator, again, 4, history=[{"loss": 0.1}])
+    assert names(again) == ["step_4"] and not (folder / "left.over").exists()
+    assert checkpoints.read_run(folder) == {"step": 4, "history": [{"loss": 0.1}]}
+    assert set(load_file(folder / "model.safetensors")) == {"weight", "bias"}
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_its_first_difference(tmp_path: Path) -> None:

@@ -97,12 +97,17 @@ def test_micro_batches_are_one_batch_of_their_tokens(make: Make, sizes: tuple[in
     assert losses[-1] < losses[0]
 
 
-def test_clipping_holds_the_whole_step_to_the_norm(make: Make) -> None:
+def test_clipping_holds_the_whole_step_and_a_row_makes_effective_weights_once(make: Make, monkeypatch: Any) -> None:
     loop = make([split(20, 4)], total=1, max_grad_norm=0.1)
     before = [parameter.detach().clone() for parameter in loop.model.parameters()]
     loop.run()
     moved = [(old - new.detach()) / 0.05 for old, new in zip(before, loop.model.parameters(), strict=True)]
     assert math.sqrt(sum(float((change**2).sum()) for change in moved)) == pytest.approx(0.1, rel=1e-3)
+    # A row makes the effective weights once.
+    loop, made, effective_weight = make([split(8)] * 2, STR(threshold_init=-1.0), 1), [], SparseLayer.effective_weight
+    monkeypatch.setattr(SparseLayer, "effective_weight", lambda layer: (made.append(layer), effective_weight(layer))[1])
+    loop.run()
+    assert len(loop.history) == 1 and made == list(loop.sparsifier.layers.values())
 
 
 def test_losses_are_means_over_the_tokens_since_the_last_row_and_over_the_steps_of_an_epoch(make: Make) -> None:
@@ -147,13 +152,6 @@ def test_the_flops_fraction_is_the_mean_density_over_the_steps(make: Make, metho
     means = [sum(densities[: n + 1]) / (n + 1) for n in range(4)]
     assert [row["train_flops_fraction"] for row in loop.history] == pytest.approx(means)
     assert all(density < 1 for density in densities) and (method.name == "str" or set(densities) == {0.5})
-
-
-def test_a_row_makes_the_effective_weights_once(make: Make, monkeypatch: Any) -> None:
-    loop, made, effective_weight = make([split(8)] * 2, STR(threshold_init=-1.0), 1), [], SparseLayer.effective_weight
-    monkeypatch.setattr(SparseLayer, "effective_weight", lambda layer: (made.append(layer), effective_weight(layer))[1])
-    loop.run()
-    assert len(loop.history) == 1 and made == list(loop.sparsifier.layers.values())
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

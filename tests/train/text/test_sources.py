@@ -62,28 +62,24 @@ def test_parallel_text_is_found_by_every_name_it_has(tmp_path: Path, named: str,
     assert load_parallel(source, "de_DE", "en_XX") == {"train": TURNED}
 
 
-def test_parquet_is_read_by_struct_or_by_columns(tmp_path: Path) -> None:
-    rows = [{"en": en, "de": de} for en, de in PAIRS]
-    for table in ([{"translation": row} for row in rows], rows):
-        datasets.Dataset.from_list(table).to_parquet(tmp_path / "a.parquet")
-        assert load_parallel(files(str(tmp_path / "a.parquet"))) == {"train": PAIRS}
-
-
-def test_samples_come_first_and_half_empty_pairs_are_dropped_and_counted(tmp_path: Path, caplog: Any) -> None:
+def test_parquet_is_read_and_half_empty_pairs_are_dropped(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
     path = write(tmp_path / "a.tsv", TSV)
     loaded = load_parallel(files(path, validation=path, test=path), max_train_samples=2)
     assert loaded == {"train": PAIRS[:2], "validation": PAIRS, "test": PAIRS}
     path = write(tmp_path / "b.tsv", "one\teins\n \tzwei\nthree \t drei\nfour\t\n")
     assert load_parallel(files(path)) == {"train": [("one", "eins"), ("three", "drei")]}
     assert "dropped 2 pairs" in caplog.text
-
-
-def test_the_embedded_corpus_comes_in_both_directions(monkeypatch: Any) -> None:
+    # The embedded corpus, in both directions.
     monkeypatch.setattr(corpora, "DEFAULT_SIZES", {"train": 40, "validation": 5, "test": 5})
     forward = load_parallel(TextSource("embedded"), max_train_samples=30)
     assert {split: len(pairs) for split, pairs in forward.items()} == {"train": 30, "validation": 5, "test": 5}
     back = load_parallel(TextSource("embedded"), "de", "en", max_train_samples=30)
     assert back == {split: [(de, en) for en, de in pairs] for split, pairs in forward.items()}
+    # Parquet, by struct or by columns.
+    rows = [{"en": en, "de": de} for en, de in PAIRS]
+    for table in ([{"translation": row} for row in rows], rows):
+        datasets.Dataset.from_list(table).to_parquet(tmp_path / "a.parquet")
+        assert load_parallel(files(str(tmp_path / "a.parquet"))) == {"train": PAIRS}
 
 
 @pytest.mark.parametrize(
@@ -116,15 +112,12 @@ def test_an_unreadable_file_says_where_and_what_to_do(tmp_path: Path, name: str,
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_and_a_source_that_cannot_be_says_what_to_give(tmp_path: Path) -> None:
     write(tmp_path / "lone.en", ENGLISH)
     for name in ("none.jsonl", "none.en", "none", "none.en,none.de", "lone.en"):
         with pytest.raises(FileNotFoundError, match=r"which does not exist.*check the path") as caught:
             load_parallel(files(",".join(str(tmp_path / part) for part in name.split(","))))
         assert name.split(".")[0] in str(caught.value)
-
-
-def test_a_source_that_cannot_be_says_what_to_give(tmp_path: Path) -> None:
     held_out = {"validation": write(tmp_path / "a.tsv", TSV)}
     for source, target, words in (
         (TextSource(), "de", "got neither; give --dataset_name.*--train_file"),
