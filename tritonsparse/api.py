@@ -109,6 +109,7 @@ def sparsify(
         name: SPARSE_CLASSES[type(module)].adopt(module, backend, chosen_pattern) for name, module in modules.items()
     }
     try:
+        chosen_method.fit(clock)
         chosen_method.setup(layers, clock, chosen_pattern, seed)
     except Exception:
         for layer in layers.values():

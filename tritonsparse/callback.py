@@ -41,6 +41,12 @@ class SparsityCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        planned = self.sparsifier.clock.total_steps
+        if planned is not None and planned != state.max_steps:
+            raise ValueError(
+                f"SparsityCallback: expected total_steps of the run, {state.max_steps}, got a Sparsifier of {planned}, "
+                f"whose schedules would end elsewhere; pass total_steps={state.max_steps} to sparsify"
+            )
         self.sparsifier.attach(kwargs["optimizer"])
         if state.global_step > 0:
             self.sparsifier.restore(self.resume_from or _checkpoint(args, state))

@@ -24,6 +24,7 @@ from .flops.conventions import Costs
 from .layers import SparseLayer
 from .losses import EpochLosses
 from .masks.embeddings import EmbeddingMasks
+from .masks.units import unit_size
 from .methods import Method
 from .optimizer_state import check_stepping, gradient_scale, together, unwrap
 from .param_groups import check_thresholds, param_groups
@@ -337,6 +338,8 @@ class Sparsifier:
                 f"model is saved without zeros",
                 stacklevel=2,
             )
+        else:
+            self._warn_off_target("finalize")
         self.detach()
         if self.embeddings is not None:
             self.embeddings.bake()
@@ -356,6 +359,7 @@ class Sparsifier:
             TypeError: the model has no `save_pretrained`.
         """
         self._require_live("save_pretrained")
+        self._warn_off_target("save_pretrained")
         files.save_pretrained(self.model, self._state(), Path(directory))
 
     def restore(self, directory: str | Path) -> None:
@@ -409,6 +413,34 @@ class Sparsifier:
         for layer, other in pairs:
             if isinstance(other, SparseLayer) and (mask := layer.view_tensor("mask")) is not None:
                 other.hide(mask)
+
+    def _warn_off_target(self, function: str) -> None:
+        """Say that the sparsity that was asked for is not there."""
+        target = getattr(self.method, "sparsity", None)
+        if self.method.idle or not target:
+            return
+        # One-shot pruning takes no step.
+        never = self.step == 0 and self.method.frozen_topology(self.clock) is not True
+        layers = self.layers.values()
+        total = sum(layer.dense_shape.numel() for layer in layers)
+        # A layer keeps whole units, and one at least.
+        shapes = [tuple(layer.oriented(layer.weight).shape) for layer in layers if not layer.compacted]
+        rounding = sum(unit_size(shape, self.pattern) for shape in shapes) / total
+        got = self.sparsity()
+        if abs(got - target) <= 0.01 + rounding and not never:
+            return
+        step, planned = self.step, self.clock.total_steps
+        why = (
+            "no step was counted: attach the optimizer that takes the steps"
+            if never
+            else f"the run stopped at step {step} of {planned}: train to its end, or plan it shorter"
+            if planned is not None and step < planned
+            else f"after {step} steps: see sparsifier.report()"
+        )
+        warnings.warn(
+            f"{function}: expected a sparsity of {target:g} under method {self.method.name!r}, got {got:.3f}; {why}",
+            stacklevel=3,
+        )
 
     def _begin_step(self, stepping: Optimizer) -> None:
         optimizer = self._optimizer

@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tritonsparse.methods import METHODS
+
 __all__ = [
     "average_weights",
     "checkpoint_folders",
@@ -123,6 +125,10 @@ def refuse_other_model(folder: Path, model: nn.Module, configuration: Mapping[st
     """
     saved = read_run(folder)["configuration"]
     for key, value in configuration.items():
+        if key == "method_fields" and saved.get("method") in METHODS:
+            # Left to the run's length: what that run had.
+            fitted = {name for name in METHODS[saved["method"]].fits() if value.get(name) is None}
+            value = {**value, **{name: was for name, was in (saved.get(key) or {}).items() if name in fitted}}
         if saved.get(key) != value:
             raise ValueError(
                 f"resume: expected a checkpoint of a run with {key} = {value!r}, got {saved.get(key)!r} in "
@@ -141,7 +147,7 @@ def refuse_other_model(folder: Path, model: nn.Module, configuration: Mapping[st
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """Mean of the model's tensors over checkpoints: master weights and thresholds, before any view.
+    """Mean of the model's tensors over checkpoints: master weights and thresholds, before any view; the rest is the last's.
 
     Averaging what the views show instead would join the supports of all checkpoints and lose sparsity.
     """

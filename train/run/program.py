@@ -208,7 +208,9 @@ def average(args: argparse.Namespace, loop: Loop) -> list[str]:
         logger.warning("left out of the average: %s, of before the last phase, which began at step %d", apart, began)
     if not folders:
         return []
-    loop.sparsifier.model.load_state_dict(checkpoints.average_weights(folders), strict=False)
+    model = loop.sparsifier.model
+    masks = {key: mask.clone() for key, mask in model.state_dict().items() if mask.dtype == torch.bool}
+    model.load_state_dict({**checkpoints.average_weights(folders), **masks}, strict=False)
     averaged = [folder.name for folder in folders]
     logger.info("averaged %s", ", ".join(averaged))
     return averaged

@@ -107,6 +107,7 @@ def unpack(state: State, saved: Mapping[str, Any]) -> None:
                 layer.mask.fill_(True)
             else:
                 setattr(layer, key, None if tensor is None else _beside(layer.weight, tensor))
+    state.method.adopt(saved["config"])
     state.clock.step = int(saved["step"])
     state.losses.restore(saved["epoch_losses"], saved["loss_sum"], int(saved["loss_count"]))
     own = {key.removeprefix(_METHOD): tensor for key, tensor in tensors.items() if key.startswith(_METHOD)}
@@ -142,7 +143,7 @@ def _check(state: State, saved: Mapping[str, Any]) -> None:
         refuse("a state of method", state.method.name, saved["method"])
     config = state.method.to_dict()
     for key in config.keys() | saved["config"].keys():
-        if config.get(key) != saved["config"].get(key):
+        if config.get(key) != saved["config"].get(key) and key not in state.method.fitted:
             refuse(f"{state.method.name}.{key} =", config.get(key), saved["config"].get(key))
     for key, value in (
         ("pattern", str(state.pattern)),

@@ -128,6 +128,7 @@ class ACDC(MaskMethod):
 
     sparsity: of the sparse phases, in [0, 1); 0 leaves every layer dense.
     phases: a table, or the name of one in `PHASES`; its epochs must be the run's (`PHASES[name].scaled(epochs)`).
+        None = "imagenet100" scaled to the run.
     scope: "global" (one top-k over all layers) or "uniform" (one a layer). Norms of blocks are those of a layer's
         initialisation, give or take a few per cent: on blocks "global" may empty layers whole
         (docs/experiments/acdc-on-blocks.md).
@@ -136,7 +137,7 @@ class ACDC(MaskMethod):
     """
 
     name: ClassVar[str] = "acdc"
-    phases: Phases | str = "imagenet100"
+    phases: Phases | str | None = None
     scope: str = "global"
     reset_moments: bool = True
     strict: bool = False
@@ -156,9 +157,20 @@ class ACDC(MaskMethod):
         if self.scope not in ("global", "uniform"):
             raise ValueError(f"acdc: expected scope 'global' or 'uniform', got {self.scope!r}; choose one")
 
+    @classmethod
+    def fits(cls) -> set[str]:
+        return {*super().fits(), "phases"}
+
+    def fit(self, clock: Clock) -> None:
+        super().fit(clock)
+        if self.phases is None and clock.total_steps is not None and clock.steps_per_epoch is not None:
+            self.phases = PHASES["imagenet100"].scaled(clock.total_steps / clock.steps_per_epoch)
+            self.fitted |= {"phases"}
+
     @property
     def table(self) -> Phases:
         """The phases as a table."""
+        assert self.phases is not None  # fit
         return PHASES[self.phases] if isinstance(self.phases, str) else self.phases
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -57,9 +57,52 @@ class Method:
 
     name: ClassVar[str]
     patterns: ClassVar[tuple[type, ...]] = (Unstructured,)
+    # Intervals in steps that None leaves to the length of the run, and the longest that they become.
+    intervals: ClassVar[dict[str, int]] = {}
+    # Fields that were None and follow from the run's length.
+    fitted: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
         """Give every layer its view. All checks come before the first change."""
+
+    @classmethod
+    def fits(cls) -> set[str]:
+        """Fields that None leaves to the length of the run."""
+        return set(cls.intervals)
+
+    def fit(self, clock: Clock) -> None:
+        """Give every interval that is None a hundredth of the run, of one step at least and of `intervals` at most: the
+        papers' number in runs of their length."""
+        for name, most in self.intervals.items():
+            if getattr(self, name) is None:
+                share = most if clock.total_steps is None else clock.total_steps // 100
+                setattr(self, name, min(most, max(1, share)))
+                self.fitted |= {name}
+
+    def every(self, name: str) -> int:
+        """An interval, after `fit`."""
+        value: int | None = getattr(self, name)
+        assert value is not None  # fit
+        return value
+
+    def adopt(self, config: Mapping[str, Any]) -> None:
+        """Take what a saved run was fitted to."""
+        for name in self.fitted:
+            setattr(self, name, config[name])
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """Check the fields, and give them their types."""
+
+    def check_intervals(self) -> None:
+        """Refuse intervals of no step."""
+        for name in self.intervals:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"{self.name}: expected {name} of at least 1, got {value}; correct it, or leave it out for a "
+                    f"hundredth of the run"
+                )
 
     @property
     def idle(self) -> bool:

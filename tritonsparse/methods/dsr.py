@@ -51,7 +51,7 @@ class DSR(SET):
     sparsity: fraction of zeros over the sparsified layers, in [0, 1); 0 leaves every layer dense.
     drop_fraction: share of the kept units that an update aims to drop (N_p over them).
     threshold_init: H at the first update, above 0.
-    update_every: steps between updates at the start (Delta T).
+    update_every: steps between updates at the start (Delta T); None = a hundredth of the run, at most 100.
     doublings: fractions of the run, rising, from which Delta T is doubled.
     stop_at: updates end at this fraction of total_steps.
     distribution: "uniform" or "erk", at the start.
@@ -85,7 +85,7 @@ class DSR(SET):
         """Delta T at step `step`."""
         assert clock.total_steps is not None  # required in setup
         passed = sum(step >= share * clock.total_steps for share in self.doublings)
-        return int(self.update_every * 2**passed)
+        return int(self.every("update_every") * 2**passed)
 
     def _due(self, step: int, clock: Clock) -> bool:
         return super()._due(step, clock) and step % self.period(step, clock) == 0

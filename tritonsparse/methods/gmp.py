@@ -45,15 +45,16 @@ class GMP(MaskMethod):
     sparsity: final sparsity over the sparsified layers (p_f), in [0, 1); 0 leaves every layer dense.
     initial_sparsity: p_i.
     begin, end: t_0 and t_1 as fractions of total_steps.
-    update_every: steps between mask updates (the paper's Delta t).
+    update_every: steps between mask updates (the paper's Delta t); None = a hundredth of the run, at most 100.
     distribution: "uniform" or "erk".
     """
 
     name: ClassVar[str] = "gmp"
+    intervals: ClassVar[dict[str, int]] = {"update_every": 100}
     initial_sparsity: float = 0.0
     begin: float = 0.0
     end: float = 0.75
-    update_every: int = 100
+    update_every: int | None = None
     distribution: str = "uniform"
 
     def __post_init__(self) -> None:
@@ -69,8 +70,7 @@ class GMP(MaskMethod):
                 f"gmp: expected 0 <= begin <= end <= 1 (fractions of total_steps), got {self.begin} and "
                 f"{self.end}; correct them"
             )
-        if self.update_every < 1:
-            raise ValueError(f"gmp: expected update_every of at least 1, got {self.update_every}; correct it")
+        self.check_intervals()
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class GMP(MaskMethod):
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
         begin, end = self._span(clock)
-        due = (clock.step - begin) % self.update_every == 0 or clock.step == end
+        due = (clock.step - begin) % self.every("update_every") == 0 or clock.step == end
         if begin <= clock.step <= end and due:
             self._prune(layers, clock)
         self.hold(layers, optimizer)

@@ -50,17 +50,18 @@ class MEST(MaskMethod):
     mutation: per stage, how much sparser than p an update prunes; the last is 0.
     softness: per stage, how much denser than p an update leaves the mask; the last is 0.
     stages: fractions of the run at which the next stage begins, one less than there are stages.
-    update_every: steps between updates (the paper: 5 epochs).
+    update_every: steps between updates (the paper: 5 epochs); None = a hundredth of the run, at most 100.
     gradient_weight: lambda, the weight of |dL/dW| in the importance.
     distribution: "uniform" or "erk".
     """
 
     name: ClassVar[str] = "mest"
+    intervals: ClassVar[dict[str, int]] = {"update_every": 100}
     patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block, Channel)
     mutation: Sequence[float] = (0.02, 0.01, 0.0)
     softness: Sequence[float] = (0.0, 0.0, 0.0)
     stages: Sequence[float] = (0.5625, 0.75)
-    update_every: int = 100
+    update_every: int | None = None
     gradient_weight: float = 0.0
     distribution: str = "uniform"
 
@@ -84,8 +85,7 @@ class MEST(MaskMethod):
             )
         if list(self.stages) != sorted(self.stages) or not all(0.0 <= stage <= 1.0 for stage in self.stages):
             raise ValueError(f"mest: expected stages as rising fractions of the run, got {self.stages}; correct them")
-        if self.update_every < 1:
-            raise ValueError(f"mest: expected update_every of at least 1, got {self.update_every}; correct it")
+        self.check_intervals()
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ class MEST(MaskMethod):
             return False
         # The first step of the last stage brings a soft mask down to p.
         enters = self.stage(step, clock) == last and self.stage(step - 1, clock) < last
-        return enters or (self.stage(step, clock) < last and step % self.update_every == 0)
+        return enters or (self.stage(step, clock) < last and step % self.every("update_every") == 0)
 
     def frozen_topology(self, clock: Clock) -> bool | None:
         return not self._due(clock.step, clock)

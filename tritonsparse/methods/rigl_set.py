@@ -50,15 +50,16 @@ class SET(MaskMethod):
 
     sparsity: fraction of zeros, in [0, 1); 0 leaves every layer dense.
     drop_fraction: share of the kept units replaced at an update (zeta in SET, alpha in RigL).
-    update_every: steps between updates (Delta T).
+    update_every: steps between updates (Delta T); None = a hundredth of the run, at most 100.
     stop_at: updates end at this fraction of total_steps (T_end).
     distribution: "uniform" or "erk".
     """
 
     name: ClassVar[str] = "set"
+    intervals: ClassVar[dict[str, int]] = {"update_every": 100}
     patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block, Channel)
     drop_fraction: float = 0.3
-    update_every: int = 100
+    update_every: int | None = None
     stop_at: float = 1.0
     distribution: str = "erk"
     _updating: bool = field(default=True, init=False, repr=False, compare=False)
@@ -67,8 +68,7 @@ class SET(MaskMethod):
         super().__post_init__()
         if not 0.0 <= self.drop_fraction <= 1.0:
             raise ValueError(f"{self.name}: expected drop_fraction in [0, 1], got {self.drop_fraction}; correct it")
-        if self.update_every < 1:
-            raise ValueError(f"{self.name}: expected update_every of at least 1, got {self.update_every}; correct it")
+        self.check_intervals()
         if not 0.0 <= self.stop_at <= 1.0:
             raise ValueError(f"{self.name}: expected stop_at in [0, 1], a fraction of the run, got {self.stop_at}")
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
@@ -86,7 +86,7 @@ class SET(MaskMethod):
         """Whether an update falls on step `step`, counted from 0."""
         assert clock.total_steps is not None  # required in setup
         self._updating = step < self.stop_at * clock.total_steps
-        return self._updating and step > 0 and step % self.update_every == 0
+        return self._updating and step > 0 and step % self.every("update_every") == 0
 
     def frozen_topology(self, clock: Clock) -> bool | None:
         # SET updates after the step that was taken, RigL instead of the one that comes: both are step clock.step.
@@ -171,5 +171,5 @@ class RigL(SET):
         if not self._updating:
             return Densities(kept, kept, kept)
         # One dense gradient every Delta T + 1 steps (RigL, appendix H).
-        period = self.update_every
+        period = self.every("update_every")
         return Densities(kept, kept, (kept * period + 1.0) / (period + 1.0))

@@ -58,7 +58,7 @@ class SNFS(SET):
 
     sparsity: fraction of zeros over the sparsified layers, in [0, 1); 0 leaves every layer dense.
     drop_fraction: share of the kept units replaced at the first update (p).
-    update_every: steps between updates (Delta T).
+    update_every: steps between updates (Delta T); None = a hundredth of the run, at most 100.
     stop_at: updates, and dense dW with them, end at this fraction of total_steps.
     distribution: "uniform" or "erk", at the start.
     """

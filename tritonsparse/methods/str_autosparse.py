@@ -108,6 +108,8 @@ class STR(TargetSparsity):
         if isinstance(pattern, Block):
             self._begin_blocks(layers, pattern)
             return
+        if self.sparsity is not None:
+            self.check_length(layers, self.threshold_init, clock)
         for layer in layers.values():
             device = layer.weight.device
             layer.kind = "soft"

@@ -19,8 +19,10 @@ lowers its threshold again. This reads one count a layer back.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,14 +49,16 @@ class TargetSparsity(Method):
     sparsity: p, over the sparsified layers at the end, in [0, 1); 0 runs every layer dense, None = no target: the
         thresholds go where training takes them.
     reach_by: fraction of total_steps at which p is reached and then held (t_1).
-    control_every: steps between corrections of the logits and looks at the densities.
+    control_every: steps between corrections of the logits and looks at the densities; None = a hundredth of the run, at
+        most 10.
     min_density: share of its weights that every layer keeps at least (d), in [0, 1); 0 = no floor. None = 1 %, with
         blocks half of the share that all layers together are to keep.
     """
 
+    intervals: ClassVar[dict[str, int]] = {"control_every": 10}
     sparsity: float | None = None
     reach_by: float = 0.75
-    control_every: int = 10
+    control_every: int | None = None
     min_density: float | None = None
     _initial: float = field(default=0.0, init=False, repr=False, compare=False)
     _floored: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
@@ -66,8 +70,7 @@ class TargetSparsity(Method):
             raise ValueError(
                 f"{self.name}: expected reach_by in [0, 1], a fraction of the run, got {self.reach_by}; 0.75 is usual"
             )
-        if self.control_every < 1:
-            raise ValueError(f"{self.name}: expected control_every of at least 1, got {self.control_every}; correct it")
+        self.check_intervals()
         if self.min_density is not None and not 0.0 <= self.min_density < 1.0:
             raise ValueError(f"{self.name}: expected min_density in [0, 1), got {self.min_density}; 0 means no floor")
         if self.sparsity and self.sparsity > 1.0 - self.floor:
@@ -80,6 +83,30 @@ class TargetSparsity(Method):
     def floor(self) -> float:
         """d of elements."""
         return 0.01 if self.min_density is None else self.min_density
+
+    @torch.no_grad()
+    def check_length(self, layers: Layers, logit: float, clock: Clock) -> None:
+        """Refuse a run with too few corrections to bring all thresholds from `logit` to the target.
+
+        Raises:
+            ValueError: with the shortest run that works.
+        """
+        assert self.sparsity is not None and clock.total_steps is not None  # required in setup
+        weights = torch.cat([layer.weight.detach().abs().flatten().float() for layer in layers.values()])
+        pruned = len(weights) - kept_count(len(weights), self.sparsity)
+        if not pruned:
+            return
+        wanted = float(torch.logit(weights.kthvalue(pruned).values.double().clamp(1e-13, 1 - 1e-7)))
+        # One more, for what training does to the weights.
+        needed = math.ceil(max(0.0, wanted - logit) / _REACH) + 1
+        every = self.every("control_every")
+        if -(-clock.total_steps // every) < needed:
+            shortest = needed if "control_every" in self.fitted else (needed - 1) * every + 1
+            raise ValueError(
+                f"{self.name}: expected total_steps of at least {shortest} to reach sparsity {self.sparsity} from "
+                f"threshold_init {logit:g} with control_every = {every}, got {clock.total_steps}; train longer, or "
+                f"start from a higher threshold_init"
+            )
 
     @torch.no_grad()
     def begin(self, layers: Layers) -> None:
@@ -95,7 +122,7 @@ class TargetSparsity(Method):
 
     def due(self, clock: Clock) -> bool:
         """Whether this step is one of those that correct."""
-        return clock.step % self.control_every == 0 or clock.step == clock.total_steps
+        return clock.step % self.every("control_every") == 0 or clock.step == clock.total_steps
 
     @torch.no_grad()
     def control(self, layers: Layers, clock: Clock) -> None:
