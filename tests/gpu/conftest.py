@@ -1,7 +1,5 @@
 """Ring 2: what only a GPU shows. `make gpu` runs it; pyproject.toml deselects it elsewhere."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +9,16 @@ import torch
 
 # For `tolerances` and `cases`.
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "kernels")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder is marked `gpu`, and all but the program's, which runs anywhere, need one."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("gpu")
+            if item.path.name != "test_language_modeling_gpu.py" and not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture

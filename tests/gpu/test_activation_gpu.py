@@ -4,8 +4,6 @@ A bound is 1.1 times the error that the reference makes on the same data, at lea
 against the product in float64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -22,11 +20,7 @@ from tritonsparse.kernels.activation.grad_weight import packed_grad_weight
 from tritonsparse.kernels.activation.linear import sparse_input_linear
 from tritonsparse.kernels.activation.packing import Packing
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

@@ -4,15 +4,13 @@ A bound is 1.1 times the error that the reference makes on the same data in the 
 `tolerances.py`: relative RMS against float64. What is pruned holds NaN.
 """
 
-from __future__ import annotations
-
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from cases.block import CASES, DUE, FORMS, LARGE, Case, Results, answer, compare, op, operands, products
+from cases.indices import check_indices, no_synchronization
 from tolerances import product_bound
 from torch import Tensor
 
@@ -23,15 +21,7 @@ from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.storage import unpack_blocks
 from tritonsparse.kernels.block.topology import IndexTable, build_index_reference
 
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from cases.block import CASES, DUE, FORMS, LARGE, Case, Results, answer, compare, op, operands, products
-from cases.indices import check_indices, no_synchronization
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 BF16, F32, NAN = torch.bfloat16, torch.float32, float("nan")

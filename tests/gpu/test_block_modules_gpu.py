@@ -1,7 +1,5 @@
 """Packed blocks on a GPU: inference of one token and of many, training in compact form, graphs and compilers."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +14,6 @@ from transformers.pytorch_utils import Conv1D
 import tritonsparse as ts
 from tritonsparse.layers.backend import packed_block_backend
 from tritonsparse.layers.bsr import BlockLayer
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
 
 DEVICE = "cuda"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

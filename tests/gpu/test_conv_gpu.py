@@ -1,7 +1,5 @@
 """Sparse convolutions on a GPU: the back ends agree in bfloat16 and float32, and training steps can be captured."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -12,11 +10,6 @@ from torch import Tensor, nn
 
 import tritonsparse as ts
 from tritonsparse.methods import AutoSparse, Static
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
 
 DEVICE = "cuda"
 METHODS = {

@@ -1,14 +1,11 @@
 """Sparse convolutions on a GPU: every case in bfloat16, large ones in all dtypes, tf32, graphs, offsets beyond 2^31."""
 
-from __future__ import annotations
-
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from cases.fused_conv import BF16, CASES, F16, F32, LARGE, Case, Operands, answer, errors, operands, run
 from tolerances import CANCELLING, product_bound
 from torch import Tensor
 
@@ -16,14 +13,7 @@ from tritonsparse.kernels.conv.conv2d import fused_conv2d
 from tritonsparse.kernels.conv.geometry import Geometry
 from tritonsparse.kernels.weight.view import View
 
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from cases.fused_conv import BF16, CASES, F16, F32, LARGE, Case, Operands, answer, errors, operands, run
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 STEP = LARGE[2]
 # Case, product, master, tf32: every case, then every kind and dtype on one: each compiles its own kernels.

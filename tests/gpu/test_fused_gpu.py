@@ -1,7 +1,5 @@
 """The fused products on a GPU: bfloat16, odd shapes, tf32, graphs, and offsets beyond 2^31."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,11 +13,7 @@ from tritonsparse.kernels.fused.gemm import fused_forward, fused_grad_input
 from tritonsparse.kernels.fused.grad import fused_grad_weight
 from tritonsparse.kernels.weight.view import View
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

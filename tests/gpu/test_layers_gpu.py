@@ -1,7 +1,5 @@
 """Sparse layers on a GPU: the two back ends agree in training steps, under graphs, compilers and autocast."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,11 +14,6 @@ from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
 from tritonsparse.train.text.translation_presets import build_model
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
 
 DEVICE = "cuda"
 AUTOSPARSE = ts.methods.AutoSparse(threshold_init=-4.0, alpha=0.4, alpha_schedule="constant")

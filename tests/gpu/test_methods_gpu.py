@@ -1,7 +1,5 @@
 """Methods on a GPU: their own tensors follow the device, masks stay exact, and a control reads nothing back."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -12,8 +10,6 @@ import tritonsparse as ts
 from tritonsparse.masks.topk import kept_count
 from tritonsparse.methods import DSR, SNFS, STR, AutoSparse, OptG, PowerProp
 from tritonsparse.methods.target_sparsity import common_offset
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 METHODS = {
     "autosparse": AutoSparse(sparsity=0.75, control_every=2, alpha=0.4),

@@ -1,7 +1,5 @@
 """Top-k and N:M masks on a GPU: every dtype, in a graph, and beyond 2^31 elements."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases import selection
@@ -13,11 +11,7 @@ from tritonsparse.kernels.select.topk import topk_cutoff
 from tritonsparse.masks.units import choose_masks
 from tritonsparse.pattern import NM
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 HALVES = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)

@@ -1,7 +1,5 @@
 """The kernels of the effective weight on a GPU: bfloat16, odd shapes, graphs, and offsets beyond 2^31."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
@@ -22,11 +20,7 @@ from tritonsparse.kernels.weight.table import ViewTable
 from tritonsparse.kernels.weight.view import View
 from tritonsparse.methods import AutoSparse
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 BF16, FP16 = torch.bfloat16, torch.float16

@@ -31,8 +31,6 @@ A bound is this floor and 1.3 times the root of the sum of squares. On average o
 product in the same dtypes, the bound of a test is `max(1.1 * error of the reference, product_bound(...))`.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -8,8 +8,6 @@ nothing here is collected unless TRITON_INTERPRET=1; `tests/kernels/test_interpr
 No bfloat16 here: the interpreter computes on its raw bits, and truncates where a cast to it should round.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator

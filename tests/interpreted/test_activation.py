@@ -1,7 +1,5 @@
 """The kernels that pack activations and multiply packed ones, and the ops around them, interpreted."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases import sparse_input

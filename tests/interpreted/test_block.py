@@ -1,16 +1,14 @@
 """Topologies, the products over kept blocks and the ops made of them against float64, through the interpreter."""
 
-from __future__ import annotations
-
 import itertools
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.block import BOUND, CASES, DUE, NAN, Case, Tiles, answer, compare, op, operands, products
+from cases.indices import check_indices
 
 from tritonsparse.kernels._tiles import Limits
 from tritonsparse.kernels._triton import tl, triton
@@ -22,10 +20,6 @@ from tritonsparse.kernels.block.gemm import BlockLayout, block_forward, block_gr
 from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.packed import few_rows_tiles
 from tritonsparse.kernels.block.topology import build_index_reference
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from cases.block import BOUND, CASES, DUE, NAN, Case, Tiles, answer, compare, op, operands, products
-from cases.indices import check_indices
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -1,7 +1,5 @@
 """Training with `backend="block"` follows training with the reference, through the interpreter."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

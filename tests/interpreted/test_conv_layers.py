@@ -1,7 +1,5 @@
 """Convolutions whose effective weight a kernel makes, that are fused, or skip blocks, against the torch back end."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The fused products, through the interpreter."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

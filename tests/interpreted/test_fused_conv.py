@@ -1,21 +1,14 @@
 """Sparse convolutions through the interpreter: all cases, and random ones in random configurations."""
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from cases.fused_conv import BF16, CASES, F16, F32, LONG, Case, Operands, answer, errors, operands, run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tritonsparse.kernels.conv import gemm, grad
 from tritonsparse.kernels.conv._tiles import ConvGradTiles, ConvTiles
 from tritonsparse.kernels.conv.geometry import Geometry
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from cases.fused_conv import BF16, CASES, F16, F32, LONG, Case, Operands, answer, errors, operands, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -1,7 +1,5 @@
 """The kernels of the exact top-k and of N:M masks through the interpreter."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

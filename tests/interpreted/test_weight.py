@@ -1,7 +1,5 @@
 """The kernels of the effective weight and its gradient, through the interpreter."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

@@ -9,8 +9,6 @@ Needs no GPU. `test_compile.py` runs this in a subprocess under each Triton it h
 A kernel is added as rows of `compile_cases`.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """Run by torchrun: each rank ranks its tensors with the others', and holds what it finds to one stable sort of all."""
 
-from __future__ import annotations
-
 import sys
 
 import torch

@@ -1,21 +1,13 @@
 """Cut-offs, packed activations and the product that reads them: the references, by case, by hand and by rule."""
 
-from __future__ import annotations
-
 import math
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
+from cases.activation import CASES, Case, packed_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parent))
-
-from cases.activation import CASES, Case, packed_errors
 
 from tritonsparse.kernels.activation.compress import pack_activation
 from tritonsparse.kernels.activation.cutoff import activation_cutoff

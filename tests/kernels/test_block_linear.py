@@ -1,14 +1,11 @@
 """Linear layers of kept blocks as ops, of the dense weight and of packed blocks: gradients, and what torch asks."""
 
-from __future__ import annotations
-
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.block import BF16, BOUND, CASES, DUE, F32, LEAVES, NAN, ODD, Case, compare, on_elements, op, operands
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -19,9 +16,6 @@ from tritonsparse.kernels.block.packed import few_rows_tiles, pack_blocks, packe
 from tritonsparse.kernels.block.storage import dense_weight
 from tritonsparse.kernels.block.topology import Topology, build_index_reference
 from tritonsparse.kernels.weight.view import View
-
-sys.path.append(str(Path(__file__).parent))
-from cases.block import BF16, BOUND, CASES, DUE, F32, LEAVES, NAN, ODD, Case, compare, on_elements, op, operands
 
 SIZED = [case for case in (*ODD, *CASES) if case.n * case.k]
 ODD_DUE = [(case, due) for case in ODD for due in (DUE[:1] if case.form == "packed" else DUE)]

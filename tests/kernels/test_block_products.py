@@ -1,17 +1,14 @@
 """The definition of the products over kept blocks, their configurations and what they refuse, without Triton."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.block import BF16, BOUND, CASES, F32, F64, NAN, ODD, Case, answer, compare, operands, products
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,9 +19,6 @@ from tritonsparse.kernels.block.gemm import BlockLayout, block_forward, block_gr
 from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.storage import dense_weight
 from tritonsparse.kernels.block.topology import build_index_reference, index_size
-
-sys.path.append(str(Path(__file__).parent))
-from cases.block import BF16, BOUND, CASES, F32, F64, NAN, ODD, Case, answer, compare, operands, products
 
 
 @pytest.mark.parametrize("case", [*ODD, *CASES], ids=str)

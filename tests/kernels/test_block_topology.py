@@ -1,13 +1,10 @@
 """Where kept blocks are: the index by hand and against a dense walk, topologies of masks, and what is refused."""
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.indices import check_indices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,9 +18,6 @@ from tritonsparse.kernels.block.topology import (
     index_size,
     sections,
 )
-
-sys.path.append(str(Path(__file__).parent))
-from cases.indices import check_indices
 
 
 def test_the_sections_of_an_index_by_hand() -> None:

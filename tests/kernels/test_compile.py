@@ -1,7 +1,5 @@
 """What the compiler makes of every kernel: four architectures, two versions of Triton, no GPU."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

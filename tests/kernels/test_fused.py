@@ -1,17 +1,11 @@
 """The references of the fused products: what they are, and what they refuse."""
 
-from __future__ import annotations
-
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-
-sys.path.append(str(Path(__file__).parent))
 from cases.fused import CASES, Case, answer, by_columns, by_rows, operands, products
 from cases.weight_exact import EXACT, check_exact
 

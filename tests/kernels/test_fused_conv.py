@@ -1,16 +1,13 @@
 """Sparse convolutions on the CPU: the references against float64, the op and its registration, walks and tiles."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.fused_conv import CASES, F32, F64, GROUPED, PIXELS, SAME, UNEVEN, Case, answer, errors, operands, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -23,9 +20,6 @@ from tritonsparse.kernels.conv.gemm import conv_grad_input
 from tritonsparse.kernels.conv.geometry import phases
 from tritonsparse.kernels.conv.grad import conv_grad_weight
 from tritonsparse.kernels.weight.view import View
-
-sys.path.append(str(Path(__file__).parent))
-from cases.fused_conv import CASES, F32, F64, GROUPED, PIXELS, SAME, UNEVEN, Case, answer, errors, operands, run
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -5,22 +5,15 @@ layer, or the ops that it is composed of, costs beyond the dense one: calls of P
 that torch dispatches. Through `torch.library` they would be some 240 to 320 calls.
 """
 
-from __future__ import annotations
-
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-from tritonsparse.kernels import _triton
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 from bench_host import Case, count_calls, count_ops, instruction_counts, main, without_launches
 from row_log import read_rows
+
+from tritonsparse.kernels import _triton
 
 CACHED, DEFERRED = ", cached", ", cached, deferred"
 CAST, BACKWARD = "_threshold_cast_kernel", "_threshold_backward_kernel"

@@ -3,8 +3,6 @@
 Neither this folder's conftest nor the package imports transformers for them: that costs more than most of the tests.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess

@@ -7,23 +7,18 @@ fused       fused_linear(x, W, view, bias)
 fused dW    the same with the caller's own Ŵ
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.fused import Case, Operands, answer, operands
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
-
-sys.path.append(str(Path(__file__).parent))
-from cases.fused import Case, Operands, answer, operands
 
 from tritonsparse.kernels.fused.linear import fused_linear
 from tritonsparse.kernels.weight.backward import threshold_backward

@@ -1,7 +1,5 @@
 """`auto` skips blocks and takes 2:4 products where that was measured faster than dense, and nowhere else."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,25 +1,18 @@
 """Which products are fused, and on what grounds."""
 
-from __future__ import annotations
-
 import json
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import make_plan_table
 import pytest
 import torch
 
 from tritonsparse.kernels import measured, plan
 from tritonsparse.kernels.plan import CARDS, FIELDS, choose, device_key, read_table
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import make_plan_table  # noqa: E402
-
-BF16 = torch.bfloat16
+ROOT, BF16 = Path(__file__).parents[2], torch.bfloat16
 H200, H100 = "NVIDIA H200", "NVIDIA H100 80GB HBM3"
 # Names that torch gives to cards with other memory or another power limit.
 UNKNOWN = [

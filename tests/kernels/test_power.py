@@ -1,7 +1,5 @@
 """theta |theta|^(a-1): values and gradients by hand, against float64 autograd, and where autograd itself gives NaN."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,26 +1,18 @@
 """What torch asks of every op that multiplies by an effective weight, however a step is run."""
 
-from __future__ import annotations
-
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils.checkpoint import checkpoint
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parent))
-
 from cases import semi_structured as two_of_four
 from cases import sparse_input
 from cases.product import Product, equal
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 from tritonsparse.kernels import semi_structured
 

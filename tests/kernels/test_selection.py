@@ -1,26 +1,18 @@
 """The exact top-k against a stable sort, N:M masks and those that are N:M both ways: what they choose and refuse."""
 
-from __future__ import annotations
-
 import doctest
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases import selection
+from cases.selection import N_OF_M, TOPK, VALUES, NOfM, TopK, assert_cuts, hinted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parent))
-
-from cases import selection
-from cases.selection import N_OF_M, TOPK, VALUES, NOfM, TopK, assert_cuts, hinted
 
 from tritonsparse.kernels.select import _keys, topk, transposable
 from tritonsparse.kernels.select._keys import order_keys

@@ -1,7 +1,5 @@
 """Tensors on two and on three ranks, ranked together: every rank finds what one process finds of all of them."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess

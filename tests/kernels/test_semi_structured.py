@@ -1,23 +1,14 @@
 """2:4 products without a GPU: the reference, the reasons, the refusals, and the op around cuSPARSELt's two calls."""
 
-from __future__ import annotations
-
 import copy
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-import tritonsparse as ts
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parent))
-
 from cases.matrices import error
 from cases.semi_structured import CASES, Case, Emulated, product
 
+import tritonsparse as ts
 from tritonsparse.kernels import semi_structured
 from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import semi_structured_linear, semi_structured_reason

@@ -1,23 +1,15 @@
 """The ops that keep a packed input: SWAT's gradients, the memory they are for, and what they refuse."""
 
-from __future__ import annotations
-
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parent))
-
 from cases.product import equal
 from cases.sparse_input import CASES, CONV, LINEAR, Case, product
+from torch import Tensor
 
 from tritonsparse.kernels.activation.conv2d import sparse_input_conv2d
 from tritonsparse.kernels.activation.linear import sparse_input_linear

@@ -1,7 +1,5 @@
 """The configurations of the fused products, computed and not searched for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,17 +1,11 @@
 """The bounds of the GPU tests, against products emulated bit by bit: correct ones lie below, bugs above."""
 
-from __future__ import annotations
-
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "gpu"))
 from tolerances import CANCELLING, FLOOR, product_bound, rounding
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

@@ -1,17 +1,12 @@
 """The references of the effective weight and its gradient: they are the definition of every kernel that computes it."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent))
 from cases.matrices import same
 from cases.weight import CASES, Case, answer, make_view, operands
 from cases.weight_exact import EXACT, check_exact

@@ -1,7 +1,5 @@
 """Cases of `pack_activation`, `unpack_activation` and `packed_grad_weight`, which every ring runs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

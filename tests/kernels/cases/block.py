@@ -3,8 +3,6 @@
 What is pruned holds NaN, in a matrix and behind packed blocks: one read of it and a result shows it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

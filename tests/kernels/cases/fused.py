@@ -1,7 +1,5 @@
 """Cases of the fused products, which every ring runs: Y = X S(W)^T + b, dX = dY S(W), dW = m (dY^T X) and ds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -64,7 +62,7 @@ class Operands(NamedTuple):
     bias: Tensor | None
     transposed: bool
 
-    def double(self) -> Operands:
+    def double(self) -> "Operands":
         x, grad_y, weight, view, bias, transposed = self
         weight, view, *_ = weight_cases.Operands(weight, view, weight, weight.dtype).double()
         return Operands(x.double(), grad_y.double(), weight, view, None if bias is None else bias.double(), transposed)

@@ -1,7 +1,5 @@
 """The cases of `fused_conv2d`, their operands and their answer in float64: every ring runs them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The indices of many layers against their definition, which every ring runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """What every table of cases needs: combinations of values, matrices behind other strides, and errors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any

@@ -1,7 +1,5 @@
 """A product of x and an effective weight as the rings run it, and its answer in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

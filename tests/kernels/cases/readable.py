@@ -1,7 +1,5 @@
 """Names of cases, for the ids of tests."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 
 

@@ -1,7 +1,5 @@
 """Cases of `topk_cutoff` with `cutoff_masks`, and of `n_of_m_mask`, which every ring runs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Cases of `semi_structured_linear`, which every ring runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Cases of `sparse_input_linear` and `sparse_input_conv2d`, which every ring runs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Cases of `threshold_cast`, `threshold_backward` and their whole-model forms, which every ring runs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -59,7 +57,7 @@ class Operands(NamedTuple):
     grad: Tensor
     product: torch.dtype
 
-    def double(self) -> Operands:
+    def double(self) -> "Operands":
         view = View(*(t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in self.view))
         return Operands(self.weight.double(), view, self.grad.double(), torch.float64)
 

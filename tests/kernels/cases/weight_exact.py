@@ -1,7 +1,5 @@
 """Effective weights and gradients by hand, in numbers that are exact: every ring gives these bits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Packed activations: packing, unpacking, and the product that reads them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

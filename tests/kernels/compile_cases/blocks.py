@@ -1,7 +1,5 @@
 """Products over kept blocks, and the index of these."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

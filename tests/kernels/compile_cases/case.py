@@ -1,7 +1,5 @@
 """What a case is, and the targets."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

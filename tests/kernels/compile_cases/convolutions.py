@@ -1,7 +1,5 @@
 """Implicit-GEMM convolutions of ResNet-50, in the configurations that their launchers compute."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

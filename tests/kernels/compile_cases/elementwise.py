@@ -1,7 +1,5 @@
 """Effective weights, their gradients, and selections: kernels that read each weight once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Products that threshold or mask the weight on its way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Exact top-k and N:M masks: kernels that read each score once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
