@@ -1,12 +1,9 @@
 """Compiles every kernel ahead of time and prints what the compiler made of it: one JSON object per line.
 
-Needs no GPU. `test_compile.py` runs this in a subprocess under each Triton it holds us to; by hand:
+Needs no GPU. `test_compile.py` runs this in a subprocess under each Triton it holds us to; by hand, where `--table` also
+writes the rows as a table (benchmarks/results/compile/triton-<version>.md holds that of each Triton):
 
     TRITON_CACHE_DIR=$(mktemp -d) python tests/kernels/compile_kernels.py [--table FILE]
-
-`--table` also writes the rows as a table: benchmarks/results/compile/triton-<version>.md holds that of each Triton.
-
-A kernel is added as rows of `compile_cases`.
 """
 
 import argparse
@@ -29,7 +26,7 @@ from triton.compiler import ASTSource
 # A script under PYTHONSAFEPATH sees no folder of its own.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from compile_cases import activations, blocks, convolutions, elementwise, products, selection
+from compile_cases import blocks, convolutions, elementwise, products
 from compile_cases.case import TARGETS, Case, Constant
 
 # `cuobjdump` comes with the wheel of each version.
@@ -50,17 +47,10 @@ INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\d+ )?\s*([A-Z][A-Z0
 WIDE_LOAD = re.compile(r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:global|buffer)_load_dwordx4")
 
 CASES = (
-    elementwise.threshold_cases,
-    elementwise.many_cases,
-    products.product_cases,
-    activations.packed_activation_cases,
-    selection.topk_cases,
-    blocks.block_grad_cases,
-    blocks.block_index_cases,
-    blocks.block_gemm_cases,
-    selection.n_of_m_cases,
-    convolutions.conv_cases,
-)
+    elementwise.threshold_cases, elementwise.many_cases, products.product_cases, elementwise.packed_activation_cases,
+    elementwise.topk_cases, blocks.block_grad_cases, blocks.block_index_cases, blocks.block_gemm_cases,
+    elementwise.n_of_m_cases, convolutions.conv_cases,
+)  # fmt: skip
 WORK = [(case, target) for cases in CASES for case in cases() for target in case.targets]
 
 
@@ -68,22 +58,13 @@ def compile_case(case: Case, name: str) -> dict[str, Any]:
     """Compiles one case for one target and reads off the result what the tests ask about."""
     target = TARGETS[name]
     types = {name: value for name, value in case.arguments.items() if isinstance(value, str)}
-    source = ASTSource(
-        case.kernel,
-        signature={name: types.get(name, "constexpr").rstrip("?") for name in case.arguments},
-        constexprs={
-            name: value.value if isinstance(value, Constant) else value
-            for name, value in case.arguments.items()
-            if name not in types
-        },
-        attrs={
-            (position,): [["tt.divisibility", 16]]
-            for position, name in enumerate(case.arguments)
-            if name in types and not types[name].endswith("?")
-        },
-    )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    log = io.StringIO()
+    signature = {name: types.get(name, "constexpr").rstrip("?") for name in case.arguments}
+    constants = {name: value for name, value in case.arguments.items() if name not in types}
+    constants = {name: value.value if isinstance(value, Constant) else value for name, value in constants.items()}
+    multiples = [i for i, name in enumerate(case.arguments) if name in types and not types[name].endswith("?")]
+    attributes = {(position,): [["tt.divisibility", 16]] for position in multiples}
+    source = ASTSource(case.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    log, options = io.StringIO(), {"num_warps": case.num_warps, "num_stages": case.num_stages}
     with contextlib.redirect_stdout(log):
         compiled = triton.compile(source, target=target, options=options)
     loop: dict[str, int] = {}
