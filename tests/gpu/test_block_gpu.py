@@ -9,8 +9,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases.block import CASES, DUE, FORMS, LARGE, Case, Results, answer, compare, op, operands, products
-from cases.indices import check_indices, no_synchronization
+from cases.block import (
+    CASES,
+    DUE,
+    FORMS,
+    LARGE,
+    Case,
+    Results,
+    answer,
+    check_indices,
+    compare,
+    no_synchronization,
+    op,
+    operands,
+    products,
+)
 from tolerances import product_bound
 from torch import Tensor
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases.block import BOUND, CASES, DUE, NAN, Case, Tiles, answer, compare, op, operands, products
-from cases.indices import check_indices
+from cases.block import BOUND, CASES, DUE, NAN, Case, Tiles, answer, check_indices, compare, op, operands, products
 
 from tritonsparse.kernels._tiles import Limits
 from tritonsparse.kernels._triton import tl, triton

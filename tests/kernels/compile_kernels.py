@@ -1,6 +1,6 @@
 """Compiles every kernel ahead of time and prints what the compiler made of it: one JSON object per line.
 
-Needs no GPU. `test_compile.py` runs this in a subprocess under each Triton it holds us to; by hand, where `--table` also
+Needs no GPU. `test_compile.py` runs this under each Triton it holds us to; by hand, where `--table` also
 writes the rows as a table (benchmarks/results/compile/triton-<version>.md holds that of each Triton):
 
     TRITON_CACHE_DIR=$(mktemp -d) python tests/kernels/compile_kernels.py [--table FILE]

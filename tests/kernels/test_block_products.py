@@ -1,7 +1,5 @@
 """The definition of the products over kept blocks, their configurations and what they refuse, without Triton."""
 
-import doctest
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -190,16 +188,3 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
         call(**changed)
     message = str(error.value)
     assert message.startswith("block_") and ": expected " in message and expected in message and remedy in message
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-@pytest.mark.parametrize("call", [forward, grad_weight])
-def test_triton_off_the_gpu_is_an_error(call: Callable[..., None]) -> None:
-    with pytest.raises(RuntimeError, match='pass backend="torch"'):
-        call(backend="triton")
-
-
-@pytest.mark.parametrize("name", ["_index", "gemm", "grad", "linear", "packed", "storage", "topology"])
-def test_the_examples_in_the_docstrings_hold(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.block.{name}"))
-    assert result.attempted >= 3 and result.failed == 0

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases.indices import check_indices
+from cases.block import check_indices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -153,9 +153,3 @@ def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, expected: str, re
     with pytest.raises(ValueError) as error:
         call()
     assert ": expected " in str(error.value) and expected in str(error.value) and remedy in str(error.value)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_triton_off_the_gpu_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match='pass backend="torch"'):
-        build_indices([FLAGS], [INDEX], "triton")

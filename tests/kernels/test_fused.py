@@ -90,10 +90,3 @@ def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, expected: str, re
         call()
     message = str(error.value)
     assert message.startswith("fused_") and ": expected " in message and expected in message and remedy in message
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-@pytest.mark.parametrize("function", [fused_forward, fused_linear])
-def test_triton_off_the_gpu_is_an_error(function: Any) -> None:
-    with pytest.raises(RuntimeError, match='pass backend="torch"'):
-        function(X, W, SOFT, backend="triton")

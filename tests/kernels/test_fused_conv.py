@@ -1,7 +1,5 @@
 """Sparse convolutions on the CPU: the references against float64, the op and its registration, walks and tiles."""
 
-import doctest
-import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -27,12 +25,6 @@ def test_value_and_all_gradients_equal_the_plain_formulation(case: Case) -> None
     o = operands(case, F64)
     wrong = errors(o, run(o, "torch"), answer(o))
     assert max(wrong.values()) <= 1e-12, wrong
-
-
-@pytest.mark.parametrize("name", ["gemm", "grad", "conv2d"])
-def test_hand_sized_examples_run(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.conv.{name}"))
-    assert result.attempted and not result.failed
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.geometry in (UNEVEN, GROUPED)][1:4:2], ids=str)

@@ -1,6 +1,5 @@
 """The exact top-k against a stable sort, N:M masks and those that are N:M both ways: what they choose and refuse."""
 
-import doctest
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -182,8 +181,3 @@ def both(scores: Tensor = SCORES, n: int = 2, m: int = 4) -> Callable[[], object
 def test_what_does_not_fit_is_refused_with_a_remedy(call: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=f"^{words}"):
         call()
-
-
-def test_the_example_holds() -> None:
-    result = doctest.testmod(transposable)
-    assert result.attempted >= 1 and result.failed == 0

@@ -1,18 +1,13 @@
 """The references of the effective weight and its gradient: they are the definition of every kernel that computes it."""
 
-import doctest
-import importlib
-import sys
 from typing import Any
 
 import pytest
 import torch
 from cases.matrices import same
-from cases.weight import CASES, Case, answer, make_view, operands
-from cases.weight_exact import EXACT, check_exact
+from cases.weight import CASES, Case, alike, answer, check_empty, make_view, operands
+from cases.weight_exact import EXACT, check_exact, check_untouched
 
-from tritonsparse import kernels
-from tritonsparse.kernels import weight
 from tritonsparse.kernels.weight.backward import threshold_backward
 from tritonsparse.kernels.weight.backward_many import backward_many
 from tritonsparse.kernels.weight.forward import threshold_cast
@@ -45,11 +40,7 @@ def test_in_float64_it_is_autograd_of_published_code(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_threshold_of_zero_returns_the_weight_bit_for_bit(dtype: torch.dtype) -> None:
-    weight = torch.randn(9, 11).to(dtype)
-    tiny = torch.finfo(dtype).smallest_normal / 4
-    weight[0, :6] = torch.tensor([tiny, -tiny, 0.0, -0.0, float("inf"), -float("inf")], dtype=dtype)
-    # -0 is the one value that changes.
-    assert same(threshold_cast(weight, View("soft", torch.tensor([-float("inf")]))), weight + 0.0)
+    check_untouched(dtype, "torch")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -65,22 +56,18 @@ def test_results_are_in_the_master_s_dtypes_and_do_not_depend_on_strides(kind: s
     weight = torch.randn(6, 4).bfloat16()
     view = make_view(kind, weight, torch.Generator(), alpha=0.5, restricted=True)
     grad = torch.randn(6, 4, dtype=F64)
-    found = threshold_cast(weight, view, out_dtype=torch.float32), *threshold_backward(grad, weight, view)
-    turned = [t.T.contiguous().T for t in (weight, grad)]
-    again = threshold_cast(turned[0], view, out_dtype=torch.float32), *threshold_backward(turned[1], turned[0], view)
-    assert [None if t is None else t.dtype for t in again] == [
-        torch.float32, torch.bfloat16, None if kind == "mask" else torch.float32,
-    ]  # fmt: skip
-    assert all(a is b is None or (same(a, b) and b.is_contiguous()) for a, b in zip(found, again, strict=True))
+    found, again = (
+        (threshold_cast(w, view, out_dtype=torch.float32), *threshold_backward(g, w, view))
+        for w, g in ((weight, grad), (weight.T.contiguous().T, grad.T.contiguous().T))
+    )
+    dtypes = [torch.float32, torch.bfloat16, None if kind == "mask" else torch.float32]
+    assert [None if t is None else t.dtype for t in again] == dtypes
+    assert all(map(alike, found, again)) and all(t is None or t.is_contiguous() for t in again)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
 def test_an_empty_weight_has_an_empty_effective_weight_and_zero_gradients(shape: tuple[int, int]) -> None:
-    weight = torch.zeros(shape)
-    for s in (torch.zeros(1), torch.zeros(shape[0])):
-        assert threshold_cast(weight, View("soft", s)).shape == shape
-        grad_weight, grad_threshold = threshold_backward(weight, weight, View("soft", s))
-        assert grad_weight.shape == shape and torch.equal(grad_threshold, torch.zeros_like(s))
+    check_empty(shape, "torch")
 
 
 def test_a_table_fills_its_buffers_and_multiplies_gradients_in_place() -> None:
@@ -93,7 +80,7 @@ def test_a_table_fills_its_buffers_and_multiplies_gradients_in_place() -> None:
     for o, layer, ds, old, new in zip(given, layers, backward_many(table, grads), dense, grads, strict=True):
         assert same(layer.w_hat, threshold_cast(o.weight, o.view, out_dtype=o.product))
         expected = threshold_backward(old, o.weight, o.view)
-        assert same(new, expected[0]) and (ds is expected[1] is None or same(ds, expected[1]))
+        assert same(new, expected[0]) and alike(ds, expected[1])
     # A layer that got no gradient leaves zeros for its threshold.
     assert not any(ds is not None and ds.any() for ds in backward_many(table, [None] * len(layers)))
 
@@ -152,86 +139,42 @@ def table(*layers: Viewed) -> ViewTable:
     return ViewTable(layers, "torch")
 
 
-REFUSED = {
-    'threshold_cast: expected backend "torch" or "triton", got \'cuda\'; pass either': lambda: threshold_cast(
-        W, SOFT, backend="cuda"
-    ),
-    "threshold_cast: expected weight to be a floating-point matrix [N, K], got float32 [2, 3, 1] on cpu; flatten a "
-    "convolution's weight": lambda: threshold_cast(W[:, :, None], SOFT),
-    "got bool [2, 3] on cpu; flatten": lambda: threshold_cast(M, SOFT),
-    "threshold_cast: expected a floating-point out_dtype, got torch.int8; leave it out": lambda: threshold_cast(
-        W, SOFT, out_dtype=torch.int8
-    ),
-    'threshold_cast: expected weight in float16, bfloat16 or float32 for backend="triton", got torch.float64; pass '
-    'backend="torch"': lambda: threshold_cast(W.double(), SOFT, backend="triton"),
-    "expected out_dtype in float16": lambda: threshold_cast(W, SOFT, out_dtype=F64, backend="triton"),
-    "threshold_backward: expected grad to be floating-point [2, 3] on cpu, got float32 [3, 2] on cpu; pass the "
-    "gradient of the effective weight": lambda: threshold_backward(W.T, W, SOFT),
-    "expected grad in float16, bfloat16": lambda: threshold_backward(W.double(), W, SOFT, backend="triton"),
-    "effective_weight: expected a floating-point dtype, got torch.int8; leave it out": lambda: effective_weight(
-        W, SOFT, dtype=torch.int8
-    ),
-    "effective_weight: expected cached to be torch.float32 [2, 3] on cpu, got float16 [2, 3] on cpu; leave it out, and "
-    "the op builds it": lambda: effective_weight(W, SOFT, cached=W.half()),
-    f"ViewTable: expected a contiguous weight, {ON_CPU}copy it": lambda: table(Viewed(W.T.contiguous().T, SOFT)),
-    "ViewTable: expected w_hat of [2, 3] on cpu": lambda: table(Viewed(W, SOFT, torch.ones(3, 2))),
-    "ViewTable: expected alpha to be one float32 value, got float64 [1] on cpu; keep": lambda: table(
-        Viewed(W.double(), View("soft", S, alpha=S.double()))
-    ),
-    "ViewTable: expected all weights on cpu, got float32 [2, 3] on meta; make one table": lambda: table(
-        Viewed(W, SOFT), Viewed(W.to("meta"), View("soft", S.to("meta")))
-    ),
-    "cast_many: expected a w_hat in every layer, got none in layer 1; allocate it": lambda: cast_many(
-        table(Viewed(W, SOFT, W.clone()), Viewed(W, SOFT))
-    ),
-    f"backward_many: expected a contiguous grad of torch.float64 [2, 3] on cpu, {ON_CPU}pass": lambda: backward_many(
-        table(Viewed(W, PRUNED), Viewed(W.double(), SOFT)), [W, W]
-    ),
-}
+REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
+    (threshold_cast, (W, SOFT), {"backend": "cuda"},
+     'expected backend "torch" or "triton", got \'cuda\'; pass either'),
+    (threshold_cast, (W[:, :, None], SOFT), {}, "expected weight to be a floating-point matrix [N, K], got float32 "
+     "[2, 3, 1] on cpu; flatten a convolution's weight"),
+    (threshold_cast, (M, SOFT), {}, "got bool [2, 3] on cpu; flatten"),
+    (threshold_cast, (W, SOFT), {"out_dtype": torch.int8},
+     "expected a floating-point out_dtype, got torch.int8; leave it"),
+    (threshold_cast, (W.double(), SOFT), {"backend": "triton"}, "expected weight in float16, bfloat16 or float32 for "
+     'backend="triton", got torch.float64; pass backend="torch"'),
+    (threshold_cast, (W, SOFT), {"out_dtype": F64, "backend": "triton"}, "expected out_dtype in float16"),
+    (threshold_backward, (W.T, W, SOFT), {}, "expected grad to be floating-point [2, 3] on cpu, got float32 [3, 2] on "
+     "cpu; pass the gradient of the effective weight"),
+    (threshold_backward, (W.double(), W, SOFT), {"backend": "triton"}, "expected grad in float16, bfloat16"),
+    (effective_weight, (W, SOFT), {"dtype": torch.int8},
+     "expected a floating-point dtype, got torch.int8; leave it out"),
+    (effective_weight, (W, SOFT), {"cached": W.half()},
+     "expected cached to be torch.float32 [2, 3] on cpu, got float16 [2, 3] on cpu; leave it out, and the op builds it"),
+    (ViewTable, ([Viewed(W.T.contiguous().T, SOFT)], "torch"), {}, f"expected a contiguous weight, {ON_CPU}copy it"),
+    (ViewTable, ([Viewed(W, SOFT, torch.ones(3, 2))], "torch"), {}, "expected w_hat of [2, 3] on cpu"),
+    (ViewTable, ([Viewed(W.double(), View("soft", S, alpha=S.double()))], "torch"), {},
+     "expected alpha to be one float32 value, got float64 [1] on cpu; keep"),
+    (ViewTable, ([Viewed(W, SOFT), Viewed(W.to("meta"), View("soft", S.to("meta")))], "torch"), {},
+     "expected all weights on cpu, got float32 [2, 3] on meta; make one table"),
+    (cast_many, (ViewTable([Viewed(W, SOFT, W.clone()), Viewed(W, SOFT)], "torch"),), {},
+     "expected a w_hat in every layer, got none in layer 1; allocate it"),
+    (backward_many, (ViewTable([Viewed(W, PRUNED), Viewed(W.double(), SOFT)], "torch"), [W, W]), {},
+     f"expected a contiguous grad of torch.float64 [2, 3] on cpu, {ON_CPU}pass"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("message", REFUSED)
-def test_what_does_not_fit_is_refused_with_a_remedy_and_changes_nothing(message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        REFUSED[message]()
-    assert message in str(error.value) and torch.equal(W, torch.ones(2, 3))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_triton_off_the_gpu_is_an_error_that_names_the_other_back_end() -> None:
-    pytest.importorskip("triton")
-    for function, call in {
-        "threshold_cast": lambda: threshold_cast(W, SOFT, backend="triton"),
-        "threshold_backward": lambda: threshold_backward(W, W, SOFT, backend="triton"),
-        "effective_weight": lambda: effective_weight(W, SOFT, backend="triton"),
-        "ViewTable": lambda: ViewTable([Viewed(W, SOFT)], "triton"),
-    }.items():
-        with pytest.raises(RuntimeError) as error:
-            call()
-        assert str(error.value) == (
-            f'{function}: expected tensors on a GPU for backend="triton", got device cpu; move them to a GPU or pass '
-            f'backend="torch"'
-        )
-
-
-def test_without_triton_modules_import_and_only_their_triton_back_end_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("function", "given", "options", "message"), REFUSED)
+def test_what_does_not_fit_is_refused_with_a_remedy_and_changes_nothing(
+    function: Any, given: tuple[Any, ...], options: dict[str, Any], message: str
 ) -> None:
-    for package, name in ((kernels, "_triton"), (kernels, "_tile_view"), (weight, "forward")):
-        # The fresh import rebinds these, and they must come back.
-        monkeypatch.setattr(package, name, getattr(package, name))
-        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}")
-    monkeypatch.setitem(sys.modules, "triton", None)  # makes `import triton` fail as if it were not there
-    fresh = importlib.import_module("tritonsparse.kernels.weight.forward")
-    assert fresh.threshold_cast(W, SOFT).tolist() == [[0.5] * 3] * 2
-    with pytest.raises(RuntimeError) as error:
-        fresh.threshold_cast(W, SOFT, backend="triton")
-    message = str(error.value)
-    assert message.startswith('threshold_cast: expected triton to be importable for backend="triton", got "')
-    assert message.endswith('"; install triton or pass backend="torch"')
-
-
-@pytest.mark.parametrize("name", ["weight.forward", "weight.backward", "fused.gemm", "fused.grad", "plan"])
-def test_the_examples_in_the_docstrings_hold(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.{name}"))
-    assert result.attempted >= 3 and result.failed == 0
+    with pytest.raises(ValueError) as error:
+        function(*given, **options)
+    assert str(error.value).startswith(f"{function.__name__}: ") and message in str(error.value)
+    assert torch.equal(W, torch.ones(2, 3))

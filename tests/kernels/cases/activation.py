@@ -10,20 +10,14 @@ from torch import Tensor
 from tritonsparse.kernels.activation.compress import pack_activation, unpack_activation
 from tritonsparse.kernels.activation.grad_weight import packed_grad_weight
 
-from .matrices import error, laid_out, pairwise, same
-from .readable import Readable
+from .matrices import Readable, error, laid_out, pairwise, same
 
 
 @dataclass(frozen=True)
 class Case(Readable):
-    """An x of `shape` [M, K], packed, and its product with a dY [M, n].
+    """An x of `shape` [M, K], packed, and its product with a dY [M, n]; `half` is float16 or bfloat16 by the ring.
 
-    Attributes:
-        half: both are float16 or bfloat16, by the ring, else float32.
-        layout: of x and of dY.
-        cutoff: one number, or "a row" = one a row.
-        masked: some rows do not count.
-        missing: so many of the last kept values find no room.
+    `masked`: some rows do not count; `missing`: so many of the last kept values find no room.
     """
 
     shape: tuple[int, int]
@@ -52,17 +46,12 @@ LARGE = [Case(**each) for each in pairwise(shape=LARGE_SHAPES, n=(300,), **AXES)
 
 
 def packed_errors(
-    case: Case,
-    *backends: str,
-    half: torch.dtype = torch.float16,
-    full: torch.dtype = torch.float32,
-    device: str = "cpu",
-    calls: int = 1,
-) -> list[float]:
+    case: Case, *backends: str, half: torch.dtype = torch.float16, full: torch.dtype = torch.float32,
+    device: str = "cpu", calls: int = 1,
+) -> list[float]:  # fmt: skip
     """What is packed and unpacked is, bit for bit and in every call, what the definition keeps.
 
-    Returns:
-        The relative RMS error of each back end's product, against float64, over the columns of which every value fits.
+    Returns each back end's relative RMS error of the product, over the columns of which every value fits.
     """
     random, (m, k) = torch.Generator(device).manual_seed(0), case.shape
     x, grad_y = (torch.randn(m, size, generator=random, device=device) for size in (k, case.n))

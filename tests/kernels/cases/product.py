@@ -12,14 +12,9 @@ from .matrices import error
 
 @dataclass(frozen=True)
 class Product:
-    """One call: `function(x, w_hat, bias, *rest, backend=, **options)`, whose result is y or begins with y.
+    """One call: `function(x, w_hat, bias, *rest, backend=, **options)`, whose result is y or y and what `also` names.
 
-    Attributes:
-        dense: (x, w_hat, bias) -> y, in any dtype.
-        grad_y: the gradient of y that is passed backward.
-        x_hat: what the gradient of w_hat sees in place of x.
-        also: what else the function returns.
-        backend: the one to run unasked.
+    `dense` is (x, w_hat, bias) -> y in any dtype, `x_hat` what the gradient of w_hat sees in place of x.
     """
 
     function: Callable[..., Any]

@@ -14,8 +14,7 @@ from tritonsparse.kernels.select.masks import cutoff_masks
 from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.kernels.select.topk import Cutoff, topk_cutoff
 
-from .matrices import laid_out, pairwise
-from .readable import Readable
+from .matrices import Readable, laid_out, pairwise
 
 # Ties, both zeros, infinities, and what is a denormal in float32, float16 or bfloat16.
 VALUES = (0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.5, math.inf, -math.inf, 1e-42, -1e-42, 6e-8, -6e-8, 3e38, -3e38)
@@ -25,11 +24,9 @@ VALUES = (0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.5, math.inf, -math.inf, 1e-42, -1e-
 class TopK(Readable):
     """Tensors of `sizes`, of which a share is kept.
 
-    Attributes:
-        kind: "distinct", "tied" or "equal" numbers; "pruned": most are 0; "bits" at random; "narrow": all within 1 %.
-        hint: the key of one, or "near": the cut-off of as many and 7 more; None = none.
-        small: lists, chunks and samples are so small that the elements are many of them.
-        strided: transposed tensors, and some that begin at a multiple of nothing.
+    `kind`: "distinct", "tied" or "equal" numbers; "pruned": most are 0; "bits" at random; "narrow": all within 1 %.
+    `hint`: the key of one, or "near": the cut-off of as many and 7 more. `small`: the elements are many lists, chunks
+    and samples. `strided`: transposed, and some begin at a multiple of nothing.
     """
 
     sizes: tuple[int, ...]

@@ -10,8 +10,8 @@ from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import semi_structured_linear
 
+from .matrices import Readable
 from .product import Product
-from .readable import Readable
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,15 @@ from tritonsparse.kernels.activation.conv2d import sparse_input_conv2d
 from tritonsparse.kernels.activation.linear import sparse_input_linear
 from tritonsparse.kernels.activation.packing import Packing
 
-from .matrices import pairwise
+from .matrices import Readable, pairwise
 from .product import Product
-from .readable import Readable
 
 
 @dataclass(frozen=True)
 class Case(Readable):
-    """An x of `shape`, and how it is packed.
+    """An x of `shape`, "normal", after a "relu", all "ones" or normal with a "NaN", and how it is packed.
 
-    Attributes:
-        conv: what `sparse_input_conv2d` takes beside a kernel of 2 x 3; None = a linear product.
-        cutoff: one for all or "a row"; None = fresh.
-        masked: some rows do not count.
-        values: "normal", after a "relu", all "ones", or normal with a "NaN".
+    `conv`: what `sparse_input_conv2d` takes beside a kernel of 2 x 3, if it does. `masked`: some rows do not count.
     """
 
     shape: tuple[int, ...]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tritonsparse.kernels.weight.forward import threshold_cast
 from tritonsparse.kernels.weight.view import View
 
 from .matrices import same
@@ -111,6 +112,13 @@ EXACT = {
     "s = -infinity": Exact([[1.0, -2.0]], _soft(-INF), [[1.0, -2.0]], [[INF, 1.0]], [[INF, 1.0]], [0.0]),
     "s = infinity": Exact([[1.0, -2.0]], _soft(INF), [[0.0, -1.0]], [[INF, 1.0]], [[0.0, 1.0]], [0.0]),
 }  # fmt: skip
+
+
+def check_untouched(dtype: torch.dtype, backend: str) -> None:
+    """A threshold of zero returns the weight bit for bit, but for -0."""
+    weight, tiny = torch.randn(70, 70).to(dtype), torch.finfo(dtype).smallest_normal / 4
+    weight[0, :6] = torch.tensor([tiny, -tiny, 0.0, -0.0, INF, -INF], dtype=dtype)
+    assert same(threshold_cast(weight, _soft(-INF), backend=backend), weight + 0.0)
 
 
 def check_exact(case: Exact, cast: Callable[..., Tensor], backward: Callable[..., Any], device: str = "cpu") -> None:

@@ -74,8 +74,8 @@ def block_gemm_cases() -> Iterator[Case]:
             }
             wide = target == "sm_90" and contiguous and tiles.m >= 64
             what = f"{rows} rows, {layout} of blocks of {block[0]} x {block[1]}, weight {weight}, x {x} {precision}"
-            # Hopper's matrix instruction takes 64 rows and more; fewer go to that of its forerunners. As many buffers as
-            # stages: the index is carried. A weight that is converted takes one for the result.
+            # Hopper's matrix instruction takes 64 rows and more; fewer go to that of its forerunners. As many buffers
+            # as stages: the index is carried. A weight that is converted takes one for the result.
             yield case_of(
                 kernel, what + ("" if contiguous else ", any strides"), values, tiles.num_warps, 255,
                 num_stages=tiles.num_stages, descriptors=tiles.descriptors and target == "sm_90",
