@@ -30,10 +30,7 @@ PRODUCTS: dict[str, Callable[[], Product]] = {
 
 @pytest.fixture(params=PRODUCTS)
 def p(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Product:
-    emulated = two_of_four.Emulated()
-    monkeypatch.setattr(torch, "_cslt_compress", emulated.compress)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm", emulated.multiply)
-    monkeypatch.setattr(semi_structured, "hardware_reason", lambda device: None)
+    two_of_four.Emulated(monkeypatch)
     return PRODUCTS[request.param]()
 
 

@@ -9,7 +9,6 @@ from cases.matrices import error
 from cases.semi_structured import CASES, Case, Emulated, product
 
 import tritonsparse as ts
-from tritonsparse.kernels import semi_structured
 from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import semi_structured_linear, semi_structured_reason
 from tritonsparse.layers import backend
@@ -18,24 +17,13 @@ FP16 = torch.float16
 N, K = 64, 96
 
 
-@pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> Emulated:
-    emulated = Emulated()
-    monkeypatch.setattr(torch, "_cslt_compress", emulated.compress)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm", emulated.multiply)
-    monkeypatch.setattr(semi_structured, "hardware_reason", lambda device: None)
-    return emulated
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_reference_is_the_dense_product(case: Case) -> None:
+def test_reference_and_sparse_op_give_the_dense_product_and_its_gradients(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     p = product(case, torch.float64)
     assert set(p.errors(p.run("torch")).values()) == {0.0}
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_sparse_op_has_the_reference_s_output_and_gradients(case: Case, emulated: Emulated) -> None:
-    p = product(case, FP16)
+    p, emulated = product(case, FP16), Emulated(monkeypatch)
     # The same products in half precision, summed by other kernels.
     wrong = p.errors(p.run())
     assert max(wrong.values()) < 1e-3, wrong
@@ -46,8 +34,9 @@ def test_the_sparse_op_has_the_reference_s_output_and_gradients(case: Case, emul
 
 @pytest.mark.parametrize(("pattern", "products"), [("2:4", 1), ("2:4:transposable", 2)])
 def test_layers_multiply_sparsely_what_their_pattern_allows(
-    pattern: str, products: int, emulated: Emulated, monkeypatch: pytest.MonkeyPatch
+    pattern: str, products: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    emulated = Emulated(monkeypatch)
     monkeypatch.setattr(backend, "hardware_reason", lambda device: None)
     # As it would run on a GPU, but for Triton's kernel in front.
     monkeypatch.setattr(backend.Backend, "elementwise", "torch")

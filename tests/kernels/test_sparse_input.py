@@ -54,17 +54,16 @@ def test_numbers_do_not_depend_on_the_room(case: Case) -> None:
 
 def saved_bytes(function: Any) -> int:
     """Bytes of distinct storages that autograd holds between the passes, parameters left out."""
-    sizes: dict[int, int] = {}
+    held: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            held[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        held = function()  # so that no storage is freed and counted twice at one address
-    del held
-    return sum(sizes.values())
+        function()
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.35), (torch.float32, 0.30)], ids=str)
@@ -82,50 +81,32 @@ def test_a_fifth_of_the_elements_is_held_in_a_third_of_the_memory(dtype: torch.d
     assert masked == packed + weight.nbytes + view.mask.nbytes
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        *(
-            ({"density": d}, r"a density in \(0, 1\], .*write 0.2 to keep 20 %")
-            for d in (0.0, 1.1, math.nan, True, "1")
-        ),
-        *(({"slack": slack}, "slack of at least 1, got .*; pass 1.25") for slack in (0.5, math.nan)),
-        ({"scope": "token"}, r'scope "batch", "sample" or "plane", got \'token\'; pass one'),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("change", "words"), [
+    *(({"density": d}, r"a density in \(0, 1\], .*write 0.2 to keep 20 %") for d in (0.0, 1.1, math.nan, True, "1")),
+    *(({"slack": slack}, "slack of at least 1, got .*; pass 1.25") for slack in (0.5, math.nan)),
+    ({"scope": "token"}, r'scope "batch", "sample" or "plane", got \'token\'; pass one'),
+], ids=str)  # fmt: skip
 def test_a_packing_out_of_range_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^Packing: expected {words}"):
         Packing(**{"density": 0.2} | change)
 
 
-@pytest.mark.parametrize(
-    ("case", "change", "words"),
-    [
-        *(
-            (case, {"backend": "cuda"}, 'backend "torch" or "triton", got \'cuda\'; pass either')
-            for case in (LINEAR, CONV)
-        ),
-        (LINEAR, {"backend": "triton"}, 'x in float16, .* got torch.float64; pass backend="torch"'),
-        (LINEAR, {"x": torch.zeros(3, 71, dtype=F64)}, r"x of shape \[..., 70\].*check the layer's input"),
-        (
-            LINEAR,
-            {"x": torch.zeros(3, 70)},
-            "x in torch.float64 .*got torch.float32; cast x or run under torch.autocast",
-        ),
-        (LINEAR, {"w_hat": torch.zeros(3)}, r"w_hat to be a floating-point matrix \[N, K\], got float32 \[3\]"),
-        (LINEAR, {"cutoff": torch.ones(2)}, r"cutoff to be float32 \[1\] or \[6\] on cpu, got float32 \[2\]"),
-        (LINEAR, {"cutoff": torch.ones(1).half()}, r"cutoff to be float32 .* got float16 \[1\].*remember one"),
-        (LINEAR, {"row_mask": torch.ones(4).bool()}, r"row_mask to be bool \[2, 3\] on cpu, got bool \[4\]"),
-        (LINEAR, {"row_mask": torch.ones(2, 3)}, r"got float32 \[2, 3\] on cpu; make it True for rows that count"),
-        (CONV, {"x": torch.zeros(2, 3, 7, 6, dtype=F64)}, r"x to be torch.float64 \[B, 4, H, W\].*check the layer's"),
-        (CONV, {"x": torch.zeros(2, 4, 7, 6)}, r"x to be torch.float64 .* got float32 \[2, 4, 7, 6\]"),
-        (CONV, {"w_hat": torch.zeros(10, 4, dtype=F64)}, r"\[B, C, H, W\] beside w_hat \[F, C/groups, kh, kw\]"),
-        (CONV, {"cutoff": torch.ones(2)}, r"cutoff to be float32 \[1\] or \[8\] on cpu, got float32 \[2\]"),
-        (CONV, {"row_mask": torch.ones(8).bool()}, r"row_mask to be bool \[2, 4\] on cpu, got bool \[8\]"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
+@pytest.mark.parametrize(("case", "change", "words"), [
+    *((case, {"backend": "cuda"}, 'backend "torch" or "triton", got \'cuda\'; pass either') for case in (LINEAR, CONV)),
+    (LINEAR, {"backend": "triton"}, 'x in float16, .* got torch.float64; pass backend="torch"'),
+    (LINEAR, {"x": torch.zeros(3, 71, dtype=F64)}, r"x of shape \[..., 70\].*check the layer's input"),
+    (LINEAR, {"x": torch.zeros(3, 70)}, "x in torch.float64 .*got torch.float32; cast x or run under torch.autocast"),
+    (LINEAR, {"w_hat": torch.zeros(3)}, r"w_hat to be a floating-point matrix \[N, K\], got float32 \[3\]"),
+    (LINEAR, {"cutoff": torch.ones(2)}, r"cutoff to be float32 \[1\] or \[6\] on cpu, got float32 \[2\]"),
+    (LINEAR, {"cutoff": torch.ones(1).half()}, r"cutoff to be float32 .* got float16 \[1\].*remember one"),
+    (LINEAR, {"row_mask": torch.ones(4).bool()}, r"row_mask to be bool \[2, 3\] on cpu, got bool \[4\]"),
+    (LINEAR, {"row_mask": torch.ones(2, 3)}, r"got float32 \[2, 3\] on cpu; make it True for rows that count"),
+    (CONV, {"x": torch.zeros(2, 3, 7, 6, dtype=F64)}, r"x to be torch.float64 \[B, 4, H, W\].*check the layer's"),
+    (CONV, {"x": torch.zeros(2, 4, 7, 6)}, r"x to be torch.float64 .* got float32 \[2, 4, 7, 6\]"),
+    (CONV, {"w_hat": torch.zeros(10, 4, dtype=F64)}, r"\[B, C, H, W\] beside w_hat \[F, C/groups, kh, kw\]"),
+    (CONV, {"cutoff": torch.ones(2)}, r"cutoff to be float32 \[1\] or \[8\] on cpu, got float32 \[2\]"),
+    (CONV, {"row_mask": torch.ones(8).bool()}, r"row_mask to be bool \[2, 4\] on cpu, got bool \[8\]"),
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
 def test_what_does_not_fit_together_is_refused_with_the_remedy(case: Case, change: dict[str, Any], words: str) -> None:
     p = product(case)
     packing = Packing(0.2, cutoff=change.get("cutoff"), row_mask=change.get("row_mask"))

@@ -156,7 +156,7 @@ REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (effective_weight, (W, SOFT), {"dtype": torch.int8},
      "expected a floating-point dtype, got torch.int8; leave it out"),
     (effective_weight, (W, SOFT), {"cached": W.half()},
-     "expected cached to be torch.float32 [2, 3] on cpu, got float16 [2, 3] on cpu; leave it out, and the op builds it"),
+     "expected cached to be torch.float32 [2, 3] on cpu, got float16 [2, 3] on cpu; leave it out, and the op builds"),
     (ViewTable, ([Viewed(W.T.contiguous().T, SOFT)], "torch"), {}, f"expected a contiguous weight, {ON_CPU}copy it"),
     (ViewTable, ([Viewed(W, SOFT, torch.ones(3, 2))], "torch"), {}, "expected w_hat of [2, 3] on cpu"),
     (ViewTable, ([Viewed(W.double(), View("soft", S, alpha=S.double()))], "torch"), {},

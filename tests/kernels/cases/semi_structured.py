@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tritonsparse.kernels import semi_structured
 from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import semi_structured_linear
@@ -64,8 +66,11 @@ def product(case: Case, dtype: torch.dtype, device: str = "cpu", backend: str = 
 class Emulated:
     """cuSPARSELt's two calls in plain torch, strict about what they are given; counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.compressed = self.multiplied = 0
+        patch.setattr(torch, "_cslt_compress", self.compress)
+        patch.setattr(torch, "_cslt_sparse_mm", self.multiply)
+        patch.setattr(semi_structured, "hardware_reason", lambda device: None)
 
     def compress(self, dense: Tensor) -> Tensor:
         self.compressed += 1
