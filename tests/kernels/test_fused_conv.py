@@ -94,25 +94,22 @@ WHOLE, NARROW, UNTURNED, OTHER = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("message", "changed"),
-    [
-        (r'kind "soft", "hard" or "mask", got "step"', {"view": HARD._replace(kind="step")}),
-        (r"F a multiple of 3 groups", {"geometry": replace(SAME, groups=3)}),
-        (r"expected threshold of shape \[1\] or \[32\]", {"view": View("hard", torch.ones(2, 2))}),
-        (r"cast x or run under torch.autocast", {"x": X.double()}),
-        (r"expected x to be .* \[B, 32, H, W\]", {"x": X[:, 1:]}),
-        (r"at least the dilated kernel", {"x": X[:, :, :0]}),
-        (r"expected bias to be torch.float32 \[32\]", {"bias": X[0, 0, 0]}),
-        (r'"torch" or "triton", got .fused.', {"backend": "fused"}),
-        (r"weight in float16, bfloat16 or float32", {"weight": W.double(), "backend": "triton"}),
-        (r'kind "mask" with a topology, got .hard.', WHOLE | {"view": HARD}),
-        (r"multiples of 16 .* got \[8, 16\]", NARROW),
-        (r"with an input_index, got one without", UNTURNED),
-        (r"with a grad_index, got one without", WHOLE | {"view": MASK._replace(grad_mask=KEPT)}),
-        (r"index to be contiguous int32", OTHER),
-    ],
-)
+@pytest.mark.parametrize(("message", "changed"), [
+    (r'kind "soft", "hard" or "mask", got "step"', {"view": HARD._replace(kind="step")}),
+    (r"F a multiple of 3 groups", {"geometry": replace(SAME, groups=3)}),
+    (r"expected threshold of shape \[1\] or \[32\]", {"view": View("hard", torch.ones(2, 2))}),
+    (r"cast x or run under torch.autocast", {"x": X.double()}),
+    (r"expected x to be .* \[B, 32, H, W\]", {"x": X[:, 1:]}),
+    (r"at least the dilated kernel", {"x": X[:, :, :0]}),
+    (r"expected bias to be torch.float32 \[32\]", {"bias": X[0, 0, 0]}),
+    (r'"torch" or "triton", got .fused.', {"backend": "fused"}),
+    (r"weight in float16, bfloat16 or float32", {"weight": W.double(), "backend": "triton"}),
+    (r'kind "mask" with a topology, got .hard.', WHOLE | {"view": HARD}),
+    (r"multiples of 16 .* got \[8, 16\]", NARROW),
+    (r"with an input_index, got one without", UNTURNED),
+    (r"with a grad_index, got one without", WHOLE | {"view": MASK._replace(grad_mask=KEPT)}),
+    (r"index to be contiguous int32", OTHER),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused_with_the_remedy(message: str, changed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=message):
         fused_conv2d(**{"x": X, "weight": W, "view": HARD, "bias": None, "geometry": SAME} | changed)

@@ -1,4 +1,4 @@
-"""Which products are fused, and on what grounds."""
+"""Which products are fused, where blocks are skipped and 2:4 products taken, and on what grounds: measurements."""
 
 import json
 import tomllib
@@ -22,11 +22,8 @@ UNKNOWN = [
 
 
 def entry(m: int, unfused: float, fused: float, **changed: Any) -> dict[str, Any]:
-    return {
-        **{"device": "nvidia-h200", "op": "forward", "m": m, "n": 4096, "k": 1024, "dtype": "bfloat16"},
-        **{"kind": "soft", "unfused_ms": unfused, "fused_ms": fused},
-        **changed,
-    }
+    case = {"device": "nvidia-h200", "op": "forward", "m": m, "n": 4096, "k": 1024, "dtype": "bfloat16", "kind": "soft"}
+    return {**case, "unfused_ms": unfused, "fused_ms": fused, **changed}
 
 
 def chosen(m: int, *entries: dict[str, Any], device: str = H200) -> plan.Choice:
@@ -42,25 +39,18 @@ def test_the_model_fuses_below_about_a_thousand_rows(op: str, kind: str, nk: tup
     assert fused == [True, True, True, False, False, False]
 
 
-def test_the_model_s_milliseconds_by_hand() -> None:
+def test_the_model_s_milliseconds_by_hand_and_slower_memory_moves_the_crossover_up() -> None:
+    def square(m: int, name: str) -> plan.Choice:
+        return choose("forward", m, 4096, 4096, BF16, "soft", name, table=())
+
     # 8192 rows: 6 bytes of 2^24 weights at 4.3 TB/s, then 2^38 operations at 790 TFLOP/s: 0.0234 + 0.3479 ms.
-    choice = choose("forward", 8192, 4096, 4096, BF16, "soft", H200, table=())
-    assert choice.predicted_ms == pytest.approx(0.3714, abs=1e-4)
-    assert "4.3 TB/s and 790 TFLOP/s" in choice.reason
     # The H100 has 3.0 TB/s: 0.0336 + 0.3479 ms.
-    choice = choose("forward", 8192, 4096, 4096, BF16, "soft", H100, table=())
-    assert choice.predicted_ms == pytest.approx(0.3815, abs=1e-4)
-    assert "3 TB/s" in choice.reason
-
-
-def test_slower_memory_moves_the_crossover_up() -> None:
-    def last_fused(name: str) -> int:
-        return max(
-            m for m in range(256, 4096, 16) if choose("forward", m, 4096, 4096, BF16, "soft", name, table=()).fused
-        )
-
+    for name, ms, words in ((H200, 0.3714, "4.3 TB/s and 790 TFLOP/s"), (H100, 0.3815, "3 TB/s")):
+        choice = square(8192, name)
+        assert choice.predicted_ms == pytest.approx(ms, abs=1e-4) and words in choice.reason
     # Unfused takes 6 N K / B more, of which the fused product hides 4 behind its longer 2 L (1/r - 1) / P.
-    assert last_fused(H200) < last_fused(H100) < 2 * last_fused(H200)
+    last, slower = (max(m for m in range(256, 4096, 16) if square(m, name).fused) for name in (H200, H100))
+    assert last < slower < 2 * last
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -115,19 +105,53 @@ def test_every_entry_the_package_brings_is_whole() -> None:
     assert all(set(found) == set(FIELDS) for found in entries)
     fields = json.loads((ROOT / "kernels" / "plan_table.json").read_text(encoding="utf-8"))["fields"]
     assert tuple(fields) == FIELDS
+    for each in measured.read_block_table():
+        layer = each["n"], each["k"], (each["rows"], each["columns"]), getattr(torch, each["dtype"])
+        assert measured.break_even(*layer, each["device"]) == each["max_density"] and 0 <= each["max_density"] <= 1
+    semi_structured = measured.read_semi_structured_table()
+    assert all(set(each) == set(measured.SEMI_STRUCTURED_FIELDS) for each in semi_structured)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "plan_table.json" in settings["tool"]["setuptools"]["package-data"]["tritonsparse.kernels"]
 
 
 def test_unknown_words_and_negative_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose: expected op in"):
-        choose("backward", 1, 1, 1, BF16, "soft", H200)
-    with pytest.raises(ValueError, match=r"kind in \['soft', 'hard', 'step', 'mask'\], got 'forward' and 'bits'; pass"):
-        choose("forward", 1, 1, 1, BF16, "bits", H200)
-    with pytest.raises(ValueError, match="sizes of 0 or more"):
-        choose("forward", -1, 1, 1, BF16, "soft", H200)
+    for op, m, kind, words in (
+        ("backward", 1, "soft", "choose: expected op in"), ("forward", -1, "soft", "sizes of 0 or more"),
+        ("forward", 1, "bits", r"kind in \['soft', 'hard', 'step', 'mask'\], got 'forward' and 'bits'; pass"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            choose(op, m, 1, 1, BF16, kind, H200)
     # An empty product has an answer.
     assert choose("forward", 0, 0, 0, BF16, "soft", H200, table=()).predicted_ms == 0.0
+
+
+MEASURED = dict(zip(measured.FIELDS, ("nvidia-h200", 4096, 1024, 64, 64, "bfloat16", 0.6), strict=True))
+LAYER: dict[str, Any] = {
+    "n": 4096, "k": 1024, "block": (64, 64), "dtype": BF16, "device_name": "NVIDIA H200", "table": (MEASURED,),
+}  # fmt: skip
+
+
+def test_blocks_are_skipped_up_to_the_measured_density_and_no_further() -> None:
+    choices = [measured.block_choice(**LAYER, density=density) for density in (0.1, 0.6, 0.61)]
+    assert [skips for skips, _ in choices] == [True, True, False]
+    assert "up to density 0.6" in choices[0][1] and "only" in choices[2][1]
+
+
+@pytest.mark.parametrize(
+    "other", [{"n": 1024}, {"k": 4096}, {"block": (32, 64)}, {"dtype": torch.half}, {"device_name": "NVIDIA A100"}]
+)
+def test_of_blocks_that_were_not_measured_nothing_is_claimed(other: dict[str, Any]) -> None:
+    skips, reason = measured.block_choice(**LAYER | other, density=0.01)
+    assert not skips and "not measured" in reason and "backend='block'" in reason
+
+
+@pytest.mark.parametrize(("k", "faster", "words"), [(1024, True, "measured faster"), (4096, False, "no faster"),
+                                                    (2048, False, "not measured")])  # fmt: skip
+def test_a_2_4_forward_is_taken_where_it_was_measured_faster(k: int, faster: bool, words: str) -> None:
+    entry = dict(zip(measured.SEMI_STRUCTURED_FIELDS, ("nvidia-h200", 4096, 1024, "bfloat16", True), strict=True))
+    table = (entry, {**entry, "k": 4096, "faster": False})
+    taken, reason = measured.semi_structured_choice(4096, k, BF16, "NVIDIA H200", table=table)
+    assert taken == faster and words in reason
 
 
 def made(folder: Path, rows: list[dict[str, Any]], *entries: dict[str, Any]) -> dict[str, Any]:

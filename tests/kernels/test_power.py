@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tritonsparse.kernels.weight.power import power, power_reference, root
 
 
-def test_values_and_gradients_by_hand() -> None:
+@pytest.mark.parametrize("exponent", [1.25, 1.5, 1.9])
+def test_by_hand_and_the_gradient_at_zero_is_zero_where_autograd_of_the_formula_has_none(exponent: float) -> None:
     theta = torch.tensor([3.0, -2.0, 0.0, 0.5], requires_grad=True)
     weight = power(theta, 2.0)
     assert weight.tolist() == [9.0, -4.0, 0.0, 0.25]
@@ -16,9 +17,6 @@ def test_values_and_gradients_by_hand() -> None:
     # 2 |theta| g
     assert theta.grad is not None and theta.grad.tolist() == [6.0, 40.0, 0.0, -1.0]
 
-
-@pytest.mark.parametrize("exponent", [1.25, 1.5, 1.9])
-def test_the_gradient_at_zero_is_zero_where_autograd_of_the_formula_has_none(exponent: float) -> None:
     theta = torch.zeros(3, requires_grad=True)
     power(theta, exponent).backward(torch.ones(3))
     assert theta.grad is not None and theta.grad.tolist() == [0.0, 0.0, 0.0]
@@ -60,21 +58,16 @@ def test_the_root_is_undone_by_the_power(dtype: torch.dtype) -> None:
         assert torch.equal(back == 0, weight == 0)
 
 
-@pytest.mark.parametrize("strided", [False, True])
-def test_opcheck(strided: bool) -> None:
+def test_opcheck() -> None:
     theta = torch.randn(6, 4, dtype=torch.float64)
-    theta = (theta[:, ::2] if strided else theta).requires_grad_()
-    torch.library.opcheck(torch.ops.tritonsparse.power.default, (theta, 1.5))
-    grad = torch.randn_like(theta)
-    torch.library.opcheck(torch.ops.tritonsparse.power_backward.default, (grad, theta.detach(), 1.5))
+    for each in (theta, theta[:, ::2]):
+        torch.library.opcheck(torch.ops.tritonsparse.power.default, (each.detach().requires_grad_(), 1.5))
+        torch.library.opcheck(torch.ops.tritonsparse.power_backward.default, (torch.randn_like(each), each, 1.5))
 
 
-@pytest.mark.parametrize("exponent", [0.5, float("nan"), float("inf")])
-def test_an_exponent_below_one_is_refused(exponent: float) -> None:
-    with pytest.raises(ValueError, match=r"an exponent of at least 1.*2 is the paper's"):
-        power(torch.ones(2), exponent)
-
-
-def test_integers_are_refused() -> None:
+def test_an_exponent_below_one_and_integers_are_refused() -> None:
+    for exponent in (0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"an exponent of at least 1.*2 is the paper's"):
+            power(torch.ones(2), exponent)
     with pytest.raises(ValueError, match=r"floating-point theta, got torch\.int64; convert it"):
         power(torch.ones(2, dtype=torch.int64), 2.0)

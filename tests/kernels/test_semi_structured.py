@@ -76,19 +76,16 @@ def test_all_that_stands_in_the_way_is_named() -> None:
 X, W_HAT = torch.zeros(2, K), torch.zeros(N, K)
 
 
-@pytest.mark.parametrize(
-    ("kind", "words", "change"),
-    [
-        (ValueError, 'backend "torch" or "semi_structured", got \'cuda\'; pass either', {"backend": "cuda"}),
-        (ValueError, r"x of shape \[..., 96\].*check the layer's input", {"x": X[:, :64].half()}),
-        (ValueError, "x in torch.float16 .*cast x or run under torch.autocast", {"x": X}),
-        (ValueError, r"bias to be torch.float16 \[64\].*cast the bias with x", {"bias": torch.zeros(N)}),
-        (ValueError, r"w_hat to be a floating-point matrix \[N, K\].*effective weight", {"w_hat": W_HAT[0]}),
-        (ValueError, 'x is in torch.float32; pass backend="torch"', {"x": X, "w_hat": W_HAT}),
-        (ValueError, 'is 64 x 90; pass backend="torch"', {"x": X[:, :90].half(), "w_hat": W_HAT[:, :90].half()}),
-        (RuntimeError, 'need a GPU, and the operands are on cpu; pass backend="torch"', {}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "words", "change"), [
+    (ValueError, 'backend "torch" or "semi_structured", got \'cuda\'; pass either', {"backend": "cuda"}),
+    (ValueError, r"x of shape \[..., 96\].*check the layer's input", {"x": X[:, :64].half()}),
+    (ValueError, "x in torch.float16 .*cast x or run under torch.autocast", {"x": X}),
+    (ValueError, r"bias to be torch.float16 \[64\].*cast the bias with x", {"bias": torch.zeros(N)}),
+    (ValueError, r"w_hat to be a floating-point matrix \[N, K\].*effective weight", {"w_hat": W_HAT[0]}),
+    (ValueError, 'x is in torch.float32; pass backend="torch"', {"x": X, "w_hat": W_HAT}),
+    (ValueError, 'is 64 x 90; pass backend="torch"', {"x": X[:, :90].half(), "w_hat": W_HAT[:, :90].half()}),
+    (RuntimeError, 'need a GPU, and the operands are on cpu; pass backend="torch"', {}),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused_with_a_remedy(kind: type[Exception], words: str, change: dict[str, Any]) -> None:
     given = {"x": X.half(), "w_hat": W_HAT.half(), "backend": "semi_structured"}
     with pytest.raises(kind, match=f"^semi_structured_linear: expected .*{words}"):

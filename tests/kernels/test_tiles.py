@@ -1,22 +1,15 @@
 """The configurations of the fused products, computed and not searched for."""
 
-from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tritonsparse.kernels._tiles import (
-    MAX_SPLITS,
-    MAX_STAGES,
-    Limits,
-    gemm_tiles,
-    grad_tiles,
-    input_precision,
-    is_aligned,
-    power_of_two,
-)
+from tritonsparse.kernels import _tiles
+from tritonsparse.kernels._tiles import Limits, gemm_tiles, grad_tiles, input_precision, is_aligned
 
 A100, RTX, H200, MI300 = Limits(166_912, 108), Limits(101_376, 128), Limits(232_448, 132), Limits(65_536, 304)
 limits = st.sampled_from([A100, RTX, H200, MI300])
@@ -31,9 +24,8 @@ def test_a_product_s_tiles_fit_the_device(
     tiles = gemm_tiles(
         (m, n, k), weight_bytes=w, x_bytes=x, masked=masked, precision=precision, aligned=aligned, limits=limits
     )
-    for side in (tiles.m, tiles.n, tiles.k):
-        assert side == power_of_two(side, 16, 256)
-    assert 2 <= tiles.num_stages <= MAX_STAGES and 1 <= tiles.splits <= MAX_SPLITS
+    assert all(side == _tiles.power_of_two(side, 16, 256) for side in (tiles.m, tiles.n, tiles.k))
+    assert 2 <= tiles.num_stages <= _tiles.MAX_STAGES and 1 <= tiles.splits <= _tiles.MAX_SPLITS
     # What a loop of num_stages holds: all of x's buffers, one fewer of what passes through registers.
     held = tiles.num_stages * tiles.m * tiles.k * x + (tiles.num_stages - 1) * tiles.n * tiles.k * (w + masked)
     assert held <= limits.shared_bytes
@@ -46,20 +38,14 @@ def test_a_product_s_tiles_fit_the_device(
     assert of_grad.subtiles in (1, 2, 4, 8) and of_grad.k // of_grad.subtiles % 32 == 0
 
 
-def test_a_decoding_step_is_spread_over_the_multiprocessors() -> None:
+def test_a_decoding_step_is_spread_over_the_device_and_large_gradients_have_large_tiles() -> None:
+    how: dict[str, Any] = {"precision": "ieee", "aligned": True, "limits": H200}
     # 4096 / 64 = 64 tiles of the weight for 132 multiprocessors: two parts of the reduction each.
-    tiles = gemm_tiles(
-        (1, 4096, 4096), weight_bytes=4, x_bytes=2, masked=False, precision="ieee", aligned=True, limits=H200
-    )
+    tiles = gemm_tiles((1, 4096, 4096), weight_bytes=4, x_bytes=2, masked=False, **how)
     assert (tiles.m, tiles.n, tiles.splits) == (16, 64, 2)
-
-
-@pytest.mark.parametrize(
-    ("n", "k", "tile"), [(4096, 14_336, (128, 256)), (2048, 2048, (128, 128)), (1024, 1024, (64, 128))]
-)
-def test_the_larger_the_weight_the_larger_the_tiles_of_its_gradient(n: int, k: int, tile: tuple[int, int]) -> None:
-    tiles = grad_tiles(n, k, operand_bytes=2, precision="ieee", aligned=True, limits=H200)
-    assert (tiles.n, tiles.k) == tile
+    for n, k, tile in ((4096, 14_336, (128, 256)), (2048, 2048, (128, 128)), (1024, 1024, (64, 128))):
+        of_grad = grad_tiles(n, k, operand_bytes=2, **how)
+        assert (of_grad.n, of_grad.k) == tile
 
 
 def test_lines_that_start_on_16_elements_are_aligned_along_either_axis() -> None:
@@ -71,15 +57,8 @@ def test_lines_that_start_on_16_elements_are_aligned_along_either_axis() -> None
     assert not is_aligned(torch.zeros(1).expand(32, 48))
 
 
-@pytest.fixture
-def restored_precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
-@pytest.mark.usefixtures("restored_precision")
-def test_float32_products_are_full_float32_unless_torch_allows_tf32() -> None:
+def test_float32_products_are_full_float32_unless_torch_allows_tf32(request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
     torch.set_float32_matmul_precision("highest")
     assert input_precision(torch.float32) == "ieee"
     torch.backends.cuda.matmul.allow_tf32 = True
