@@ -1,9 +1,12 @@
-"""Run by torchrun: each rank ranks its tensors with the others', and holds what it finds to one stable sort of all."""
+"""Three processes: each ranks its tensors with the others', and holds what it finds to one stable sort of all."""
 
 import sys
+import tempfile
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from torch import Tensor
 
 from tritonsparse.kernels import _triton
@@ -20,13 +23,13 @@ def parts_of(kind: str) -> list[list[Tensor]]:
     return [[tensors[0], torch.empty(0)], [tensors[1]], [torch.empty(0, 7)]]
 
 
-def run(group: dist.ProcessGroup, backend: str) -> int:
+def run(group: dist.ProcessGroup, backend: str, kinds: Sequence[str], counts: Sequence[int]) -> int:
     place, checked = dist.get_rank(group), 0
-    for kind in ("distinct", "tied"):
+    for kind in kinds:
         parts, hint = parts_of(kind), None
         values = torch.cat([each.reshape(-1) for part in parts for each in part]).abs()
         order = values.argsort(descending=True, stable=True)
-        for kept in (0, 700, 2500, 11_000):
+        for kept in counts:
             expected = torch.zeros(11_000, dtype=torch.bool)
             expected[order[:kept]] = True
             last = values[order[kept - 1]] if kept else torch.tensor(torch.inf)
@@ -53,14 +56,23 @@ def run(group: dist.ProcessGroup, backend: str) -> int:
     return checked
 
 
+def work(rank: int, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
+    # All three ranks; and two of them, whose places in their group are not their ranks.
+    pair, both = dist.new_group([0, 2]), ("distinct", "tied")
+    for group in (dist.group.WORLD, pair):
+        if group is not pair or rank != 1:
+            sys.stdout.write(f"torch {run(group, 'torch', both, (0, 700, 2500, 11_000))}\n")
+            if _triton.INTERPRETED:
+                # Slow, and the same communication.
+                kinds = both[1:] if group is pair else both
+                sys.stdout.write(f"triton {run(group, 'triton', kinds, (0, 2500, 11_000))}\n")
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
     # Room for so few keys that a tied bracket overflows on one rank, and not on the others.
     topk.CHUNK = _select.SAMPLE_FROM = 500
-    # All three ranks; and two of them, whose places in their group are not their ranks.
-    pair = dist.new_group([0, 2])
-    for backend in ["torch", "triton"] if _triton.INTERPRETED else ["torch"]:
-        for group in (dist.group.WORLD, pair):
-            if group is not pair or dist.get_rank() != 1:
-                sys.stdout.write(f"checked {run(group, backend)}\n")
-    dist.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        # Forked: what is imported is imported once.
+        torch.multiprocessing.start_processes(work, (f"{folder}/store",), nprocs=3, start_method="fork")

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,10 +182,10 @@ def test_what_does_not_fit_is_refused_with_a_remedy(call: Callable[[], object], 
 
 def test_every_rank_finds_the_cutoff_and_its_part_of_the_masks_of_one_stable_sort() -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "1"}
-    worker = Path(__file__).with_name("selection_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", str(worker)]
+    command = [sys.executable, str(Path(__file__).with_name("selection_worker.py"))]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    # Of each back end: 16 cut-offs and 2 refusals on each of three ranks, then on two of them.
-    backends = 1 + (importlib.util.find_spec("triton") is not None)
-    assert run.stdout.count("checked 18\n") == backends * (3 + 2)
+    # Two for each count and kind, and 2 refusals, on each of three ranks, then on two of them.
+    expected = {"torch 18": 3 + 2, "triton 14": 3, "triton 8": 2}
+    installed = importlib.util.find_spec("triton") is not None
+    assert Counter(run.stdout.splitlines()) == {k: v for k, v in expected.items() if installed or "torch" in k}
