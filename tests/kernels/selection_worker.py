@@ -66,7 +66,7 @@ def work(rank: int, store: str) -> None:
             if _triton.INTERPRETED:
                 # Slow, and the same communication.
                 kinds = both[1:] if group is pair else both
-                sys.stdout.write(f"triton {run(group, 'triton', kinds, (0, 2500, 11_000))}\n")
+                sys.stdout.write(f"triton {run(group, 'triton', kinds, (2500, 11_000))}\n")
     dist.destroy_process_group()
 
 

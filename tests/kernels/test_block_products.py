@@ -140,7 +140,7 @@ FORWARD, GRAD = {"x": X, "weight": W, "layout": LAYOUT}, {"grad_y": GRAD_Y, "x":
     (block_forward, {"weight": W[0]}, "weight to be a floating-point [16, 32]", "as the layout says"),
     (block_forward, {"weight": W.int()}, "weight to be a floating-point", "as the layout says"),
     (block_forward, {"layout": replace(LAYOUT, transposed=True)}, "floating-point [32, 16]", "as the layout says"),
-    (block_forward, {"layout": replace(LAYOUT, index=LAYOUT.index[1:])}, f"int32 [{index_size(1, 2)}]", "index_"),
+    (block_forward, {"layout": replace(LAYOUT, index=LAYOUT.index[1:])}, f"int32 [{index_size(1, 2)}]", "index_size"),
     (block_forward, {"layout": replace(LAYOUT, index=LAYOUT.index.to("meta"))}, "index on cpu", "weight's device"),
     (block_forward, {"layout": replace(LAYOUT, block=(16, 0))}, "(rows, columns) of at least 1", "(64, 64)"),
     (block_forward, {"layout": NARROW, "backend": "triton"}, "multiples of 16", 'backend="torch"'),
@@ -159,7 +159,8 @@ FORWARD, GRAD = {"x": X, "weight": W, "layout": LAYOUT}, {"grad_y": GRAD_Y, "x":
     (block_grad_weight, {"kept": torch.ones(1, 2)}, "kept to be bool [1, 2]", "one flag a block"),
     (block_grad_weight, {"kept": torch.ones(2, 1).bool()}, "kept to be bool [1, 2]", "one flag a block"),
     (block_grad_weight, {"alpha": torch.zeros(2)}, "alpha to be one float32 value", "keep the schedule's value"),
-    (block_grad_input, {"grad_y": X, "weight": W, "layout": LAYOUT}, "grad_y to be a floating-point", "flatten"),
+    (block_grad_input, {"grad_y": X, "weight": W, "layout": LAYOUT}, "grad_y to be a floating-point matrix [M, 16]",
+     "flatten"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, changed: Any, expected: str, remedy: str) -> None:
     with pytest.raises(ValueError) as error:
