@@ -24,14 +24,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Memory that a kernel forgets to write reads as NaN, as the largest integer, or as True."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.zeros(1).new_empty(3).isnan().all()
     yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
+@pytest.fixture(params=["full float32", "tf32"])
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    torch.compiler.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases.fused_conv import BF16, CASES, F16, F32, LARGE, Case, Operands, answer, errors, operands, run
+from graphs import captured
 from tolerances import CANCELLING, product_bound
 from torch import Tensor
 
@@ -67,17 +68,12 @@ def test_blocks_are_skipped_exactly_at_any_density(case: Case, density: float) -
 
 
 def test_products_replay_in_a_graph() -> None:
-    o, side, graph = operands(STEP, BF16, device="cuda"), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        expected = run(o, "triton")
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        captured = run(o, "triton")
-    for tensor in captured.values():
+    o = operands(STEP, BF16, device="cuda")
+    expected, (graph, found) = run(o, "triton"), captured(lambda: run(o, "triton"))
+    for tensor in found.values():
         tensor.fill_(float("nan"))
     graph.replay()
-    assert all(torch.equal(captured[name], expected[name]) for name in expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_offsets_beyond_two_to_the_31_reach_their_element() -> None:

@@ -1,12 +1,13 @@
 """Sparse layers on a GPU: the two back ends agree in training steps, under graphs, compilers and autocast."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from graphs import captured
 from small_runs import relative_error
 from tolerances import product_bound
 from torch import Tensor, nn
@@ -15,14 +16,10 @@ from transformers.pytorch_utils import Conv1D
 import tritonsparse as ts
 from tritonsparse.train.text.translation_presets import build_model
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 DEVICE = "cuda"
 AUTOSPARSE = ts.methods.AutoSparse(threshold_init=-4.0, alpha=0.4, alpha_schedule="constant")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
 
 
 def network() -> nn.Sequential:
@@ -78,17 +75,7 @@ def test_a_captured_training_pass_follows_alpha_and_thresholds() -> None:
     model = network()
     sparsifier = sparse(model, "triton")
     x = torch.randn(64, 200, device=DEVICE)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            model.zero_grad()
-            step(model, x)
-    torch.cuda.current_stream().wait_stream(stream)
-    model.zero_grad()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step(model, x)
+    graph, loss = captured(lambda: step(model, x), calls=3, before=model.zero_grad)
     twin = copy.deepcopy(model)
     for alpha, shift in ((0.0, 0.5), (0.8, -1.0)):
         for one in (model, twin):
@@ -100,9 +87,9 @@ def test_a_captured_training_pass_follows_alpha_and_thresholds() -> None:
         twin.zero_grad()
         expected = step(twin, x)
         assert relative_error(loss, expected) <= 1e-3
-        captured = gradients(model)
+        ours = gradients(model)
         for name, gradient in gradients(twin).items():
-            assert relative_error(captured[name], gradient) <= 1e-2, name
+            assert relative_error(ours[name], gradient) <= 1e-2, name
     assert len(sparsifier.layers) == 3
 
 
@@ -123,9 +110,9 @@ def test_inductor_compiles_one_graph_and_alpha_moves_without_recompiling() -> No
             twin.zero_grad()
             actual, expected = step(compiled, x), step(twin, x)
             assert relative_error(actual, expected) <= 1e-2
-            compiled_gradients = gradients(model)
+            ours = gradients(model)
             for name, gradient in gradients(twin).items():
-                assert relative_error(compiled_gradients[name], gradient) <= 3e-2, name
+                assert relative_error(ours[name], gradient) <= 3e-2, name
 
 
 class Vocabulary:

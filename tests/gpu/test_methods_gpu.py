@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases.block import no_synchronization
 from torch import nn
 
 import tritonsparse as ts
@@ -55,10 +56,6 @@ def test_the_offset_is_the_cpus_and_is_found_without_a_synchronisation() -> None
     most = [weight.numel() for weight in weights]
     expected = common_offset(weights, logits, most, 12_000)
     on_gpu = [weight.cuda() for weight in weights], [logit.cuda() for logit in logits]
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronization():
         found = common_offset(*on_gpu, most, 12_000)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert found.item() == pytest.approx(expected.item(), abs=1e-4)

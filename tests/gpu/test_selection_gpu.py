@@ -3,6 +3,8 @@
 import pytest
 import torch
 from cases import selection
+from cases.block import no_synchronization
+from graphs import captured
 
 from tritonsparse.kernels.select._keys import TILE, tile_table
 from tritonsparse.kernels.select.masks import cutoff_masks
@@ -25,9 +27,7 @@ def test_the_masks_of_a_top_k_are_the_head_of_a_stable_sort(case: selection.TopK
 
 @HALVES
 @pytest.mark.parametrize("case", [*selection.N_OF_M, *selection.LARGE_N_OF_M], ids=str)
-def test_a_score_is_kept_where_fewer_than_n_of_its_group_come_before_it(
-    case: selection.NOfM, half: torch.dtype
-) -> None:
+def test_a_score_is_kept_where_fewer_than_n_of_its_group_come_first(case: selection.NOfM, half: torch.dtype) -> None:
     selection.assert_n_of_m(case, "triton", half, DEVICE)
 
 
@@ -45,14 +45,9 @@ def test_a_graph_selects_anew_at_each_replay_and_reads_nothing_back() -> None:
         cutoff = topk_cutoff(weights, 300_000, magnitude=True, hint=hint, table=table, check=False, backend="triton")
         cutoff_masks(weights, cutoff, magnitude=True, out=out, table=table, backend="triton")
 
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronization():
         select()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        select()
+    graph, _ = captured(select)
     # A bracket that holds; one that does not; ties without end.
     for change in (1.01, 3.0, 0.0):
         for weight in weights:
