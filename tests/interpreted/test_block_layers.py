@@ -35,17 +35,15 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), Conv1D(32, 64))
 
 
-def start(name: str = "static", backend: str = "block", pattern: str = "block:16", **attach: Any) -> Run:
-    def loss(net: Any) -> Tensor:
-        x, target = torch.randn(2, 5, 32)
-        return (net(x) - target).square().mean()
+def loss(net: Any) -> Tensor:
+    x, target = torch.randn(2, 5, 32)
+    return (net(x) - target).square().mean()
 
-    options: dict[str, Any] = {"include": ["*"], "total_steps": 4, "steps_per_epoch": 1, "attach": attach}
-    rates = {"lr": 0.05}
-    return Run(
-        model(), TRAINED[name], lambda groups: torch.optim.SGD(groups, momentum=0.9), loss,
-        groups=rates, pattern=pattern, backend=backend, **options,
-    )  # fmt: skip
+
+def start(name: str = "static", backend: str = "block", pattern: str = "block:16", **attach: Any) -> Run:
+    options: dict[str, Any] = {"include": ["*"], "total_steps": 4, "steps_per_epoch": 1, "groups": {"lr": 0.05}}
+    options |= {"pattern": pattern, "backend": backend, "attach": attach}
+    return Run(model(), TRAINED[name], lambda groups: torch.optim.SGD(groups, momentum=0.9), loss, **options)
 
 
 def assert_trained_alike(actual: Run, expected: Run, rtol: float, atol: float) -> None:
@@ -104,12 +102,14 @@ def test_a_topology_that_is_rewritten_in_inference_mode_can_be_trained_with() ->
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_training_forward_of_many_rows_casts_its_weight_first(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Tensor | None] = []
-    product = linear.block_linear
+    given, product = list[Tensor | None](), linear.block_linear
+
+    def noted(*args: Any, **options: Any) -> Tensor:
+        given.append(options["w_hat"])
+        return product(*args, **options)
+
     monkeypatch.setattr(linear, "CAST_ROWS", 4)
-    monkeypatch.setattr(
-        linear, "block_linear", lambda *args, **kwargs: (given.append(kwargs["w_hat"]), product(*args, **kwargs))[1]
-    )
+    monkeypatch.setattr(linear, "block_linear", noted)
     layer: Any = start().sparsifier.layers["0"]
     layer.casts_first = first
     with torch.autocast("cpu", torch.float16):
