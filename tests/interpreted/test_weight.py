@@ -35,7 +35,8 @@ def test_kernels_are_as_exact_as_the_references(case: Case) -> None:
 
 
 def test_all_layers_in_one_launch_are_as_exact_as_one_by_one() -> None:
-    check_many(CASES, 1e-6)
+    # One of each kind and master dtype.
+    check_many([*{(case.kind, case.master): case for case in CASES}.values()], 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -36,7 +36,7 @@ AXES = {
 }  # fmt: skip
 # Around a word of 32, tiles of the product (32 x 64 x 128) and one of the packing (1,024).
 CASES = [
-    *(Case(**each) for each in pairwise(shape=((1, 1), (7, 32), (33, 33), (9, 70), (2, 1030)), n=(5, 130), **AXES)),
+    *(Case(**each) for each in pairwise(shape=((1, 1), (7, 32), (33, 33), (9, 70), (2, 1030)), n=(5, 70), **AXES)),
     # Everything; what no number reaches; what no number is compared with; nothing to pack; room for nothing.
     *(Case((5, 40), cutoff=cutoff, masked=False) for cutoff in (0.0, math.inf, math.nan)),
     Case((0, 33)), Case((3, 40), missing=999),
