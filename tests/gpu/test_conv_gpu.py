@@ -38,7 +38,7 @@ def gradients(model: nn.Module, x: Tensor, grad: Tensor, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_the_back_ends_agree(
+def test_agreement(
     kind: str, channels_last: bool, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

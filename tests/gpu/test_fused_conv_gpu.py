@@ -50,7 +50,7 @@ def check(o: Operands, tf32: bool = False) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("case", "dtype", "master", "tf32"), TABLE, ids=str)
-def test_every_product_is_as_exact_as_the_unfused_reference(
+def test_products_are_as_exact(
     case: Case, dtype: torch.dtype, master: torch.dtype, tf32: bool, precision: None
 ) -> None:
     torch.set_float32_matmul_precision("high" if tf32 else "highest")

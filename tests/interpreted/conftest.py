@@ -53,17 +53,3 @@ def poisoned_memory() -> Iterator[None]:
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             patch.setattr(owner, name, poisoned(getattr(owner, name)))
         yield
-
-
-@pytest.fixture(scope="session")
-def assert_close() -> Callable[[str, torch.Tensor, torch.Tensor, float], None]:
-    """Compares by relative RMS error, ||actual - expected|| / ||expected||; a NaN never passes."""
-
-    def check(name: str, actual: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
-        assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
-        assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
-        error = (actual.double() - expected.double()).norm().item()
-        scale = expected.double().norm().item()
-        assert error <= bound * scale, f"{name}: error {error:.3e} against norm {scale:.3e}, bound {bound:.0e}"
-
-    return check

@@ -76,9 +76,8 @@ def test_the_ops_and_their_gradients_equal_those_in_float64(case: Case) -> None:
 
 def test_a_result_may_be_wider_than_its_operands() -> None:
     o = operands(Case(5, 32, 32, (16, 16), weight=torch.half, x=torch.half))
-    y = block_forward(
-        o.x, o.weight, o.layout, o.bias, out_dtype=torch.float32, backend="triton", tiles=BlockTiles(16, 16, 16)
-    )
+    how: dict[str, Any] = {"out_dtype": torch.float32, "backend": "triton", "tiles": BlockTiles(16, 16, 16)}
+    y = block_forward(o.x, o.weight, o.layout, o.bias, **how)
     # Products of float16 are exact in float32, and nothing is rounded to float16 on the way.
     compare({"y": y}, answer(o), lambda *_: 1e-6)
 
@@ -106,19 +105,13 @@ def write_parts(parts, p_start, lines, tiles, programs, TILES_K: tl.constexpr, S
 @pytest.mark.parametrize(
     ("counts", "tiles", "programs", "splits", "expected"),
     [
-        ([2, 2, 2, 2], 1, 4, 8, [1, 1, 1, 1]),
-        ([14, 2, 0, 0], 1, 4, 8, [4, 1, 1, 1]),
-        ([14, 2, 0, 0], 1, 4, 2, [2, 1, 1, 1]),
-        ([14, 2, 0, 0], 4, 4, 8, [1, 1, 1, 1]),
-        ([6, 4, 3, 3], 1, 4, 8, [1, 1, 1, 1]),
-        ([7, 3, 3, 3], 1, 4, 8, [2, 1, 1, 1]),
-        ([5, 5], 1, 64, 4, [4, 4]),
-        ([0, 0], 1, 4, 4, [1, 1]),
+        ([2, 2, 2, 2], 1, 4, 8, [1, 1, 1, 1]), ([14, 2, 0, 0], 1, 4, 8, [4, 1, 1, 1]),
+        ([14, 2, 0, 0], 1, 4, 2, [2, 1, 1, 1]), ([14, 2, 0, 0], 4, 4, 8, [1, 1, 1, 1]),
+        ([6, 4, 3, 3], 1, 4, 8, [1, 1, 1, 1]), ([7, 3, 3, 3], 1, 4, 8, [2, 1, 1, 1]),
+        ([5, 5], 1, 64, 4, [4, 4]), ([0, 0], 1, 4, 4, [1, 1]),
     ],
-)
-def test_lines_are_cut_where_they_would_outlast_what_a_program_has_on_average(
-    counts: list[int], tiles: int, programs: int, splits: int, expected: list[int]
-) -> None:
+)  # fmt: skip
+def test_long_lines_are_cut(counts: list[int], tiles: int, programs: int, splits: int, expected: list[int]) -> None:
     start = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
     parts = torch.full((len(counts),), -1, dtype=torch.int32)
     for tiles_k in (1, 4):

@@ -63,14 +63,10 @@ def test_four_steps_end_in_the_weights_of_the_reference(name: str, pattern: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "attached"),
-    [
-        ("rigl", {**CACHED, "defer": True}),
-        *(("topkast, all blocks", {**CACHED, "defer": defer}) for defer in (False, True)),
-    ],
+    ("name", "defer"), [("rigl", True), ("topkast, all blocks", True), ("topkast, all blocks", False)]
 )
-def test_cached_weights_and_deferred_multipliers_change_nothing(name: str, attached: dict[str, Any]) -> None:
-    assert_trained_alike(start(name, **attached), start(name), 1e-5, 1e-7)
+def test_cached_weights_and_deferred_multipliers_change_nothing(name: str, defer: bool) -> None:
+    assert_trained_alike(start(name, defer=defer, **CACHED), start(name), 1e-5, 1e-7)
 
 
 @pytest.mark.parametrize("name", ["static", "topkast", "topkast, all blocks"])

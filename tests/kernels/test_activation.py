@@ -146,9 +146,7 @@ def test_a_matrix_by_hand() -> None:
     counted=st.integers(0, 40),
     seed=st.integers(0, 2**16),
 )
-def test_a_cutoff_keeps_the_exact_count_of_what_counts(
-    rows: int, k: int, density: str, counted: int, seed: int
-) -> None:
+def test_a_cutoff_keeps_the_exact_count(rows: int, k: int, density: str, counted: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, k, generator=random, dtype=torch.float64)  # no ties
     row_mask = torch.randperm(rows, generator=random) < counted

@@ -40,9 +40,7 @@ def test_the_sections_of_an_index_by_hand() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), kept=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 9))
-def test_an_index_lists_the_kept_blocks_of_every_row_and_column(
-    rows: int, columns: int, kept: float, seed: int
-) -> None:
+def test_an_index_lists_the_blocks_of_rows_and_columns(rows: int, columns: int, kept: float, seed: int) -> None:
     flags = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < kept
     index = build_index_reference(flags)
     assert index.dtype == torch.int32 and index.numel() == index_size(rows, columns)
@@ -70,7 +68,7 @@ def test_all_layers_are_rewritten_in_place_as_the_flags_move() -> None:
     shape=st.tuples(st.integers(1, 20), st.integers(1, 20)), block=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     transposed=st.booleans(), seed=st.integers(0, 9),
 )  # fmt: skip
-def test_a_block_is_flagged_where_any_of_its_elements_is_kept(
+def test_blocks_with_an_element_flagged(
     shape: tuple[int, int], block: tuple[int, int], transposed: bool, seed: int
 ) -> None:
     mask, (r, c) = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.1, block

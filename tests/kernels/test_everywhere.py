@@ -55,7 +55,7 @@ def test_triton_off_the_gpu_is_an_error_that_names_the_other_back_end() -> None:
         )
 
 
-def test_without_triton_modules_import_and_only_their_triton_back_end_is_refused(
+def test_without_triton_modules_import_and_their_triton_back_end_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for package, name in ((kernels, "_triton"), (kernels, "_tile_view"), (weight, "forward")):

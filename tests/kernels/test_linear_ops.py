@@ -89,7 +89,7 @@ def gradients(y: Tensor, operands: tuple[Any, ...], grad_y: Tensor | None = None
 @pytest.mark.parametrize("alpha", [None, 0.4, 1.0])
 @turns
 @pytest.mark.parametrize("kind", ["soft", "soft per row", "hard", "mask"])
-def test_value_and_all_gradients_are_those_of_published_code(
+def test_results_are_of_published_code(
     kind: str, transposed: bool, alpha: float | None, leading: tuple[int, ...]
 ) -> None:
     for restricted in (False, True):

@@ -132,9 +132,7 @@ N, K = 64, 96
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_reference_and_sparse_op_give_the_dense_product_and_its_gradients(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reference_and_sparse_op_give_the_dense_product(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     p = product(case, torch.float64)
     assert set(p.errors(p.run("torch")).values()) == {0.0}
     p, emulated = product(case, FP16), Emulated(monkeypatch)
@@ -147,9 +145,7 @@ def test_reference_and_sparse_op_give_the_dense_product_and_its_gradients(
 
 
 @pytest.mark.parametrize(("pattern", "products"), [("2:4", 1), ("2:4:transposable", 2)])
-def test_layers_multiply_sparsely_what_their_pattern_allows(
-    pattern: str, products: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_multiply_what_patterns_allow(pattern: str, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
     emulated = Emulated(monkeypatch)
     monkeypatch.setattr(backend, "hardware_reason", lambda device: None)
     # As it would run on a GPU, but for Triton's kernel in front.

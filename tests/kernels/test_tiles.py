@@ -18,7 +18,7 @@ sizes = st.sampled_from([1, 7, 64, 1000, 4096, 100_000])
 
 @given(m=sizes, n=sizes, k=sizes, w=st.sampled_from([2, 4]), x=st.sampled_from([2, 4]), masked=st.booleans(),
        precision=st.sampled_from(["ieee", "tf32"]), aligned=st.booleans(), limits=limits)  # fmt: skip
-def test_a_product_s_tiles_fit_the_device(
+def test_tiles_fit(
     m: int, n: int, k: int, w: int, x: int, masked: bool, precision: str, aligned: bool, limits: Limits
 ) -> None:
     tiles = gemm_tiles(

@@ -174,9 +174,7 @@ REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("function", "given", "options", "message"), REFUSED)
-def test_what_does_not_fit_is_refused_with_a_remedy_and_changes_nothing(
-    function: Any, given: tuple[Any, ...], options: dict[str, Any], message: str
-) -> None:
+def test_refusals_change_nothing(function: Any, given: tuple[Any, ...], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         function(*given, **options)
     assert str(error.value).startswith(f"{function.__name__}: ") and message in str(error.value)
