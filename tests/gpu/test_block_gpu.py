@@ -90,7 +90,6 @@ def test_descriptors_and_pointers_give_the_same_bits_however_items_are_shared_ou
 def test_products_wait_for_nothing_and_follow_an_index_that_is_rebuilt_in_their_graph() -> None:
     o = operands(Case(2048, 1024, 2048, (64, 64), weight=BF16, x=BF16), DEVICE)
     packed = operands(Case(256, 1024, 2048, (64, 64), "packed", BF16, BF16), DEVICE)
-    # Any block may be kept.
     o.weight.normal_()
     table = IndexTable([o.kept, o.kept], [o.layout.index, o.grad_layout.index], "triton")
 

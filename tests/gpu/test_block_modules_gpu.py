@@ -37,7 +37,6 @@ def test_a_packed_model_takes_the_kernels_and_gives_what_the_dense_one_gives(dty
     assert [packed_block_backend(layer.backend, layer.values) for layer in layers] == ["triton"] * 3
     x = torch.randn(m, 256, device=DEVICE, dtype=dtype)
     with torch.no_grad():
-        # Three layers, the longest sum of 512.
         assert relative_error(packed(x), dense(x)) <= 3 * product_bound(dtype, dtype, 512)
 
 

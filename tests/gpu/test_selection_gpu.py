@@ -48,7 +48,6 @@ def test_a_graph_selects_anew_at_each_replay_and_reads_nothing_back() -> None:
     with no_synchronization():
         select()
     graph, _ = captured(select)
-    # A bracket that holds; one that does not; ties without end.
     for change in (1.01, 3.0, 0.0):
         for weight in weights:
             weight.mul_(change)

@@ -140,7 +140,6 @@ def test_one_heavy_line_is_cut_and_no_other_is_written_in_parts(monkeypatch: pyt
     (parts,) = seen
     assert parts.shape == (4, 5, 128)
     assert not parts[:, :, :16].isnan().any() and parts[:, :, 16:].isnan().all()
-    # The parts are equal shares of the sixteen blocks.
     torch.testing.assert_close(parts[1, :, :16], x[:, 64:128] @ weight[:16, 64:128].t())
 
 

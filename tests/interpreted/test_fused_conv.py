@@ -116,9 +116,8 @@ def test_layers_are_as_their_reference(backend: str, method: Method, shape: str,
             found[each]["ds"] = layer.threshold.grad
     for name, expected in found["torch"].items():
         value = found[backend][name]
-        assert (
-            value.shape == expected.shape and value.dtype == expected.dtype and relative_error(value, expected) <= 1e-5
-        ), name
+        assert (value.shape, value.dtype) == (expected.shape, expected.dtype), name
+        assert relative_error(value, expected) <= 1e-5, name
 
 
 def test_narrow_groups_are_not_fused_and_say_so() -> None:

@@ -87,7 +87,6 @@ def test_a_cutoff_selected_without_sorting_is_the_same() -> None:
         assert torch.equal(activation_cutoff(each, density, scope, backend="triton"), cutoff)
 
 
-# A few: the kernels are those above.
 @pytest.mark.parametrize("case", sparse_input.CASES[::3], ids=str)
 def test_the_ops_equal_their_answer_in_float64(case: sparse_input.Case) -> None:
     p = sparse_input.product(case, torch.float32)

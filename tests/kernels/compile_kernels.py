@@ -183,7 +183,6 @@ def main() -> None:
     args = parser.parse_args()
     print(json.dumps({"triton": triton.__version__}))
     numbers = [i for i, (_, name) in enumerate(WORK) if args.target is None or name in args.target]
-    # A process a core; kernels are known to each by their number, as they cannot be sent.
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         rows = list(pool.imap(compile_number, numbers))
     for row, loop in zip(rows, product_loops([row.pop("binary") for row in rows]), strict=True):

@@ -36,14 +36,12 @@ def run(group: dist.ProcessGroup, backend: str, kinds: Sequence[str], counts: Se
             above = int((values > last).sum())
             key = int(last.view(torch.int32)) if kept else 2**31 - 1
             mine = expected.split([sum(each.numel() for each in part) for part in parts])[place]
-            # The second time, the first cut-off is the hint.
             for turn in ("unaided", "hinted"):
                 cutoff = topk_cutoff(parts[place], kept, magnitude=True, hint=hint, group=group, backend=backend)
                 masks = cutoff_masks(parts[place], cutoff, magnitude=True, group=group, backend=backend)
                 assert list(map(int, cutoff)) == [key, above, kept - above, 0, 11_000], (kind, kept, turn)
                 assert torch.equal(torch.cat([mask.reshape(-1) for mask in masks]), mine), (kind, kept, turn)
                 hint, checked = cutoff if turn == "unaided" else None, checked + 1
-    # What one rank cannot rank every rank refuses.
     diverged = [torch.tensor([float("nan") if place == 0 else 1.0])]
     for tensors, kept, words in (
         (diverged, 1, "got NaN; the weights have diverged"),

@@ -82,7 +82,6 @@ def test_a_fifth_of_the_elements_is_held_in_a_third_of_the_memory(dtype: torch.d
     packed = saved_bytes(lambda: sparse_input_linear(x.clone(), weight, None, packing)[0])
     assert packed < bound * x.nbytes
     assert saved_bytes(lambda: sparse_input_conv2d(x.view(8, 64, 16, 32).clone(), kernel, None, packing)[0]) == packed
-    # The effective weight is held on top, and the mask by its own gradient.
     masked = saved_bytes(lambda: sparse_input_linear(x.clone(), effective_weight(weight, view), None, packing)[0])
     assert masked == packed + weight.nbytes + view.mask.nbytes
 

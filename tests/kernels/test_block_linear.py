@@ -19,7 +19,6 @@ from tritonsparse.kernels.weight.view import View
 
 SIZED = [case for case in (*ODD, *CASES) if case.n * case.k]
 ODD_DUE = [(case, due) for case in ODD for due in (DUE[:1] if case.form == "packed" else DUE)]
-# The blocks of these 4 x 9 weights, and a set B.
 SHAPE = Case(3, 4, 9, (2, 3))
 MASK = on_elements(torch.tensor([[True, False, True], [False, False, False]]), SHAPE)
 OTHER = on_elements(torch.tensor([[True, True, True], [False, True, False]]), SHAPE)
@@ -103,7 +102,6 @@ def test_blocks_are_packed_row_by_row_and_unpacked_where_they_were() -> None:
         values = pack_blocks(given, index, (1, 4), 5)
         blocks = [[[5, 6, 7, 8]], [[9, 10, 11, 12]], [[13, 14, 15, 16]], [[0] * 4], [[0] * 4]]
         assert values.tolist() == blocks and values.is_contiguous()
-        # What lies behind the kept blocks is not read.
         values[3:] = -1
         assert unpack_blocks(values, index, (2, 8)).tolist() == [[0, 0, 0, 0, 5, 6, 7, 8], list(range(9, 17))]
 

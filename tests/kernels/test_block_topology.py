@@ -33,7 +33,6 @@ def test_the_sections_of_an_index_by_hand() -> None:
     assert parts.column_position.tolist() == [2, 0, 3, 1, 4, 0, 0, 0, 0, 0]
     # Rows hold 2, 0 and 3 blocks; columns 1, 2 and 2, the tie to the lower.
     assert parts.row_order.tolist() == [2, 0, 1] and parts.column_order.tolist() == [1, 2, 0]
-    # They share the memory of the index.
     parts.column_order[-1] = 7
     assert index[-1] == 7
 

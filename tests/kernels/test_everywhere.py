@@ -59,7 +59,6 @@ def test_without_triton_modules_import_and_their_triton_back_end_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for package, name in ((kernels, "_triton"), (kernels, "_tile_view"), (weight, "forward")):
-        # The fresh import rebinds these, and they must come back.
         monkeypatch.setattr(package, name, getattr(package, name))
         monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}")
     monkeypatch.setitem(sys.modules, "triton", None)  # makes `import triton` fail as if it were not there

@@ -24,7 +24,6 @@ OPS: dict[tuple[str, ...], tuple[int, int, list[str]]] = {
     ("soft", ", fused"): (172, 60, []), ("soft, alpha, B",): (112, 56, []), ("step",): (119, 92, []),
     ("mask",): (83, 13, []), ("mask", DEFERRED): (64, 2, []), ("mask", ", fused dW"): (108, 7, []),
     ("mask, alpha, B",): (88, 26, []),
-    # Two kernels and little Python, as on a GPU.
     ("soft", "", "triton"): (131, 14, [CAST, BACKWARD]), ("soft", CACHED, "triton"): (107, 14, [BACKWARD]),
     ("soft", DEFERRED, "triton"): (68, 8, []), ("mask", "", "triton"): (116, 5, [CAST, BACKWARD]),
     ("mask, alpha, B", "", "triton"): (121, 5, [CAST, BACKWARD]),

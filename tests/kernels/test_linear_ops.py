@@ -106,7 +106,6 @@ def test_results_are_of_published_code(
             found = gradients(y, args, grad_y)
             if layer is deferred:
                 assert "threshold" not in found or not found["threshold"].any()
-                # What is left to do.
                 left = zip(("weight", "threshold"), threshold_backward(found["weight"], weight, view), strict=True)
                 found |= {name: grad for name, grad in left if grad is not None}
             torch.testing.assert_close(y, exact["y"].view(y.shape), rtol=1e-12, atol=1e-12)
@@ -200,7 +199,6 @@ def test_beyond_its_operands_a_layer_saves_what_it_built_and_nothing_else(kind: 
     for operand in (*args, *args[2]):
         if isinstance(operand, Tensor):
             saved.pop(operand.untyped_storage().data_ptr(), None)
-    # Ŵ, once.
     assert sum(saved.values()) == (0 if layer is fused else 8 * 5 * 7)
 
 

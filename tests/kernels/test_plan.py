@@ -59,7 +59,6 @@ def test_an_unknown_card_is_called_so_and_gets_nobody_s_rates(name: str, op: str
     choice = choose(op, 64, 4096, 4096, BF16, "soft", name, table=())
     assert (choice.fused, choice.source, choice.predicted_ms) == (False, "unknown", None)
     assert f"unknown card {device_key(name)}" in choice.reason and "TB/s" not in choice.reason
-    # What was measured on it counts.
     assert chosen(512, entry(512, 0.5, 0.25, device=device_key(name)), device=name).source == "measured"
 
 
@@ -92,11 +91,9 @@ def test_a_measurement_overrules_the_model_within_a_factor_of_two_of_its_rows() 
         1000: (False, "measured"),  # 1000 / 512 = 1.95 < 2048 / 1000 = 2.05
         2048: (True, "measured"),
     }
-    # Milliseconds are predicted where they were measured only.
     assert sources[2048].predicted_ms == 0.25 and sources[1000].predicted_ms is None
     for other in ({"n": 1024, "k": 4096}, {"kind": "mask"}, {"dtype": "float32"}, {"device": "nvidia-h100"}):
         assert chosen(512, entry(512, 0.25, 0.5, **other)).source == "analytic"
-    # Where no difference was found nothing is fused.
     assert not chosen(512, entry(512, 0.5, 0.5)).fused
 
 
@@ -121,7 +118,6 @@ def test_unknown_words_and_negative_sizes_are_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             choose(op, m, 1, 1, BF16, kind, H200)
-    # An empty product has an answer.
     assert choose("forward", 0, 0, 0, BF16, "soft", H200, table=()).predicted_ms == 0.0
 
 
@@ -175,7 +171,6 @@ def test_the_table_is_made_of_cases_whose_two_providers_were_right(tmp_path: Pat
         *(row("fused", None, m=64, verdict="WRONG"), row("unfused", 0.5, m=64)),
         row("fused", 0.25, m=128),
     ]
-    # Entries of other devices stay.
     kept = entry(7, 1, 1, device="nvidia-a100")
     written = made(tmp_path, rows, entry(7, 1, 1), kept)["entries"]
     assert written == [kept, entry(512, 0.5, 0.25)]

@@ -79,7 +79,6 @@ def test_a_second_derivative_is_right_or_an_error(p: Product) -> None:
     x, w_hat, bias = p.leaves.values()
     (grad_x,) = torch.autograd.grad(y_of(p, x, w_hat, bias), x, p.grad_y, create_graph=True)
     if p.function is semi_structured.semi_structured_linear and not p.options["sparse_grad_input"]:
-        # dX = dY W_hat.
         (second,) = torch.autograd.grad(grad_x.sum(), w_hat)
         torch.testing.assert_close(second, p.grad_y.flatten(0, -2).sum(0)[:, None].expand_as(w_hat))
     else:

@@ -79,7 +79,6 @@ def test_a_bracket_that_holds_reads_the_tensors_once(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kept", [1000, 2**20 + 1, 2**20 + 2])
 def test_a_million_equal_values_are_one_number(reads: list[Any], kept: int) -> None:
     assert_cuts([torch.full((2**20,), -2.0), torch.tensor([-3.0, 2.0, 2.01, 1.99])], kept, True)
-    # The sample, and the one pass.
     assert len(reads) == 2
 
 

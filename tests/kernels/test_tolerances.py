@@ -67,7 +67,6 @@ def test_one_rounding_errs_as_derived(dtype: torch.dtype) -> None:
 def test_a_truncated_sum_of_16_bit_products_is_within_its_bound(k: int, step: int) -> None:
     a, b = operands(k, 8)
     assert error(accumulate(a, b, step), a @ b) <= product_bound(BF16, FP32, k)
-    # Terms of one sign grow steadily.
     a, b = np.abs(a), np.abs(b)
     assert error(accumulate(a, b, step), a @ b) <= product_bound(BF16, FP32, k)
     rounded = error(nearest(accumulate(a, b, step), 8), a @ b)
@@ -145,7 +144,6 @@ def test_a_sum_that_cancels_needs_the_bound_of_its_terms_times_five() -> None:
     wrong = np.abs((truncate(terms, 11) * (1 - 3.5e-4)).sum(1) - terms.sum(1)) / np.linalg.norm(terms, axis=1)
     bound = product_bound(FP32, FP32, 4096, "tf32")
     assert bound < wrong.max() <= CANCELLING * bound
-    # One term in a hundred of the wrong sign is found.
     signs = np.where(np.random.default_rng(1).random(terms.shape) < 0.01, -1.0, 1.0)
     flipped = np.abs((terms * signs).sum(1) - terms.sum(1)) / np.linalg.norm(terms, axis=1)
     assert np.median(flipped) > CANCELLING * bound

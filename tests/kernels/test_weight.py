@@ -187,7 +187,6 @@ def test_by_hand_and_the_gradient_at_zero_is_zero_where_autograd_of_the_formula_
     weight = power(theta, 2.0)
     assert weight.tolist() == [9.0, -4.0, 0.0, 0.25]
     weight.backward(torch.tensor([1.0, 10.0, 100.0, -1.0]))
-    # 2 |theta| g
     assert theta.grad is not None and theta.grad.tolist() == [6.0, 40.0, 0.0, -1.0]
 
     theta = torch.zeros(3, requires_grad=True)

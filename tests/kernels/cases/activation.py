@@ -64,7 +64,6 @@ def packed_errors(
     x, grad_y = (laid_out(each.to(half if case.half else full), case.layout) for each in (x, grad_y))
     cutoff = torch.rand(m, generator=random, device=device)
     cutoff = cutoff if case.cutoff == "a row" else torch.full((1,), float(case.cutoff), device=device)
-    # Every second of twice as many: a mask with strides.
     row_mask = torch.rand(2 * m, generator=random, device=device)[::2] < 0.7 if case.masked else None
     kept = ~(x.double().abs() < cutoff.double()[:, None]) & (x != 0)
     kept = kept if row_mask is None else kept & row_mask[:, None]

@@ -141,7 +141,6 @@ def operands(case: Case, device: str = "cpu", seed: int = 0) -> Operands:
     matrix, count, mask = normal(case.n, case.k, dtype=case.weight), None, on_elements(kept, case)
     weight, x, grad_y = matrix.masked_fill(~mask, NAN), normal(case.m, case.k), normal(case.m, case.n)
     if case.form == "packed":
-        # Two places more than blocks.
         weight = torch.cat([as_blocks(matrix, kept, case, NAN), matrix.new_full((2, *case.block), NAN)])
         count = len(weight)
     elif case.form == "transposed":
@@ -197,7 +196,6 @@ def products(o: Operands, backend: str, tiles: Tiles = (None, None, None)) -> di
     return found
 
 
-# Which pruned blocks get a gradient.
 DUE = ("kept", "B", "everywhere")
 LEAVES = ("x", "weight", "bias")
 Results = dict[str, Tensor]
@@ -226,7 +224,6 @@ def op(o: Operands, due: str, backend: str, asked: Sequence[str] = LEAVES) -> tu
     exact["grad_weight"] = as_stored(gradient(o, multiplier), o, o.kept, layout.count)
     assert all((each.grad is None) == (name not in asked) for name, each in given.items())
     found = {f"grad_{name}": each.grad for name, each in given.items() if each.grad is not None}
-    # As matrices.
     return {name: each.reshape(exact[name].shape) for name, each in {"y": y.detach(), **found}.items()}, exact
 
 

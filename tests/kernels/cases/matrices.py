@@ -34,7 +34,6 @@ def pairwise(**axes: Sequence[Any]) -> list[dict[str, Any]]:
             if name not in chosen:
                 pairs = [[frozenset(((name, i), other)) for other in chosen.items()] for i in range(len(axes[name]))]
                 counts = [sum(pair in missing for pair in each) for each in pairs]
-                # Of equal ones another in each row.
                 order = sorted(range(len(counts)), key=lambda i: (-counts[i], (i - len(found)) % len(counts)))
                 chosen[name] = order[0]
         missing -= {frozenset(pair) for pair in combinations(chosen.items(), 2)}

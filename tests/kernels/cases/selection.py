@@ -57,7 +57,6 @@ TOPK = [
     ),
     *(TopK((20_000, 4), "equal", share, small=True) for share in (0.25, 1.0)),
 ]  # fmt: skip
-# Around a tile, layers of a model, nothing.
 LARGE_TOPK = [
     TopK((1, TILE - 1, TILE, TILE + 1, 1000 * 511, 0, 2048 * 2048), **values)
     for values in pairwise(

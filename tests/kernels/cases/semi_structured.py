@@ -77,7 +77,6 @@ class Emulated:
         assert dense.is_contiguous()
         groups = dense.view(-1, 4)
         assert int((groups != 0).sum(1).max()) <= 2, "no 2:4 matrix"
-        # Two values and two places of each four, as the GPU's form has them.
         order = (groups != 0).to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :2]
         return torch.stack([groups.gather(1, order), order.to(dense.dtype)])
 

@@ -116,7 +116,6 @@ def _cutoff(rows: Tensor, packing: Packing) -> Tensor:
     for g in range(groups):
         part = slice(g * per_group, (g + 1) * per_group)
         values = magnitude[part][counted.view(-1)[part]].flatten()
-        # A NaN is larger than everything.
         ordered = values.nan_to_num(math.inf).sort(descending=True).values
         k = max(1, math.floor(packing.density * values.numel() + 0.5))
         cutoffs += [ordered[k - 1].item() if values.numel() else math.inf] * (

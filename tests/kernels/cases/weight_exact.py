@@ -43,7 +43,6 @@ EXACT = {
     "alpha, one threshold": Exact(
         HAND, _soft(0.0, alpha=HALF), HAND_HAT, G, [[8.0, 2.0, 0.0], [16.0, 32.0, 16.0]], [-38 / 4]
     ),
-    # (1, 2) loses its 16.
     "alpha, B": Exact(
         HAND, _soft(0.0, 0.0, alpha=HALF, grad_mask=B), HAND_HAT, G,
         [[8.0, 2.0, 0.0], [16.0, 32.0, 0.0]], [-6 / 4, -16 / 4],
