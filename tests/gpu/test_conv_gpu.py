@@ -35,12 +35,10 @@ def gradients(model: nn.Module, x: Tensor, grad: Tensor, dtype: torch.dtype) -> 
     return {"y": y.detach(), **{name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}}
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_agreement(
-    kind: str, channels_last: bool, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_agree(kind: str, last: bool, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     stock = network()
     x, grad = torch.randn(8, 16, 28, 28, device=DEVICE), torch.randn(8, 64, 14, 14, device=DEVICE)
@@ -48,7 +46,7 @@ def test_agreement(
     for backend in ("torch", "triton"):
         model: Any = copy.deepcopy(stock)
         ts.sparsify(model, METHODS[kind], backend=backend, total_steps=10, steps_per_epoch=5)
-        if channels_last:
+        if last:
             model.to(memory_format=torch.channels_last)
         found[backend] = gradients(model, x, grad, dtype)
     for name, expected in found["torch"].items():

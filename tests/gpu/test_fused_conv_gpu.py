@@ -50,9 +50,7 @@ def check(o: Operands, tf32: bool = False) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("case", "dtype", "master", "tf32"), TABLE, ids=str)
-def test_products_are_as_exact(
-    case: Case, dtype: torch.dtype, master: torch.dtype, tf32: bool, precision: None
-) -> None:
+def test_products_are_exact(case: Case, dtype: torch.dtype, master: torch.dtype, tf32: bool, precision: None) -> None:
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     check(operands(case, dtype, master, "cuda"), tf32)

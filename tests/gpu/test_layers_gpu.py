@@ -226,9 +226,8 @@ def train(method: Any, moved_after: bool) -> ts.Sparsifier:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_sparsity_is_met_wherever_the_model_was_sparsified(method: Any, moved_after: bool) -> None:
     sparsifier = train(method, moved_after)
-    kept = sum(
-        int(layer.mask.sum()) if layer.mask is not None else layer.kept_count() for layer in sparsifier.layers.values()
-    )
+    layers = sparsifier.layers.values()
+    kept = sum(int(layer.mask.sum()) if layer.mask is not None else layer.kept_count() for layer in layers)
     total = 64 * 128 + 128 * 32
     assert abs(kept - kept_count(total, 0.75)) <= (0 if isinstance(method, OptG | SNFS | DSR) else 12)
 

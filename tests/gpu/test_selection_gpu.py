@@ -90,9 +90,8 @@ def test_methods_choose_by_the_kernel_what_they_choose_without() -> None:
     assert torch.equal(on_gpu.cpu(), choose_masks({"w": scores.cpu()}, 0.5, NM(2, 4))["w"])
     # Rounded: many masks of a tile have equal sums.
     rounded, both = (4 * scores).round(), NM(2, 4, transposable=True)
-    assert torch.equal(
-        choose_masks({"w": rounded}, 0.5, both)["w"].cpu(), choose_masks({"w": rounded.cpu()}, 0.5, both)["w"]
-    )
+    on_gpu = choose_masks({"w": rounded}, 0.5, both)["w"]
+    assert torch.equal(on_gpu.cpu(), choose_masks({"w": rounded.cpu()}, 0.5, both)["w"])
     scores[-1, -1] = float("nan")
     with pytest.raises(ValueError, match="choose_masks: expected scores without NaN"):
         choose_masks({"w": scores}, 0.5, NM(2, 4))

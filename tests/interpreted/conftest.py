@@ -25,9 +25,8 @@ collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["tes
 
 # The interpreter is slow and a failure must come back on the next run: no deadline, no chance, and no search
 # for a smaller example, which takes minutes and gains little over shapes that are small already.
-settings.register_profile(
-    "interpreted", deadline=None, derandomize=True, max_examples=50, phases=[Phase.explicit, Phase.generate]
-)
+phases = [Phase.explicit, Phase.generate]
+settings.register_profile("interpreted", deadline=None, derandomize=True, max_examples=50, phases=phases)
 settings.load_profile("interpreted")
 
 

@@ -54,16 +54,16 @@ def assert_trained_alike(actual: Run, expected: Run, rtol: float, atol: float) -
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize(
-    ("name", "pattern"),
-    [*((name, "block:16") for name in TRAINED), ("rigl", "block:16x32"), ("topkast", "block:32x16")],
-)
+OBLONG = [("rigl", "block:16x32"), ("topkast", "block:32x16")]
+
+
+@pytest.mark.parametrize(("name", "pattern"), [*((name, "block:16") for name in TRAINED), *OBLONG])
 def test_four_steps_end_in_the_weights_of_the_reference(name: str, pattern: str) -> None:
     assert_trained_alike(start(name, "block", pattern), start(name, "torch", pattern), 1e-4, 1e-6)
 
 
 @pytest.mark.parametrize(
-    ("name", "defer"), [("rigl", True), ("topkast, all blocks", True), ("topkast, all blocks", False)]
+    ("name", "defer"), [("rigl", True), *(("topkast, all blocks", each) for each in (True, False))]
 )
 def test_cached_weights_and_deferred_multipliers_change_nothing(name: str, defer: bool) -> None:
     assert_trained_alike(start(name, defer=defer, **CACHED), start(name), 1e-5, 1e-7)

@@ -50,9 +50,7 @@ def test_keeping_all_of_x_a_layer_s_step_is_the_dense_one_bit_for_bit(kind: str)
 def test_numbers_do_not_depend_on_the_room(case: Case) -> None:
     for value in (0.0, 0.5, math.nan):
         p, cutoff = product(case), torch.tensor([value])
-        ours, theirs = (
-            replace(p, rest=(Packing(0.1, slack=slack, cutoff=cutoff),)).run() for slack in (1.25, math.inf)
-        )
+        ours, theirs = (replace(p, rest=(Packing(0.1, slack=s, cutoff=cutoff),)).run() for s in (1.25, math.inf))
         assert ours.pop("overflow") and not theirs.pop("overflow")
         assert ours.pop("cutoff") is cutoff and theirs.pop("cutoff") is cutoff
         assert equal(ours, theirs) and torch.count_nonzero(ours["dw_hat"]) > 0.1 * p.w_hat.numel()

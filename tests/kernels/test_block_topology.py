@@ -67,9 +67,7 @@ def test_all_layers_are_rewritten_in_place_as_the_flags_move() -> None:
     shape=st.tuples(st.integers(1, 20), st.integers(1, 20)), block=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     transposed=st.booleans(), seed=st.integers(0, 9),
 )  # fmt: skip
-def test_blocks_with_an_element_flagged(
-    shape: tuple[int, int], block: tuple[int, int], transposed: bool, seed: int
-) -> None:
+def test_blocks_are_flagged(shape: tuple[int, int], block: tuple[int, int], transposed: bool, seed: int) -> None:
     mask, (r, c) = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.1, block
     mask = mask.t().contiguous().t() if transposed else mask
     expected = [[bool(mask[i : i + r, j : j + c].any()) for j in range(0, shape[1], c)] for i in range(0, shape[0], r)]

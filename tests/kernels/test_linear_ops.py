@@ -89,9 +89,7 @@ def gradients(y: Tensor, operands: tuple[Any, ...], grad_y: Tensor | None = None
 @pytest.mark.parametrize("alpha", [None, 0.4, 1.0])
 @turns
 @pytest.mark.parametrize("kind", ["soft", "soft per row", "hard", "mask"])
-def test_results_are_of_published_code(
-    kind: str, transposed: bool, alpha: float | None, leading: tuple[int, ...]
-) -> None:
+def test_results_are_as_published(kind: str, transposed: bool, alpha: float | None, leading: tuple[int, ...]) -> None:
     for restricted in (False, True):
         args = given(kind, leading, transposed=transposed, alpha=alpha, restricted=restricted)
         x, weight, view, bias = detached(*args)

@@ -21,9 +21,8 @@ sizes = st.sampled_from([1, 7, 64, 1000, 4096, 100_000])
 def test_tiles_fit(
     m: int, n: int, k: int, w: int, x: int, masked: bool, precision: str, aligned: bool, limits: Limits
 ) -> None:
-    tiles = gemm_tiles(
-        (m, n, k), weight_bytes=w, x_bytes=x, masked=masked, precision=precision, aligned=aligned, limits=limits
-    )
+    how: dict[str, Any] = {"precision": precision, "aligned": aligned, "limits": limits}
+    tiles = gemm_tiles((m, n, k), weight_bytes=w, x_bytes=x, masked=masked, **how)
     assert all(side == _tiles.power_of_two(side, 16, 256) for side in (tiles.m, tiles.n, tiles.k))
     assert 2 <= tiles.num_stages <= _tiles.MAX_STAGES and 1 <= tiles.splits <= _tiles.MAX_SPLITS
     # What a loop of num_stages holds: all of x's buffers, one fewer of what passes through registers.
@@ -33,7 +32,7 @@ def test_tiles_fit(
     assert tiles.m < 2 * max(m, 8) or tiles.m <= 64
     programs = -(-m // tiles.m) * -(-n // tiles.n) * tiles.splits
     assert tiles.splits == 1 or (programs <= limits.multiprocessors and k >= 4 * tiles.splits * tiles.k)
-    of_grad = grad_tiles(n, k, operand_bytes=x, precision=precision, aligned=aligned, limits=limits)
+    of_grad = grad_tiles(n, k, operand_bytes=x, **how)
     assert of_grad.num_stages * of_grad.m * (of_grad.n + of_grad.k) * x <= limits.shared_bytes
     assert of_grad.subtiles in (1, 2, 4, 8) and of_grad.k // of_grad.subtiles % 32 == 0
 

@@ -40,6 +40,10 @@ def operands(k: int, bits: int, seed: int = 0) -> tuple[Array, Array]:
     return nearest(random.standard_normal((M, k)), bits), nearest(random.standard_normal((k, N)), bits)
 
 
+def uniform(shape: tuple[int, ...]) -> Array:
+    return np.random.default_rng(1).random(shape)
+
+
 def error(actual: Array, expected: Array) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
@@ -119,9 +123,7 @@ def leave_out_a_row(a: Array, b: Array, case: Case) -> Array:
 BUGS: dict[str, Callable[[Array, Array, Case], Array]] = {
     "a step is dropped": lambda a, b, case: computed(a[:, :-16], b[:-16], case),
     "a column is dropped": lambda a, b, case: computed(a[:, :-1], b[:-1], case),
-    "one in a hundred is masked wrongly": lambda a, b, case: computed(
-        a, b * (np.random.default_rng(1).random(b.shape) >= 0.01), case
-    ),
+    "one in a hundred is masked wrongly": lambda a, b, case: computed(a, b * (uniform(b.shape) >= 0.01), case),
     "sums are in bfloat16": lambda a, b, case: accumulate(a, b, 16, nearest, bits=8),
     "a row is left out": leave_out_a_row,
     # Every weight off by one rounding of bfloat16, as where a view of float32 weights is cast too early.
@@ -144,7 +146,7 @@ def test_a_sum_that_cancels_needs_the_bound_of_its_terms_times_five() -> None:
     wrong = np.abs((truncate(terms, 11) * (1 - 3.5e-4)).sum(1) - terms.sum(1)) / np.linalg.norm(terms, axis=1)
     bound = product_bound(FP32, FP32, 4096, "tf32")
     assert bound < wrong.max() <= CANCELLING * bound
-    signs = np.where(np.random.default_rng(1).random(terms.shape) < 0.01, -1.0, 1.0)
+    signs = np.where(uniform(terms.shape) < 0.01, -1.0, 1.0)
     flipped = np.abs((terms * signs).sum(1) - terms.sum(1)) / np.linalg.norm(terms, axis=1)
     assert np.median(flipped) > CANCELLING * bound
 

@@ -163,9 +163,8 @@ def cut(view: View, rows: slice, columns: slice) -> View:
 def by_columns(weight: Tensor, view: View, backend: str) -> Tensor:
     """S(W) as products of its columns with 1: in a product of more, NaN and infinity meet zeros."""
     one, parts = weight.new_ones(1, 1), [slice(j, j + 1) for j in range(weight.shape[1])]
-    return torch.cat(
-        [fused_forward(one, weight[:, j], cut(view, slice(None), j), backend=backend).t() for j in parts], 1
-    )
+    columns = [fused_forward(one, weight[:, j], cut(view, slice(None), j), backend=backend).t() for j in parts]
+    return torch.cat(columns, 1)
 
 
 def by_rows(grad: Tensor, weight: Tensor, view: View, backend: str) -> tuple[Tensor, Tensor | None]:

@@ -118,7 +118,6 @@ def _cutoff(rows: Tensor, packing: Packing) -> Tensor:
         values = magnitude[part][counted.view(-1)[part]].flatten()
         ordered = values.nan_to_num(math.inf).sort(descending=True).values
         k = max(1, math.floor(packing.density * values.numel() + 0.5))
-        cutoffs += [ordered[k - 1].item() if values.numel() else math.inf] * (
-            1 if packing.scope == "batch" else per_group
-        )
+        last = ordered[k - 1].item() if values.numel() else math.inf
+        cutoffs += [last] * (1 if packing.scope == "batch" else per_group)
     return torch.tensor(cutoffs, dtype=torch.float64, device=rows.device)
