@@ -32,14 +32,12 @@ FAULTS: dict[str, Callable[[Row], bool]] = {
     "registers are spilled": lambda row: row["spill_bytes"] > 0,
     "a matrix instruction waits for the one before": lambda row: bool(row["serialized"]),
     # The products of a step are in one loop: were it not found, nothing would be known of it.
-    "the loop of its products is not found": lambda row: (
-        row["target"] == "sm_90" and row["matrix_instructions"] and not row["loop_products"]
+    "no loop of products": lambda row: (
+        row["target"] == "sm_90" and row["matrix_instructions"] > row["loop_products"] == 0
     ),
     "it leaves no room for the programs in flight": lambda row: row["registers"] > row["max_registers"],
     "it does not fit into shared memory": lambda row: row["shared_bytes"] > SHARED_LIMIT[row["target"]],
-    "contiguous operands are read by loads of less than 128 bits": lambda row: (
-        row["asked_wide_load_bytes"] not in (None, row["wide_load_bytes"])
-    ),
+    "loads of less than 128 bits": lambda row: row["asked_wide_load_bytes"] not in (None, row["wide_load_bytes"]),
     "products do not run on matrix instructions": lambda row: row["asked_matrix"] and not row["matrix_instructions"],
     "on Hopper the effective weight takes the way through shared memory": lambda row: (
         row["asked_from_registers"] and row["from_registers"] != row["matrix_instructions"]
