@@ -61,7 +61,6 @@ def test_the_ops_are_as_exact_as_their_reference(case: sparse_input.Case, dtype:
 
 
 def step_of(x: Tensor, cutoff: Tensor, slack: float = math.inf, backend: str = "triton") -> Callable[[], Tensor]:
-    """The gradient of a weight."""
     weight, grad_y = random(128, 256, seed=1).requires_grad_(), random(64, 128, seed=2)
     packing = Packing(0.2, slack=slack, cutoff=cutoff)
 

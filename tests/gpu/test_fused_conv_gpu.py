@@ -27,7 +27,6 @@ TABLE = [
 
 @pytest.fixture
 def precision() -> Iterator[None]:
-    """Restores what a test allows of float32 products."""
     before, library = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.set_float32_matmul_precision(before)

@@ -120,8 +120,6 @@ def test_inductor_compiles_one_graph_and_alpha_moves_without_recompiling() -> No
 
 
 class Vocabulary:
-    """What `build_model` asks of a tokenizer."""
-
     pad_token_id, eos_token_id = 0, 1
 
     def __len__(self) -> int:

@@ -49,7 +49,6 @@ CONFIGURATIONS: dict[str, Callable[[Case], Tiles]] = {
 
 
 def described(case: Case) -> bool:
-    """Whether a descriptor can be made of every operand."""
     even = case.n % 16 == case.k % 16 == 0 and case.m * case.n * case.k > 0
     return even and case.form != "strided" and (case.form != "packed" or case.divides)
 

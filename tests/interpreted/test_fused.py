@@ -95,7 +95,6 @@ def _order_of_tiles(order, tiles_m, tiles_n, GROUP: tl.constexpr):  # type: igno
 
 
 def order_of_tiles(tiles_m: int, tiles_n: int, group: int) -> torch.Tensor:
-    """Which program computes each tile; -1 where none does."""
     order = torch.full((tiles_m, tiles_n), -1)
     _order_of_tiles[(tiles_m * tiles_n,)](order, tiles_m, tiles_n, GROUP=group)
     return order

@@ -58,7 +58,6 @@ WORK = [(case, target) for cases in CASES for case in cases() for target in case
 
 
 def compile_case(case: Case, name: str) -> dict[str, Any]:
-    """Compiles one case for one target and reads off the result what the tests ask about."""
     target = TARGETS[name]
     types = {name: value for name, value in case.arguments.items() if isinstance(value, str)}
     signature = {name: types.get(name, "constexpr").rstrip("?") for name in case.arguments}
@@ -100,7 +99,6 @@ def compile_case(case: Case, name: str) -> dict[str, Any]:
 
 
 def dump(binary: bytes, tool: str, *options: str) -> str:
-    """What a tool says of a binary."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
@@ -141,7 +139,6 @@ def product_loop(code: list[tuple[int, str, str]]) -> dict[str, int]:
 
 
 def compile_number(i: int) -> dict[str, Any]:
-    """What was found and what is asked of one entry of WORK."""
     case, name = WORK[i]
     knobs.nvidia.dump_ptxas_log = True
     # A kernel from the cache would bring no remarks. Without line numbers the same code is made sooner.
@@ -159,7 +156,6 @@ def number(pattern: str, text: str) -> int:
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a row a case and target."""
     columns = (
         *("registers", "spill_bytes", "shared_bytes", "wide_load_bytes", "matrix_instructions", "buffers"),
         *("loop_instructions", "loop_products", "serialized"),

@@ -27,7 +27,6 @@ def entry(m: int, unfused: float, fused: float, **changed: Any) -> dict[str, Any
 
 
 def chosen(m: int, *entries: dict[str, Any], device: str = H200) -> plan.Choice:
-    """For the layer of `entry`."""
     return choose("forward", m, 4096, 1024, BF16, "soft", device, table=entries)
 
 

@@ -107,7 +107,6 @@ CASES: list[Case] = [(BF16, FP32, ""), (BF16, BF16, ""), (FP16, FP16, ""), (FP32
 
 
 def computed(a: Array, b: Array, case: Case) -> Array:
-    """The product as a correct kernel gives it."""
     taken, out, precision = case
     if precision == "tf32":
         return nearest(accumulate(truncate(a, 11), truncate(b, 11), 8), BITS[out])

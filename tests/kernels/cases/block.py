@@ -169,7 +169,6 @@ def gradient(o: Operands, multiplier: Tensor) -> Tensor:
 
 
 def answer(o: Operands) -> dict[str, Tensor]:
-    """Y, dX and dW of the three products in float64."""
     x, grad_y = o.x.double(), o.grad_y.double()
     multiplier = on_elements(torch.where(o.kept, 1.0, 0.25 * o.wanted).double(), o.case)
     return {

@@ -154,7 +154,6 @@ def check(
 
 
 def cut(view: View, rows: slice, columns: slice) -> View:
-    """The view of a part of the weight."""
     mask, grad_mask = (None if t is None else t[rows, columns] for t in (view.mask, view.grad_mask))
     shared = view.threshold is None or view.threshold.numel() == 1
     return View(view.kind, view.threshold if shared else view.threshold[rows], mask, grad_mask, view.alpha)
@@ -168,7 +167,6 @@ def by_columns(weight: Tensor, view: View, backend: str) -> Tensor:
 
 
 def by_rows(grad: Tensor, weight: Tensor, view: View, backend: str) -> tuple[Tensor, Tensor | None]:
-    """dW and ds as products of rows of G with 1."""
     one, parts = weight.new_ones(1, 1), [slice(i, i + 1) for i in range(weight.shape[0])]
     found = [fused_grad_weight(one, grad[i], weight[i], cut(view, i, slice(None)), backend=backend) for i in parts]
     ds = None if view.threshold is None else torch.cat([each for _, each in found]).sum_to_size(view.threshold.shape)

@@ -39,7 +39,6 @@ class Product:
         return {name: leaf.requires_grad_() for name, leaf in named.items() if leaf is not None}
 
     def run(self, backend: str | None = None, function: Callable[..., Any] | None = None) -> dict[str, Tensor]:
-        """y, the gradients of all operands, and what else there is."""
         for leaf in self.leaves.values():
             leaf.grad = None
         found = (function or self.function)(*self.arguments, backend=backend or self.backend, **self.options)

@@ -46,8 +46,6 @@ class Case:
 
 
 class Operands(NamedTuple):
-    """What the functions take: `weight`, its `view`, `grad` with respect to S(W), and the dtype of S(W)."""
-
     weight: Tensor
     view: View
     grad: Tensor
@@ -103,7 +101,6 @@ LARGE = [
 
 
 def make_view(kind: str, weight: Tensor, random: torch.Generator, *, alpha: float | None, restricted: bool) -> View:
-    """A random view of weights of this shape and device."""
     (n, k), device, (kind, _, per) = weight.shape, weight.device, kind.partition(" per ")
 
     def uniform(*shape: int) -> Tensor:
@@ -182,7 +179,6 @@ def straight_through(weight: Tensor, view: View) -> Tensor:
 
 
 def answer(given: Operands) -> Answer:
-    """The results in float64, by autograd."""
     exact = given.double()
     weight, threshold = exact.weight.clone().requires_grad_(), exact.view.threshold
     if threshold is None or exact.view.kind == "hard":
@@ -237,7 +233,6 @@ def check(case: Case, floor: float, device: str = "cpu", half: torch.dtype = tor
 
 
 def layers(cases: Sequence[Case], device: str, half: torch.dtype) -> tuple[list[Viewed], list[Tensor]]:
-    """Layers of one table, and gradients in the dtypes of their weights."""
     given = [operands(replace(c, layout="contiguous", other_layout="contiguous"), device, half) for c in cases]
     viewed = [Viewed(o.weight, o.view, o.weight.new_empty(o.weight.shape, dtype=o.product)) for o in given]
     return viewed, [o.grad.to(o.weight.dtype) for o in given]

@@ -21,8 +21,6 @@ HOPPER = ("sm_90",)
 
 @dataclass(frozen=True)
 class Constant:
-    """A compile-time argument that is a string."""
-
     value: str
 
 
