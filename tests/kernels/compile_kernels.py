@@ -118,7 +118,7 @@ def text_of(cubin: bytes) -> bytes:
 def product_loops(binaries: list[bytes]) -> list[dict[str, int]]:
     """Of each kernel. They are disassembled as one, since starting the disassembler takes longer than its work."""
     starts = [0, *itertools.accumulate(map(len, binaries))]
-    sass = dump(b"".join(binaries), "nvdisasm", "--binary", "SM90")
+    sass = dump(b"".join(binaries), "nvdisasm", "--binary", "SM90") if any(binaries) else ""
     code = [(int(address, 16), opcode, rest) for address, opcode, rest in INSTRUCTION.findall(sass)]
     places = [bisect.bisect_left(code, (start,)) for start in starts]
     return [product_loop(code[begin:end]) for begin, end in itertools.pairwise(places)]
