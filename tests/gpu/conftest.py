@@ -1,7 +1,5 @@
 """Ring 2: what only a GPU shows. `make gpu` runs it; pyproject.toml deselects it elsewhere."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +11,37 @@ import torch
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "kernels")]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder is marked `gpu`, and all but the program's, which runs anywhere, need one."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("gpu")
+            if item.path.name != "test_language_modeling_gpu.py" and not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Memory that a kernel forgets to write reads as NaN, as the largest integer, or as True."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.zeros(1).new_empty(3).isnan().all()
     yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
+@pytest.fixture(params=["full float32", "tf32"])
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    torch.compiler.reset()
 
 
 @pytest.fixture(autouse=True)

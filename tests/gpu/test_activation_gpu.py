@@ -4,8 +4,6 @@ A bound is 1.1 times the error that the reference makes on the same data, at lea
 against the product in float64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -13,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import activation, sparse_input
+from cases.block import no_synchronization
+from graphs import captured
 from tolerances import product_bound
 from torch import Tensor
 
@@ -22,11 +22,7 @@ from tritonsparse.kernels.activation.grad_weight import packed_grad_weight
 from tritonsparse.kernels.activation.linear import sparse_input_linear
 from tritonsparse.kernels.activation.packing import Packing
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -39,9 +35,7 @@ def random(*shape: int, dtype: torch.dtype = FP32, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("half", [BF16, FP16], ids=str)
 @pytest.mark.parametrize("case", [*activation.CASES, *activation.LARGE], ids=str)
-def test_what_is_packed_unpacked_and_multiplied_is_what_the_definition_keeps(
-    case: activation.Case, half: torch.dtype
-) -> None:
+def test_what_is_packed_and_multiplied_is_what_the_definition_keeps(case: activation.Case, half: torch.dtype) -> None:
     dtype = half if case.half else FP32
     ours, reference = activation.packed_errors(case, "triton", "torch", half=half, device=DEVICE, calls=2)
     assert ours <= max(1.1 * reference, product_bound(dtype, dtype, case.shape[0]))
@@ -67,7 +61,6 @@ def test_the_ops_are_as_exact_as_their_reference(case: sparse_input.Case, dtype:
 
 
 def step_of(x: Tensor, cutoff: Tensor, slack: float = math.inf, backend: str = "triton") -> Callable[[], Tensor]:
-    """The gradient of a weight."""
     weight, grad_y = random(128, 256, seed=1).requires_grad_(), random(64, 128, seed=2)
     packing = Packing(0.2, slack=slack, cutoff=cutoff)
 
@@ -81,30 +74,18 @@ def step_of(x: Tensor, cutoff: Tensor, slack: float = math.inf, backend: str = "
 def test_a_captured_pass_waits_for_nothing_and_follows_x_and_the_cutoff() -> None:
     x, cutoff = random(64, 256), torch.tensor([1.0], device=DEVICE)
     step = step_of(x, cutoff)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    step()
+    with no_synchronization():
         step()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        grad = step()
+    graph, grad = captured(step)
     for value in (0.3, 2.0):
         cutoff.fill_(value)
         x.copy_(random(64, 256, seed=int(10 * value)))
         graph.replay()
         assert torch.equal(grad, step())
     for slack, backend in ((1.25, "triton"), (math.inf, "torch")):
-        refused, graph = step_of(x, cutoff, slack, backend), torch.cuda.CUDAGraph()
-        with (
-            pytest.raises(RuntimeError, match=r"under CUDA graph capture.*pass slack=math\.inf"),
-            torch.cuda.graph(graph),
-        ):
+        refused, words = step_of(x, cutoff, slack, backend), r"under CUDA graph capture.*pass slack=math\.inf"
+        with pytest.raises(RuntimeError, match=words), torch.cuda.graph(torch.cuda.CUDAGraph()):
             refused()
 
 

@@ -4,15 +4,27 @@ A bound is 1.1 times the error that the reference makes on the same data in the 
 `tolerances.py`: relative RMS against float64. What is pruned holds NaN.
 """
 
-from __future__ import annotations
-
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from cases.block import (
+    CASES,
+    DUE,
+    FORMS,
+    LARGE,
+    Case,
+    Results,
+    answer,
+    check_indices,
+    compare,
+    no_synchronization,
+    op,
+    operands,
+    products,
+)
+from graphs import captured
 from tolerances import product_bound
 from torch import Tensor
 
@@ -23,15 +35,7 @@ from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.storage import unpack_blocks
 from tritonsparse.kernels.block.topology import IndexTable, build_index_reference
 
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from cases.block import CASES, DUE, FORMS, LARGE, Case, Results, answer, compare, op, operands, products
-from cases.indices import check_indices, no_synchronization
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 BF16, F32, NAN = torch.bfloat16, torch.float32, float("nan")
@@ -47,14 +51,6 @@ def bound_of(case: Case, reference: Results, exact: Results, precision: str = ""
     return bound
 
 
-@pytest.fixture(params=["full float32", "tf32"])
-def precision(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
-    yield request.param
-    torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
 def test_every_product_is_as_exact_as_the_dense_one(case: Case, precision: str) -> None:
     if precision == "tf32" and case.x != F32:
@@ -65,9 +61,7 @@ def test_every_product_is_as_exact_as_the_dense_one(case: Case, precision: str) 
     assert all(torch.equal(value, again[name]) for name, value in actual.items()), "another result the second time"
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in LARGE if case.form == "packed" or (case.x == BF16 and case.m > 500)], ids=str
-)
+@pytest.mark.parametrize("case", [c for c in LARGE if c.form == "packed" or (c.x == BF16 and c.m > 500)], ids=str)
 def test_the_ops_and_their_gradients_are_as_exact_as_the_dense_layer(case: Case) -> None:
     for due in ("kept",) if case.form == "packed" else DUE:
         o = operands(case, DEVICE)
@@ -77,9 +71,7 @@ def test_the_ops_and_their_gradients_are_as_exact_as_the_dense_layer(case: Case)
 
 @pytest.mark.parametrize("persistent", [0, 1, 2])
 @pytest.mark.parametrize("form", FORMS)
-def test_descriptors_and_pointers_give_the_same_bits_however_the_items_are_shared_out(
-    form: str, persistent: int
-) -> None:
+def test_descriptors_and_pointers_give_the_same_bits_however_items_are_shared_out(form: str, persistent: int) -> None:
     o = operands(Case(1030, 1024, 2048, (64, 64), form, BF16, BF16), DEVICE)
     tiles = block_tiles(
         (1030, 1024, 2048), block=(64, 64), weight_bytes=2, x_bytes=2, precision="ieee", aligned=True,
@@ -98,7 +90,6 @@ def test_descriptors_and_pointers_give_the_same_bits_however_the_items_are_share
 def test_products_wait_for_nothing_and_follow_an_index_that_is_rebuilt_in_their_graph() -> None:
     o = operands(Case(2048, 1024, 2048, (64, 64), weight=BF16, x=BF16), DEVICE)
     packed = operands(Case(256, 1024, 2048, (64, 64), "packed", BF16, BF16), DEVICE)
-    # Any block may be kept.
     o.weight.normal_()
     table = IndexTable([o.kept, o.kept], [o.layout.index, o.grad_layout.index], "triton")
 
@@ -110,16 +101,14 @@ def test_products_wait_for_nothing_and_follow_an_index_that_is_rebuilt_in_their_
     run()
     with no_synchronization():
         run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, found = captured(run)
     for _ in range(2):
         o.kept.logical_not_()
-        for value in captured.values():
+        for value in found.values():
             value.fill_(NAN)
         graph.replay()
         assert torch.equal(o.layout.index, build_index_reference(o.kept))
-        assert all(torch.equal(captured[name], value) for name, value in run().items())
+        assert all(torch.equal(found[name], value) for name, value in run().items())
 
 
 def test_the_indices_of_many_layers_are_the_reference_s_and_nothing_waits() -> None:

@@ -1,51 +1,31 @@
 """Packed blocks on a GPU: inference of one token and of many, training in compact form, graphs and compilers."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.matrices import error as relative_error
+from graphs import captured
 from tolerances import product_bound
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
 from tritonsparse.layers.backend import packed_block_backend
 from tritonsparse.layers.bsr import BlockLayer
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 DEVICE = "cuda"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    scale = expected.double().norm().item()
-    return (actual.double() - expected.double()).norm().item() / (scale or 1.0)
-
-
 def network(block: int = 32) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(8 * block, 16 * block),
-        nn.ReLU(),
-        Conv1D(8 * block, 16 * block),
-        nn.GELU(),
-        nn.Linear(8 * block, 4 * block),
-    ).to(DEVICE)
+    first, last = nn.Linear(8 * block, 16 * block), nn.Linear(8 * block, 4 * block)
+    return nn.Sequential(first, nn.ReLU(), Conv1D(8 * block, 16 * block), nn.GELU(), last).to(DEVICE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -57,7 +37,6 @@ def test_a_packed_model_takes_the_kernels_and_gives_what_the_dense_one_gives(dty
     assert [packed_block_backend(layer.backend, layer.values) for layer in layers] == ["triton"] * 3
     x = torch.randn(m, 256, device=DEVICE, dtype=dtype)
     with torch.no_grad():
-        # Three layers, the longest sum of 512.
         assert relative_error(packed(x), dense(x)) <= 3 * product_bound(dtype, dtype, 512)
 
 
@@ -69,14 +48,7 @@ def test_one_token_is_replayed_from_a_graph_and_compiles_whole() -> None:
     # Three layers; the compiler may leave out roundings in between.
     bound = 3 * product_bound(torch.bfloat16, torch.bfloat16, 512)
     assert relative_error(torch.compile(packed, fullgraph=True)(x), expected) <= bound
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        packed(x)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = packed(x)
+    graph, y = captured(lambda: packed(x))
     x.normal_()
     graph.replay()
     assert torch.equal(y, packed(x))

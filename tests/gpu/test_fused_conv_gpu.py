@@ -1,14 +1,12 @@
 """Sparse convolutions on a GPU: every case in bfloat16, large ones in all dtypes, tf32, graphs, offsets beyond 2^31."""
 
-from __future__ import annotations
-
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from cases.fused_conv import BF16, CASES, F16, F32, LARGE, Case, Operands, answer, errors, operands, run
+from graphs import captured
 from tolerances import CANCELLING, product_bound
 from torch import Tensor
 
@@ -16,14 +14,7 @@ from tritonsparse.kernels.conv.conv2d import fused_conv2d
 from tritonsparse.kernels.conv.geometry import Geometry
 from tritonsparse.kernels.weight.view import View
 
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from cases.fused_conv import BF16, CASES, F16, F32, LARGE, Case, Operands, answer, errors, operands, run
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 STEP = LARGE[2]
 # Case, product, master, tf32: every case, then every kind and dtype on one: each compiles its own kernels.
@@ -36,7 +27,6 @@ TABLE = [
 
 @pytest.fixture
 def precision() -> Iterator[None]:
-    """Restores what a test allows of float32 products."""
     before, library = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.set_float32_matmul_precision(before)
@@ -59,9 +49,7 @@ def check(o: Operands, tf32: bool = False) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("case", "dtype", "master", "tf32"), TABLE, ids=str)
-def test_every_product_is_as_exact_as_the_unfused_reference(
-    case: Case, dtype: torch.dtype, master: torch.dtype, tf32: bool, precision: None
-) -> None:
+def test_products_are_exact(case: Case, dtype: torch.dtype, master: torch.dtype, tf32: bool, precision: None) -> None:
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     check(operands(case, dtype, master, "cuda"), tf32)
@@ -77,17 +65,12 @@ def test_blocks_are_skipped_exactly_at_any_density(case: Case, density: float) -
 
 
 def test_products_replay_in_a_graph() -> None:
-    o, side, graph = operands(STEP, BF16, device="cuda"), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        expected = run(o, "triton")
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        captured = run(o, "triton")
-    for tensor in captured.values():
+    o = operands(STEP, BF16, device="cuda")
+    expected, (graph, found) = run(o, "triton"), captured(lambda: run(o, "triton"))
+    for tensor in found.values():
         tensor.fill_(float("nan"))
     graph.replay()
-    assert all(torch.equal(captured[name], expected[name]) for name in expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_offsets_beyond_two_to_the_31_reach_their_element() -> None:

@@ -1,36 +1,22 @@
 """The fused products on a GPU: bfloat16, odd shapes, tf32, graphs, and offsets beyond 2^31."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
 from cases.fused import CASES, LARGE, Case, by_columns, by_rows, check, operands, products
 from cases.weight_exact import EXACT, check_exact
+from graphs import captured
 from tolerances import product_bound
 
 from tritonsparse.kernels.fused.gemm import fused_forward, fused_grad_input
 from tritonsparse.kernels.fused.grad import fused_grad_weight
 from tritonsparse.kernels.weight.view import View
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-
-
-@pytest.fixture(params=["full float32", "tf32"])
-def precision(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
-    yield request.param
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("half", [BF16, FP16], ids=str)
@@ -51,15 +37,11 @@ def test_by_hand(name: str) -> None:
 
 def test_products_replay_in_a_graph() -> None:
     given = operands(Case(64, 1024, 512, "soft per row"), DEVICE, BF16)
-    expected = products(given, "triton")
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = products(given, "triton")
-    for tensor in captured.values():
+    expected, (graph, found) = products(given, "triton"), captured(lambda: products(given, "triton"))
+    for tensor in found.values():
         tensor.fill_(float("nan"))
     graph.replay()
-    assert all(torch.equal(captured[name], expected[name]) for name in expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_offsets_beyond_two_to_the_31_reach_their_element() -> None:

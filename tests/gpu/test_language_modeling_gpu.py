@@ -1,7 +1,5 @@
 """Language modelling on a GPU under bf16: the memory goes through checkpoints, the saved model scores as on a CPU."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +15,6 @@ from tritonsparse.models.transfo_xl import Vocabulary
 from tritonsparse.train import language_modeling
 from tritonsparse.train.text.lines import load_text
 from tritonsparse.train.text.source import TextSource
-
-pytestmark = pytest.mark.gpu
 
 OPTIONS = (
     "--preset=transfoxl-tiny", "--min_count=2", "--batch_size=8", "--tgt_len=32", "--max_train_tokens=6000",

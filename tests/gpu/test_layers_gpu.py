@@ -1,35 +1,29 @@
-"""Sparse layers on a GPU: the two back ends agree in training steps, under graphs, compilers and autocast."""
-
-from __future__ import annotations
+"""Sparse layers and methods on a GPU: back ends agree in training steps, graphs and compilers; masks stay exact."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.block import no_synchronization
+from graphs import captured
 from small_runs import relative_error
 from tolerances import product_bound
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
+from tritonsparse.masks.topk import kept_count
+from tritonsparse.methods import DSR, SNFS, STR, AutoSparse, OptG, PowerProp
+from tritonsparse.methods.target_sparsity import common_offset
 from tritonsparse.train.text.translation_presets import build_model
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 DEVICE = "cuda"
 AUTOSPARSE = ts.methods.AutoSparse(threshold_init=-4.0, alpha=0.4, alpha_schedule="constant")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
 
 
 def network() -> nn.Sequential:
@@ -85,17 +79,7 @@ def test_a_captured_training_pass_follows_alpha_and_thresholds() -> None:
     model = network()
     sparsifier = sparse(model, "triton")
     x = torch.randn(64, 200, device=DEVICE)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            model.zero_grad()
-            step(model, x)
-    torch.cuda.current_stream().wait_stream(stream)
-    model.zero_grad()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step(model, x)
+    graph, loss = captured(lambda: step(model, x), calls=3, before=model.zero_grad)
     twin = copy.deepcopy(model)
     for alpha, shift in ((0.0, 0.5), (0.8, -1.0)):
         for one in (model, twin):
@@ -107,9 +91,9 @@ def test_a_captured_training_pass_follows_alpha_and_thresholds() -> None:
         twin.zero_grad()
         expected = step(twin, x)
         assert relative_error(loss, expected) <= 1e-3
-        captured = gradients(model)
+        ours = gradients(model)
         for name, gradient in gradients(twin).items():
-            assert relative_error(captured[name], gradient) <= 1e-2, name
+            assert relative_error(ours[name], gradient) <= 1e-2, name
     assert len(sparsifier.layers) == 3
 
 
@@ -130,14 +114,12 @@ def test_inductor_compiles_one_graph_and_alpha_moves_without_recompiling() -> No
             twin.zero_grad()
             actual, expected = step(compiled, x), step(twin, x)
             assert relative_error(actual, expected) <= 1e-2
-            compiled_gradients = gradients(model)
+            ours = gradients(model)
             for name, gradient in gradients(twin).items():
-                assert relative_error(compiled_gradients[name], gradient) <= 3e-2, name
+                assert relative_error(ours[name], gradient) <= 3e-2, name
 
 
 class Vocabulary:
-    """What `build_model` asks of a tokenizer."""
-
     pad_token_id, eos_token_id = 0, 1
 
     def __len__(self) -> int:
@@ -209,3 +191,51 @@ def test_a_thresholded_layer_keeps_no_more_than_autocast_keeps_of_a_dense_one() 
     sparse(dense, "triton")
     # 1/50 byte a weight of slack, for the allocator's rounding.
     assert held(dense) <= of_dense + 4096 * 4096 / 50
+
+
+METHODS = {
+    "autosparse": AutoSparse(sparsity=0.75, control_every=2, alpha=0.4),
+    "dsr": DSR(sparsity=0.75, update_every=2),
+    "optg": OptG(sparsity=0.75),
+    "powerprop": PowerProp(sparsity=0.75, backward_sparsity=0.5),
+    "snfs": SNFS(sparsity=0.75, update_every=2),
+    "str": STR(sparsity=0.75, control_every=2),
+}
+
+
+def train(method: Any, moved_after: bool) -> ts.Sparsifier:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32))
+    if not moved_after:
+        model.cuda()
+    sparsifier = ts.sparsify(model, method, total_steps=24, steps_per_epoch=4, seed=1)
+    model.cuda()
+    optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=1e-3), fused=True)
+    sparsifier.attach(optimizer)
+    for step in range(24):
+        x = torch.randn(16, 64, generator=torch.Generator().manual_seed(step)).cuda()
+        (model(x) - x[:, :32]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return sparsifier
+
+
+@pytest.mark.parametrize("moved_after", [False, True], ids=["on the GPU", "moved there"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_sparsity_is_met_wherever_the_model_was_sparsified(method: Any, moved_after: bool) -> None:
+    sparsifier = train(method, moved_after)
+    layers = sparsifier.layers.values()
+    kept = sum(int(layer.mask.sum()) if layer.mask is not None else layer.kept_count() for layer in layers)
+    total = 64 * 128 + 128 * 32
+    assert abs(kept - kept_count(total, 0.75)) <= (0 if isinstance(method, OptG | SNFS | DSR) else 12)
+
+
+def test_the_offset_is_the_cpus_and_is_found_without_a_synchronisation() -> None:
+    weights = [torch.randn(300, 70), torch.randn(64, 64) * 0.1]
+    logits = [torch.tensor([-3.0]), torch.tensor([-2.0])]
+    most = [weight.numel() for weight in weights]
+    expected = common_offset(weights, logits, most, 12_000)
+    on_gpu = [weight.cuda() for weight in weights], [logit.cuda() for logit in logits]
+    with no_synchronization():
+        found = common_offset(*on_gpu, most, 12_000)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-4)

@@ -1,10 +1,10 @@
 """Top-k and N:M masks on a GPU: every dtype, in a graph, and beyond 2^31 elements."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases import selection
+from cases.block import no_synchronization
+from graphs import captured
 
 from tritonsparse.kernels.select._keys import TILE, tile_table
 from tritonsparse.kernels.select.masks import cutoff_masks
@@ -13,11 +13,7 @@ from tritonsparse.kernels.select.topk import topk_cutoff
 from tritonsparse.masks.units import choose_masks
 from tritonsparse.pattern import NM
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 HALVES = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
@@ -31,9 +27,7 @@ def test_the_masks_of_a_top_k_are_the_head_of_a_stable_sort(case: selection.TopK
 
 @HALVES
 @pytest.mark.parametrize("case", [*selection.N_OF_M, *selection.LARGE_N_OF_M], ids=str)
-def test_a_score_is_kept_where_fewer_than_n_of_its_group_come_before_it(
-    case: selection.NOfM, half: torch.dtype
-) -> None:
+def test_a_score_is_kept_where_fewer_than_n_of_its_group_come_first(case: selection.NOfM, half: torch.dtype) -> None:
     selection.assert_n_of_m(case, "triton", half, DEVICE)
 
 
@@ -51,15 +45,9 @@ def test_a_graph_selects_anew_at_each_replay_and_reads_nothing_back() -> None:
         cutoff = topk_cutoff(weights, 300_000, magnitude=True, hint=hint, table=table, check=False, backend="triton")
         cutoff_masks(weights, cutoff, magnitude=True, out=out, table=table, backend="triton")
 
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronization():
         select()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        select()
-    # A bracket that holds; one that does not; ties without end.
+    graph, _ = captured(select)
     for change in (1.01, 3.0, 0.0):
         for weight in weights:
             weight.mul_(change)
@@ -102,9 +90,8 @@ def test_methods_choose_by_the_kernel_what_they_choose_without() -> None:
     assert torch.equal(on_gpu.cpu(), choose_masks({"w": scores.cpu()}, 0.5, NM(2, 4))["w"])
     # Rounded: many masks of a tile have equal sums.
     rounded, both = (4 * scores).round(), NM(2, 4, transposable=True)
-    assert torch.equal(
-        choose_masks({"w": rounded}, 0.5, both)["w"].cpu(), choose_masks({"w": rounded.cpu()}, 0.5, both)["w"]
-    )
+    on_gpu = choose_masks({"w": rounded}, 0.5, both)["w"]
+    assert torch.equal(on_gpu.cpu(), choose_masks({"w": rounded.cpu()}, 0.5, both)["w"])
     scores[-1, -1] = float("nan")
     with pytest.raises(ValueError, match="choose_masks: expected scores without NaN"):
         choose_masks({"w": scores}, 0.5, NM(2, 4))

@@ -4,8 +4,6 @@ A bound is 1.1 times the error that the reference makes on the same data, at lea
 against it in float64.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases.product import equal
@@ -21,7 +19,7 @@ def _missing() -> str | None:
     return semi_structured_reason(torch.zeros(8, 64, device="cuda").half(), torch.zeros(64, 64, device="cuda"))
 
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_missing() is not None, reason=str(_missing()))]
+pytestmark = [pytest.mark.skipif(_missing() is not None, reason=str(_missing()))]
 
 DEVICE = "cuda"
 

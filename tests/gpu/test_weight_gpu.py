@@ -1,14 +1,12 @@
 """The kernels of the effective weight on a GPU: bfloat16, odd shapes, graphs, and offsets beyond 2^31."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
 import torch
-from cases.matrices import same
-from cases.weight import CASES, LARGE, Case, check, check_many, layers, operands
+from cases.weight import CASES, LARGE, Case, alike, check, check_many, layers, operands
 from cases.weight_exact import EXACT, check_exact
+from graphs import captured
 from tolerances import ELEMENTWISE
 from torch import Tensor, nn
 
@@ -22,11 +20,7 @@ from tritonsparse.kernels.weight.table import ViewTable
 from tritonsparse.kernels.weight.view import View
 from tritonsparse.methods import AutoSparse
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 DEVICE = "cuda"
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -55,7 +49,7 @@ def test_results_repeat_bit_for_bit(kind: str) -> None:
     first = cast(weight, view, out_dtype=product), *backward(grad, weight, view)
     for _ in range(20):
         again = cast(weight, view, out_dtype=product), *backward(grad, weight, view)
-        assert all(a is b is None or same(a, b) for a, b in zip(first, again, strict=True))
+        assert all(map(alike, first, again))
 
 
 def test_a_captured_graph_follows_weights_thresholds_masks_and_alphas() -> None:
@@ -72,11 +66,7 @@ def test_a_captured_graph_follows_weights_thresholds_masks_and_alphas() -> None:
             found += backward(grad, layer.weight, layer.view)
         return [*found, *backward_many(table, grads), *grads]
 
-    passes()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = passes()
+    graph, found = captured(passes)
     for scale, shift, alpha in ((1.5, 0.3, 0.0), (1.0, -1.0, 1.0), (0.5, 0.5, 0.25)):
         for layer in viewed:
             layer.weight.mul_(scale)
@@ -88,8 +78,8 @@ def test_a_captured_graph_follows_weights_thresholds_masks_and_alphas() -> None:
             if view.alpha is not None:
                 view.alpha.fill_(alpha)
         graph.replay()
-        replayed = [None if each is None else each.clone() for each in captured]
-        assert all(a is b is None or same(a, b) for a, b in zip(replayed, passes(), strict=True))
+        replayed = [None if each is None else each.clone() for each in found]
+        assert all(map(alike, replayed, passes()))
 
 
 def test_offsets_beyond_two_to_the_31_reach_their_elements() -> None:

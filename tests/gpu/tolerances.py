@@ -31,8 +31,6 @@ A bound is this floor and 1.3 times the root of the sum of squares. On average o
 product in the same dtypes, the bound of a test is `max(1.1 * error of the reference, product_bound(...))`.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -53,12 +51,10 @@ CANCELLING = 5.0
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """RMS of one rounding to nearest, relative."""
     return float(2.0 ** -BITS[dtype] * math.sqrt(INVERSE_SQUARE / 3))
 
 
 def _truncated_operands() -> float:
-    """RMS of the product of two truncated operands, relative."""
     mean = 2.0**-TF32_BITS * INVERSE
     square = 2.0 ** (2 - 2 * TF32_BITS) * INVERSE_SQUARE / 3
     return math.sqrt((2 * mean) ** 2 + 2 * (square - mean**2))

@@ -8,8 +8,6 @@ nothing here is collected unless TRITON_INTERPRET=1; `tests/kernels/test_interpr
 No bfloat16 here: the interpreter computes on its raw bits, and truncates where a cast to it should round.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -27,9 +25,8 @@ collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["tes
 
 # The interpreter is slow and a failure must come back on the next run: no deadline, no chance, and no search
 # for a smaller example, which takes minutes and gains little over shapes that are small already.
-settings.register_profile(
-    "interpreted", deadline=None, derandomize=True, max_examples=50, phases=[Phase.explicit, Phase.generate]
-)
+phases = [Phase.explicit, Phase.generate]
+settings.register_profile("interpreted", deadline=None, derandomize=True, max_examples=50, phases=phases)
 settings.load_profile("interpreted")
 
 
@@ -55,17 +52,3 @@ def poisoned_memory() -> Iterator[None]:
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             patch.setattr(owner, name, poisoned(getattr(owner, name)))
         yield
-
-
-@pytest.fixture(scope="session")
-def assert_close() -> Callable[[str, torch.Tensor, torch.Tensor, float], None]:
-    """Compares by relative RMS error, ||actual - expected|| / ||expected||; a NaN never passes."""
-
-    def check(name: str, actual: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
-        assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
-        assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
-        error = (actual.double() - expected.double()).norm().item()
-        scale = expected.double().norm().item()
-        assert error <= bound * scale, f"{name}: error {error:.3e} against norm {scale:.3e}, bound {bound:.0e}"
-
-    return check

@@ -1,16 +1,13 @@
 """Topologies, the products over kept blocks and the ops made of them against float64, through the interpreter."""
 
-from __future__ import annotations
-
 import itertools
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.block import BOUND, CASES, DUE, NAN, Case, Tiles, answer, check_indices, compare, op, operands, products
 
 from tritonsparse.kernels._tiles import Limits
 from tritonsparse.kernels._triton import tl, triton
@@ -22,10 +19,6 @@ from tritonsparse.kernels.block.gemm import BlockLayout, block_forward, block_gr
 from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.packed import few_rows_tiles
 from tritonsparse.kernels.block.topology import build_index_reference
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from cases.block import BOUND, CASES, DUE, NAN, Case, Tiles, answer, compare, op, operands, products
-from cases.indices import check_indices
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -56,7 +49,6 @@ CONFIGURATIONS: dict[str, Callable[[Case], Tiles]] = {
 
 
 def described(case: Case) -> bool:
-    """Whether a descriptor can be made of every operand."""
     even = case.n % 16 == case.k % 16 == 0 and case.m * case.n * case.k > 0
     return even and case.form != "strided" and (case.form != "packed" or case.divides)
 
@@ -83,9 +75,8 @@ def test_the_ops_and_their_gradients_equal_those_in_float64(case: Case) -> None:
 
 def test_a_result_may_be_wider_than_its_operands() -> None:
     o = operands(Case(5, 32, 32, (16, 16), weight=torch.half, x=torch.half))
-    y = block_forward(
-        o.x, o.weight, o.layout, o.bias, out_dtype=torch.float32, backend="triton", tiles=BlockTiles(16, 16, 16)
-    )
+    how: dict[str, Any] = {"out_dtype": torch.float32, "backend": "triton", "tiles": BlockTiles(16, 16, 16)}
+    y = block_forward(o.x, o.weight, o.layout, o.bias, **how)
     # Products of float16 are exact in float32, and nothing is rounded to float16 on the way.
     compare({"y": y}, answer(o), lambda *_: 1e-6)
 
@@ -113,19 +104,13 @@ def write_parts(parts, p_start, lines, tiles, programs, TILES_K: tl.constexpr, S
 @pytest.mark.parametrize(
     ("counts", "tiles", "programs", "splits", "expected"),
     [
-        ([2, 2, 2, 2], 1, 4, 8, [1, 1, 1, 1]),
-        ([14, 2, 0, 0], 1, 4, 8, [4, 1, 1, 1]),
-        ([14, 2, 0, 0], 1, 4, 2, [2, 1, 1, 1]),
-        ([14, 2, 0, 0], 4, 4, 8, [1, 1, 1, 1]),
-        ([6, 4, 3, 3], 1, 4, 8, [1, 1, 1, 1]),
-        ([7, 3, 3, 3], 1, 4, 8, [2, 1, 1, 1]),
-        ([5, 5], 1, 64, 4, [4, 4]),
-        ([0, 0], 1, 4, 4, [1, 1]),
+        ([2, 2, 2, 2], 1, 4, 8, [1, 1, 1, 1]), ([14, 2, 0, 0], 1, 4, 8, [4, 1, 1, 1]),
+        ([14, 2, 0, 0], 1, 4, 2, [2, 1, 1, 1]), ([14, 2, 0, 0], 4, 4, 8, [1, 1, 1, 1]),
+        ([6, 4, 3, 3], 1, 4, 8, [1, 1, 1, 1]), ([7, 3, 3, 3], 1, 4, 8, [2, 1, 1, 1]),
+        ([5, 5], 1, 64, 4, [4, 4]), ([0, 0], 1, 4, 4, [1, 1]),
     ],
-)
-def test_lines_are_cut_where_they_would_outlast_what_a_program_has_on_average(
-    counts: list[int], tiles: int, programs: int, splits: int, expected: list[int]
-) -> None:
+)  # fmt: skip
+def test_long_lines_are_cut(counts: list[int], tiles: int, programs: int, splits: int, expected: list[int]) -> None:
     start = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
     parts = torch.full((len(counts),), -1, dtype=torch.int32)
     for tiles_k in (1, 4):
@@ -154,7 +139,6 @@ def test_one_heavy_line_is_cut_and_no_other_is_written_in_parts(monkeypatch: pyt
     (parts,) = seen
     assert parts.shape == (4, 5, 128)
     assert not parts[:, :, :16].isnan().any() and parts[:, :, 16:].isnan().all()
-    # The parts are equal shares of the sixteen blocks.
     torch.testing.assert_close(parts[1, :, :16], x[:, 64:128] @ weight[:16, 64:128].t())
 
 
@@ -192,12 +176,9 @@ def test_a_nan_of_the_product_stays_where_its_multiplier_is_zero() -> None:
         assert grad.isfinite().all() and not grad[:, 16:32].any() and grad[:, :16].all()
 
 
-# Around one and two tiles of 32 flags.
-SIDES = (1, 2, 31, 32, 33, 70)
-
-
 def test_the_indices_of_all_layers_are_the_reference_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_indices([(r, c) for r in SIDES for c in (1, 32, 70)], "triton")
+    # Around one and two tiles of 32 flags.
+    check_indices([(1, 1), (2, 70), (31, 32), (32, 1), (33, 70), (70, 32)], "triton")
     # Sums of more tiles than a scan takes at once are carried on.
     monkeypatch.setattr(_index, "SCAN_TILE", 16)
     check_indices([(70, 70)], "triton")

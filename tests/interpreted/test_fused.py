@@ -1,7 +1,5 @@
 """The fused products, through the interpreter."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -56,10 +54,8 @@ def test_the_result_may_be_wider_than_the_operands() -> None:
     given: dict[str, Any] = {"view": View("hard", torch.tensor([0.5])), "out_dtype": torch.float32}
     # Products of float16 are exact in float32, and nothing is rounded to float16 on the way.
     for function in (fused_forward, fused_grad_input):
-        actual, expected = (
-            function(x, weight, **given, backend="triton"),
-            function(x.double(), weight.double(), **given),
-        )
+        actual = function(x, weight, **given, backend="triton")
+        expected = function(x.double(), weight.double(), **given)
         assert actual.dtype == torch.float32 and error(actual, expected) <= 1e-6
 
 
@@ -72,16 +68,11 @@ def test_an_empty_axis_gives_what_the_reference_gives(shape: tuple[int, int, int
         assert torch.equal(value, expected[name]), name
 
 
-LEADING = [(3, 5), (0,), (1,), ()]
-
-
-@pytest.mark.parametrize("leading", LEADING, ids=str)
+@pytest.mark.parametrize("leading", [(3, 5), (0,), (1,), ()], ids=str)
 @pytest.mark.parametrize("transposed", [False, True], ids=["Linear", "Conv1D"])
 @pytest.mark.parametrize("kind", ["soft per row", "hard", "mask"])
 @pytest.mark.parametrize("given_w_hat", [False, True], ids=["", "w_hat"])
-def test_the_op_has_the_gradients_of_its_reference(
-    kind: str, transposed: bool, leading: tuple[int, ...], given_w_hat: bool
-) -> None:
+def test_the_op_has_its_gradients(kind: str, transposed: bool, leading: tuple[int, ...], given_w_hat: bool) -> None:
     found = {}
     for backend in ("torch", "triton"):
         case = Case(1, 40, 24, kind, transposed=transposed, product="fp32")
@@ -104,19 +95,14 @@ def _order_of_tiles(order, tiles_m, tiles_n, GROUP: tl.constexpr):  # type: igno
 
 
 def order_of_tiles(tiles_m: int, tiles_n: int, group: int) -> torch.Tensor:
-    """Which program computes each tile; -1 where none does."""
     order = torch.full((tiles_m, tiles_n), -1)
     _order_of_tiles[(tiles_m * tiles_n,)](order, tiles_m, tiles_n, GROUP=group)
     return order
 
 
-def test_programs_go_down_a_group_of_rows_of_tiles_before_they_go_along() -> None:
+def test_one_program_computes_each_tile_and_they_go_down_a_group_of_rows_before_they_go_along() -> None:
     # Groups of two rows of three tiles; the last group has one row.
     assert order_of_tiles(3, 3, 2).tolist() == [[0, 2, 4], [1, 3, 5], [6, 7, 8]]
-
-
-@pytest.mark.parametrize("tiles", [(1, 1), (1, 6), (9, 1), (8, 3), (9, 6)])
-@pytest.mark.parametrize("group", [1, 4, 8])
-def test_every_tile_is_computed_by_one_program(tiles: tuple[int, int], group: int) -> None:
-    order = order_of_tiles(*tiles, group)
-    assert order.flatten().sort().values.tolist() == list(range(tiles[0] * tiles[1]))
+    for m, n in ((1, 1), (1, 6), (9, 1), (8, 3), (9, 6)):
+        for group in (1, 4, 8):
+            assert order_of_tiles(m, n, group).flatten().sort().values.tolist() == list(range(m * n)), (m, n, group)

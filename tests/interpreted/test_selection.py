@@ -1,13 +1,12 @@
-"""The kernels of the exact top-k and of N:M masks through the interpreter."""
-
-from __future__ import annotations
+"""The kernels of the exact top-k, of N:M masks and of packed activations through the interpreter."""
 
 from typing import Any
 
 import pytest
 import torch
-from cases import selection
+from cases import activation, selection, sparse_input
 
+from tritonsparse.kernels.activation.cutoff import activation_cutoff
 from tritonsparse.kernels.select import _select
 from tritonsparse.kernels.select._keys import tile_table
 from tritonsparse.kernels.select.masks import cutoff_masks
@@ -46,10 +45,11 @@ def test_one_table_serves_many_calls_and_other_tensors_are_refused() -> None:
         assert sum(int(mask.sum()) for mask in out) == kept
         tensors[0].neg_().add_(1.0)
     words = "expected the table of these tensors and masks, got that of others; make it anew"
+    given = {"magnitude": True, "table": table, "backend": "triton"}
     with pytest.raises(ValueError, match=words):
-        topk_cutoff(tensors[::-1], 10, magnitude=True, table=table, backend="triton")
+        topk_cutoff(tensors[::-1], 10, **given)
     with pytest.raises(ValueError, match=words):
-        cutoff_masks(tensors, cutoff, magnitude=True, out=[out[0], out[1].clone()], table=table, backend="triton")
+        cutoff_masks(tensors, cutoff, out=[out[0], out[1].clone()], **given)
     with pytest.raises(ValueError, match=r"expected contiguous tensors, .*copy it first"):
         tile_table([tensors[0].T])
 
@@ -69,3 +69,26 @@ def test_a_pass_is_one_launch_however_many_the_tensors(monkeypatch: pytest.Monke
         monkeypatch.setattr(_select, name, Counted(name))
     topk_cutoff([torch.randn(10) for _ in range(50)], 100, magnitude=True, backend="triton")
     assert launches == ["_bracket_kernel"] + 4 * ["_histogram_kernel", "_narrow_kernel"]
+
+
+# NumPy's of products with the infinities and NaN of the cases.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("case", activation.CASES, ids=str)
+def test_what_is_packed_unpacked_and_multiplied_is_what_the_definition_keeps(case: activation.Case) -> None:
+    # Sums over at most 33 rows; float16 results are rounded once.
+    assert activation.packed_errors(case, "triton")[0] <= (5e-4 if case.half else 1e-6)
+
+
+def test_a_cutoff_selected_without_sorting_is_the_same() -> None:
+    x, tied = torch.randn(3, 5, 41), torch.ones(4, 8)
+    few = [(x, 0.001, "batch"), (x.half(), 0.2, "batch"), (x, 1.0, "batch"), (tied, 0.5, "batch")]
+    for each, density, scope in (*few, (x, 0.2, "plane"), (x, 0.2, "sample")):
+        cutoff = activation_cutoff(each, density, scope)
+        assert torch.equal(activation_cutoff(each, density, scope, backend="triton"), cutoff)
+
+
+@pytest.mark.parametrize("case", sparse_input.CASES[::3], ids=str)
+def test_the_ops_equal_their_answer_in_float64(case: sparse_input.Case) -> None:
+    p = sparse_input.product(case, torch.float32)
+    wrong = p.errors(p.run("triton"))
+    assert max(wrong.values()) <= 1e-6, wrong

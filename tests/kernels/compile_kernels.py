@@ -1,23 +1,21 @@
 """Compiles every kernel ahead of time and prints what the compiler made of it: one JSON object per line.
 
-Needs no GPU. `test_compile.py` runs this in a subprocess under each Triton it holds us to; by hand:
+Needs no GPU. `test_compile.py` runs this under each Triton it holds us to; by hand, where `--table` also
+writes the rows as a table (benchmarks/results/compile/triton-<version>.md holds that of each Triton):
 
     TRITON_CACHE_DIR=$(mktemp -d) python tests/kernels/compile_kernels.py [--table FILE]
-
-`--table` also writes the rows as a table: benchmarks/results/compile/triton-<version>.md holds that of each Triton.
-
-A kernel is added as rows of `compile_cases`.
 """
 
-from __future__ import annotations
-
 import argparse
+import bisect
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,11 +29,11 @@ from triton.compiler import ASTSource
 # A script under PYTHONSAFEPATH sees no folder of its own.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from compile_cases import activations, blocks, convolutions, elementwise, products, selection
+from compile_cases import blocks, convolutions, elementwise, products
 from compile_cases.case import TARGETS, Case, Constant
 
-# `cuobjdump` comes with the wheel of each version.
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# `cuobjdump` and `nvdisasm` come with the wheel of each version.
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX_INSTRUCTION = {
     "sm_80": re.compile(r"\bmma\.sync"),
     "sm_90": re.compile(r"wgmma\.mma_async"),
@@ -48,54 +46,37 @@ PIPELINED = re.compile(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x
 # What ptxas says where it makes each matrix instruction wait for the one before (C7510, C7514, C7515 and others).
 SERIALIZED = re.compile(r"wgmma\.mma_async instructions are serialized due to ([^\n]*?) in the function")
 # Address, name and operands of an instruction of SASS.
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\d+ )?\s*([A-Z][A-Z0-9_.]+)\s*([^;]*);")
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?\s*([A-Z][A-Z0-9_.]+)\s*([^;]*);")
 WIDE_LOAD = re.compile(r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:global|buffer)_load_dwordx4")
 
 CASES = (
-    elementwise.threshold_cases,
-    elementwise.many_cases,
-    products.product_cases,
-    activations.packed_activation_cases,
-    selection.topk_cases,
-    blocks.block_grad_cases,
-    blocks.block_index_cases,
-    blocks.block_gemm_cases,
-    selection.n_of_m_cases,
-    convolutions.conv_cases,
-)
+    elementwise.threshold_cases, elementwise.many_cases, products.product_cases, elementwise.packed_activation_cases,
+    elementwise.topk_cases, blocks.block_grad_cases, blocks.block_index_cases, blocks.block_gemm_cases,
+    elementwise.n_of_m_cases, convolutions.conv_cases,
+)  # fmt: skip
 WORK = [(case, target) for cases in CASES for case in cases() for target in case.targets]
 
 
 def compile_case(case: Case, name: str) -> dict[str, Any]:
-    """Compiles one case for one target and reads off the result what the tests ask about."""
     target = TARGETS[name]
     types = {name: value for name, value in case.arguments.items() if isinstance(value, str)}
-    source = ASTSource(
-        case.kernel,
-        signature={name: types.get(name, "constexpr").rstrip("?") for name in case.arguments},
-        constexprs={
-            name: value.value if isinstance(value, Constant) else value
-            for name, value in case.arguments.items()
-            if name not in types
-        },
-        attrs={
-            (position,): [["tt.divisibility", 16]]
-            for position, name in enumerate(case.arguments)
-            if name in types and not types[name].endswith("?")
-        },
-    )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    log = io.StringIO()
+    signature = {name: types.get(name, "constexpr").rstrip("?") for name in case.arguments}
+    constants = {name: value for name, value in case.arguments.items() if name not in types}
+    constants = {name: value.value if isinstance(value, Constant) else value for name, value in constants.items()}
+    multiples = [i for i, name in enumerate(case.arguments) if name in types and not types[name].endswith("?")]
+    attributes = {(position,): [["tt.divisibility", 16]] for position in multiples}
+    source = ASTSource(case.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    log, options = io.StringIO(), {"num_warps": case.num_warps, "num_stages": case.num_stages}
     with contextlib.redirect_stdout(log):
         compiled = triton.compile(source, target=target, options=options)
-    loop: dict[str, int] = {}
+    binary = b""
     if target.backend == "cuda":
-        usage = dump(compiled.asm["cubin"], "--dump-resource-usage")
+        usage = dump(compiled.asm["cubin"], "cuobjdump", "--dump-resource-usage")
         if name == "sm_90":
             # Hopper's products alone are serialised; of remarks that were not seen nothing is known. "ptxas-blackwell",
             # which newer releases take, names itself so.
             assert re.search(r"ptxas\S* info", log.getvalue()), f"{case.name}: expected ptxas's remarks, got none"
-            loop = product_loop(dump(compiled.asm["cubin"], "--dump-sass"))
+            binary = text_of(compiled.asm["cubin"])
         code = compiled.asm["ptx"]
         registers, spill_bytes = number(r"REG:(\d+)", usage), number(r"STACK:(\d+)", usage)
     else:
@@ -113,41 +94,55 @@ def compile_case(case: Case, name: str) -> dict[str, Any]:
         "descriptor_loads": len(re.findall(r"cp\.async\.bulk\.tensor[\w.:]*shared::", code)),
         "buffers": min(map(int, PIPELINED.findall(compiled.asm["ttgir"])), default=0),
         "serialized": next(iter(SERIALIZED.findall(log.getvalue())), ""),
-        "loop_instructions": loop.get("instructions", 0),
-        "loop_products": loop.get("products", 0),
+        "binary": binary,
     }
 
 
-def dump(cubin: bytes, what: str) -> str:
-    """What `cuobjdump` says of a binary."""
+def dump(binary: bytes, tool: str, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(binary)
         file.flush()
-        command = [str(CUOBJDUMP), what, file.name]
+        command = [str(TOOLS / tool), *options, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def product_loop(sass: str) -> dict[str, int]:
-    """Instructions of the shortest loop that holds matrix instructions, and how many these are: a step's work."""
+def text_of(cubin: bytes) -> bytes:
+    """The instructions of a kernel: the ELF section of that name."""
+    (table,), (size, count, names) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    strings = cubin[sections[names][4] :]
+    (text,) = (section for section in sections if strings[section[0] :].startswith(b".text."))
+    return cubin[text[4] : text[4] + text[5]]
+
+
+def product_loops(binaries: list[bytes]) -> list[dict[str, int]]:
+    """Of each kernel. They are disassembled as one, since starting the disassembler takes longer than its work."""
+    starts = [0, *itertools.accumulate(map(len, binaries))]
+    sass = dump(b"".join(binaries), "nvdisasm", "--binary", "SM90") if any(binaries) else ""
     code = [(int(address, 16), opcode, rest) for address, opcode, rest in INSTRUCTION.findall(sass)]
-    found: dict[str, int] = {}
+    places = [bisect.bisect_left(code, (start,)) for start in starts]
+    return [product_loop(code[begin:end]) for begin, end in itertools.pairwise(places)]
+
+
+def product_loop(code: list[tuple[int, str, str]]) -> dict[str, int]:
+    """Instructions of the shortest loop that holds matrix instructions, and how many these are: a step's work."""
+    found = {"loop_instructions": 0, "loop_products": 0}
     for end, opcode, rest in code:
         target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
         if target is None or int(target[1], 16) > end:
             continue
         body = [opcode for address, opcode, _ in code if int(target[1], 16) <= address <= end]
         products = sum(opcode.startswith(("HGMMA", "HMMA")) for opcode in body)
-        if products and len(body) < found.get("instructions", 1 << 30):
-            found = {"instructions": len(body), "products": products}
+        if products and len(body) < (found["loop_instructions"] or 1 << 30):
+            found = {"loop_instructions": len(body), "loop_products": products}
     return found
 
 
 def compile_number(i: int) -> dict[str, Any]:
-    """What was found and what is asked of one entry of WORK."""
     case, name = WORK[i]
     knobs.nvidia.dump_ptxas_log = True
-    # A kernel from the cache would bring no remarks.
-    knobs.compilation.always_compile = True
+    # A kernel from the cache would bring no remarks. Without line numbers the same code is made sooner.
+    knobs.compilation.always_compile = knobs.compilation.disable_line_info = True
     asked = {"max_registers": case.max_registers, "asked_wide_load_bytes": case.wide_load_bytes}
     asked |= {"asked_matrix": case.matrix, "asked_from_registers": case.left_in_registers}
     asked |= {"asked_buffers": case.buffers, "asked_descriptors": case.descriptors}
@@ -161,7 +156,6 @@ def number(pattern: str, text: str) -> int:
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a row a case and target."""
     columns = (
         *("registers", "spill_bytes", "shared_bytes", "wide_load_bytes", "matrix_instructions", "buffers"),
         *("loop_instructions", "loop_products", "serialized"),
@@ -183,14 +177,13 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="file to write the rows to as a table")
     parser.add_argument("--target", action="append", choices=tuple(TARGETS), help="compile for these alone")
     args = parser.parse_args()
-    rows = []
     print(json.dumps({"triton": triton.__version__}))
     numbers = [i for i, (_, name) in enumerate(WORK) if args.target is None or name in args.target]
-    # A process a core; kernels are known to each by their number, as they cannot be sent.
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        for row in pool.imap(compile_number, numbers):
-            print(json.dumps(row))
-            rows.append(row)
+        rows = list(pool.imap(compile_number, numbers))
+    for row, loop in zip(rows, product_loops([row.pop("binary") for row in rows]), strict=True):
+        row |= loop
+        print(json.dumps(row))
     if args.table:
         args.table.parent.mkdir(parents=True, exist_ok=True)
         args.table.write_text(as_table(rows), encoding="utf-8")

@@ -1,14 +1,11 @@
 """Linear layers of kept blocks as ops, of the dense weight and of packed blocks: gradients, and what torch asks."""
 
-from __future__ import annotations
-
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.block import BF16, BOUND, CASES, DUE, F32, LEAVES, NAN, ODD, Case, compare, on_elements, op, operands
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -20,12 +17,8 @@ from tritonsparse.kernels.block.storage import dense_weight
 from tritonsparse.kernels.block.topology import Topology, build_index_reference
 from tritonsparse.kernels.weight.view import View
 
-sys.path.append(str(Path(__file__).parent))
-from cases.block import BF16, BOUND, CASES, DUE, F32, LEAVES, NAN, ODD, Case, compare, on_elements, op, operands
-
 SIZED = [case for case in (*ODD, *CASES) if case.n * case.k]
 ODD_DUE = [(case, due) for case in ODD for due in (DUE[:1] if case.form == "packed" else DUE)]
-# The blocks of these 4 x 9 weights, and a set B.
 SHAPE = Case(3, 4, 9, (2, 3))
 MASK = on_elements(torch.tensor([[True, False, True], [False, False, False]]), SHAPE)
 OTHER = on_elements(torch.tensor([[True, True, True], [False, True, False]]), SHAPE)
@@ -107,9 +100,8 @@ def test_blocks_are_packed_row_by_row_and_unpacked_where_they_were() -> None:
     index = build_index_reference(torch.tensor([[False, True], [True, True]]))
     for given in (matrix, matrix.t().contiguous().t()):
         values = pack_blocks(given, index, (1, 4), 5)
-        blocks = [[[5, 6, 7, 8]], [[9, 10, 11, 12]], [[13, 14, 15, 16]]]
-        assert values.tolist() == [*blocks, [[0] * 4], [[0] * 4]] and values.is_contiguous()
-        # What lies behind the kept blocks is not read.
+        blocks = [[[5, 6, 7, 8]], [[9, 10, 11, 12]], [[13, 14, 15, 16]], [[0] * 4], [[0] * 4]]
+        assert values.tolist() == blocks and values.is_contiguous()
         values[3:] = -1
         assert unpack_blocks(values, index, (2, 8)).tolist() == [[0, 0, 0, 0, 5, 6, 7, 8], list(range(9, 17))]
 
@@ -126,14 +118,12 @@ def test_unpacked_is_the_reference_weight_also_where_edge_blocks_are_cut(case: C
 # Outputs and inputs, a block's side, the tile's n, parts: shared out until each of 132 multiprocessors has four items.
 # A long weight needs no parts; a small one may not have them, since of its 4 blocks a row one in four is kept.
 @pytest.mark.parametrize(
-    ("shape", "side", "n", "splits"),
-    [((4096, 4096), 32, 32, 8), ((65_536, 4096), 32, 32, 1), ((128, 128), 32, 32, 1), ((96, 96), 48, 16, 1)],
+    ("n", "k", "side", "tile", "splits"),
+    [(4096, 4096, 32, 32, 8), (65_536, 4096, 32, 32, 1), (128, 128, 32, 32, 1), (96, 96, 48, 16, 1)],
 )
-def test_few_rows_are_shared_out_until_the_device_is_full(
-    shape: tuple[int, int], side: int, n: int, splits: int
-) -> None:
-    tiles = few_rows_tiles(shape, (side, side), Limits(232_448, 132))
-    assert (tiles.m, tiles.n, tiles.k, tiles.splits) == (16, n, n, splits)
+def test_few_rows_are_shared_out_until_the_device_is_full(n: int, k: int, side: int, tile: int, splits: int) -> None:
+    tiles = few_rows_tiles((n, k), (side, side), Limits(232_448, 132))
+    assert (tiles.m, tiles.n, tiles.k, tiles.splits) == (16, tile, tile, splits)
 
 
 def linear(**changed: Any) -> Tensor:
@@ -146,27 +136,24 @@ def packed(**changed: Any) -> Tensor:
     return packed_block_linear(**given, shape=(4, 9))
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: linear(x=torch.zeros(3, 8)), r"block_linear: expected x of shape \[..., 9\].*layer's input"),
-        (lambda: linear(x=torch.zeros(3, 9).half()), "expected x in torch.float32.*cast x"),
-        (lambda: linear(view=View("hard", torch.zeros(1))), 'expected a view of kind "mask", got "hard"; call'),
-        (lambda: linear(view=View("mask", mask=MASK[:, 1:])), "block_linear: expected mask to be bool"),
-        (lambda: linear(view=VIEW._replace(grad_mask=OTHER)), "got grad_mask alone; make the topology"),
-        (lambda: linear(topology=Topology.of(MASK, OTHER, (2, 3))), "got grad_index alone; make the topology"),
-        (lambda: linear(topology=replace(TOPOLOGY, index=TOPOLOGY.flags)), "expected index to be contiguous int32"),
-        (lambda: linear(w_hat=torch.zeros(4, 9).half()), "expected w_hat to be torch.float32.*leave it out"),
-        (lambda: linear(bias=torch.zeros(3)), r"expected bias to be torch.float32 \[4\]"),
-        (lambda: packed(backend="cuda"), 'packed_block_linear: expected backend "torch" or "triton"'),
-        (lambda: packed(x=torch.ones(2, 7)), r"expected x to be floating-point \[..., 9\].*check the layer's input"),
-        (lambda: packed(bias=torch.ones(5)), r"expected bias to be torch.float32 \[4\].*cast the bias with x"),
-        (lambda: packed(values=torch.ones(0, 2, 3)), "one at least.*pack_blocks makes them"),
-        (lambda: packed(index=torch.zeros(3, dtype=torch.int32)), "expected index to be contiguous int32"),
-        (lambda: packed(backend="triton"), 'multiples of 16 for backend="triton", got 2 x 3; pass backend="torch"'),
-        (lambda: pack_blocks(torch.ones(7, 8), TOPOLOGY.index, (3, 4), 6), "divides into blocks of 3x4.*pad it"),
-    ],
-)
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: linear(x=torch.zeros(3, 8)), r"block_linear: expected x of shape \[..., 9\].*layer's input"),
+    (lambda: linear(x=torch.zeros(3, 9).half()), "expected x in torch.float32.*cast x"),
+    (lambda: linear(view=View("hard", torch.zeros(1))), 'expected a view of kind "mask", got "hard"; call'),
+    (lambda: linear(view=View("mask", mask=MASK[:, 1:])), "block_linear: expected mask to be bool"),
+    (lambda: linear(view=VIEW._replace(grad_mask=OTHER)), "got grad_mask alone; make the topology"),
+    (lambda: linear(topology=Topology.of(MASK, OTHER, (2, 3))), "got grad_index alone; make the topology"),
+    (lambda: linear(topology=replace(TOPOLOGY, index=TOPOLOGY.flags)), "expected index to be contiguous int32"),
+    (lambda: linear(w_hat=torch.zeros(4, 9).half()), "expected w_hat to be torch.float32.*leave it out"),
+    (lambda: linear(bias=torch.zeros(3)), r"expected bias to be torch.float32 \[4\]"),
+    (lambda: packed(backend="cuda"), 'packed_block_linear: expected backend "torch" or "triton"'),
+    (lambda: packed(x=torch.ones(2, 7)), r"expected x to be floating-point \[..., 9\].*check the layer's input"),
+    (lambda: packed(bias=torch.ones(5)), r"expected bias to be torch.float32 \[4\].*cast the bias with x"),
+    (lambda: packed(values=torch.ones(0, 2, 3)), "one at least.*pack_blocks makes them"),
+    (lambda: packed(index=torch.zeros(3, dtype=torch.int32)), "expected index to be contiguous int32"),
+    (lambda: packed(backend="triton"), 'multiples of 16 for backend="triton", got 2 x 3; pass backend="torch"'),
+    (lambda: pack_blocks(torch.ones(7, 8), TOPOLOGY.index, (3, 4), 6), "divides into blocks of 3x4.*pad it"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused_with_the_remedy(call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()

@@ -1,17 +1,11 @@
 """The definition of the products over kept blocks, their configurations and what they refuse, without Triton."""
 
-from __future__ import annotations
-
-import doctest
-import importlib
-import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.block import BF16, BOUND, CASES, F32, F64, NAN, ODD, Case, answer, compare, operands, products
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,9 +16,6 @@ from tritonsparse.kernels.block.gemm import BlockLayout, block_forward, block_gr
 from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.storage import dense_weight
 from tritonsparse.kernels.block.topology import build_index_reference, index_size
-
-sys.path.append(str(Path(__file__).parent))
-from cases.block import BF16, BOUND, CASES, F32, F64, NAN, ODD, Case, answer, compare, operands, products
 
 
 @pytest.mark.parametrize("case", [*ODD, *CASES], ids=str)
@@ -61,14 +52,12 @@ def test_a_gradient_by_hand() -> None:
         assert block_grad_weight(*rows, replace(layout, count=count), kept=kept).tolist() == blocks[:count]
 
 
-def test_a_nan_outside_the_index_or_behind_a_zero_alpha_reaches_no_gradient() -> None:
+def test_no_nan_reaches_a_gradient_that_is_not_due_and_sums_are_in_float32_whatever_the_operands() -> None:
+    # Outside the index, and behind a zero alpha.
     layout = BlockLayout(build_index_reference(torch.tensor([[True, False, True]])), (1, 1), (1, 3))
     kept, zero = torch.tensor([[True, False, False]]), torch.tensor(0.0)
     grad = block_grad_weight(torch.ones(1, 1), torch.tensor([[1.0, NAN, NAN]]), layout, kept=kept, alpha=zero)
     assert grad.tolist() == [[1.0, 0.0, 0.0]]
-
-
-def test_sums_of_a_gradient_are_in_float32_whatever_the_operands() -> None:
     # 4096 products of 1 + 2^-8, exact in bfloat16 to 8 bits each, are not in a bfloat16 sum.
     grad_y, x = torch.ones(4096, 1, dtype=BF16), torch.full((4096, 1), 1.0078125, dtype=BF16)
     grad = block_grad_weight(grad_y, x, BlockLayout(build_index_reference(torch.tensor([[True]])), (1, 1), (1, 1)))
@@ -88,24 +77,16 @@ HOPPER, AMPERE, AMD = Limits(232_448, 132), Limits(166_912, 108), Limits(65_536,
 HALF: dict[str, Any] = {"weight_bytes": 2, "x_bytes": 2, "precision": "ieee", "aligned": True, "limits": HOPPER}
 
 
-# Side, the most, the tile's side.
-@pytest.mark.parametrize(("side", "most", "tile"), [(128, 128, 128), (256, 128, 128), (48, 64, 16), (96, 64, 32)])
-def test_a_tile_s_side_is_the_largest_power_of_two_that_divides_the_block(side: int, most: int, tile: int) -> None:
-    assert tile_side(side, most) == tile
-
-
 sides = st.sampled_from([16, 32, 48, 64, 128, 256])
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(st.sampled_from([1, 33, 1000, 16384]), *[st.sampled_from([16, 512, 4096, 11008])] * 2),
-    block=st.tuples(sides, sides),
-    widths=st.sampled_from([(2, 2), (4, 2), (4, 4), (2, 4)]),
-    precision=st.sampled_from(["ieee", "tf32"]),
-    aligned=st.booleans(),
+    block=st.tuples(sides, sides), widths=st.sampled_from([(2, 2), (4, 2), (4, 4), (2, 4)]),
+    precision=st.sampled_from(["ieee", "tf32"]), aligned=st.booleans(),
     limits=st.sampled_from([HOPPER, AMPERE, AMD]),
-)
+)  # fmt: skip
 def test_computed_tiles_fit_into_shared_memory(
     shape: tuple[int, int, int], block: tuple[int, int], widths: tuple[int, int], precision: str, aligned: bool,
     limits: Limits,
@@ -127,13 +108,12 @@ def test_computed_tiles_fit_into_shared_memory(
     assert of_grad.splits == 1 or programs <= limits.multiprocessors
 
 
-def test_large_products_on_hopper_take_wide_tiles_four_buffers_and_descriptors() -> None:
+def test_tiles_on_hopper_are_wide_and_split_the_reduction_of_few_rows_and_few_blocks() -> None:
+    # The largest power of two that divides the block's side, and no more than is asked for.
+    assert [tile_side(*each) for each in ((128, 128), (256, 128), (48, 64), (96, 64))] == [128, 128, 16, 32]
     for side, shape in ((128, (256, 128, 64)), (64, (256, 64, 64)), (32, (256, 32, 32))):
         tiles = block_tiles((8192, 4096, 4096), block=(side, side), **HALF)
         assert (tiles.m, tiles.n, tiles.k) == shape and tiles.num_stages == 4 and tiles.descriptors
-
-
-def test_few_rows_and_few_blocks_split_the_reduction_and_many_do_not() -> None:
     # 4 block rows and 2 tiles of x are 8 items for 132 multiprocessors. 32 tiles of 64 rows are 128 items, taken at
     # once: the longest would outlast the others. 256 would not be. One multiprocessor's worth is not cut up.
     for m, k, splits in ((128, 16384, 16), (2048, 16384, 4), (8192, 16384, 1), (128, 256, 1)):
@@ -152,60 +132,38 @@ LAYOUT = BlockLayout(build_index_reference(torch.ones(1, 2).bool()), (16, 16), (
 NARROW = BlockLayout(build_index_reference(torch.ones(2, 2).bool()), (8, 16), (16, 32))
 
 
-def forward(**changed: Any) -> None:
-    block_forward(**{"x": X, "weight": W, "layout": LAYOUT, **changed})
+FORWARD, GRAD = {"x": X, "weight": W, "layout": LAYOUT}, {"grad_y": GRAD_Y, "x": X, "layout": LAYOUT}
 
 
-def grad_weight(**changed: Any) -> None:
-    block_grad_weight(**{"grad_y": GRAD_Y, "x": X, "layout": LAYOUT, **changed})
-
-
-@pytest.mark.parametrize(
-    ("call", "changed", "expected", "remedy"),
-    [
-        (forward, {"x": X[:, :3]}, "x to be a floating-point matrix [M, 32]", "flatten the leading axes"),
-        (forward, {"weight": W[0]}, "weight to be a floating-point [16, 32]", "as the layout says"),
-        (forward, {"weight": W.int()}, "weight to be a floating-point", "as the layout says"),
-        (forward, {"layout": replace(LAYOUT, transposed=True)}, "floating-point [32, 16]", "as the layout says"),
-        (forward, {"layout": replace(LAYOUT, index=LAYOUT.index[1:])}, f"int32 [{index_size(1, 2)}]", "index_size"),
-        (forward, {"layout": replace(LAYOUT, index=LAYOUT.index.to("meta"))}, "index on cpu", "weight's device"),
-        (forward, {"layout": replace(LAYOUT, block=(16, 0))}, "(rows, columns) of at least 1", "(64, 64)"),
-        (forward, {"layout": NARROW, "backend": "triton"}, "multiples of 16", 'backend="torch"'),
-        (forward, {"layout": replace(LAYOUT, count=2, transposed=True)}, "not transposed", "as [N, K]"),
-        (forward, {"layout": replace(LAYOUT, count=2)}, "[2, 16, 16], contiguous", "pack_blocks"),
-        (forward, {"bias": torch.zeros(3)}, "bias to be torch.float32 [16]", "cast the bias with x"),
-        (forward, {"out_dtype": torch.int8}, "a floating-point out_dtype", "leave it out"),
-        (forward, {"backend": "cuda"}, 'backend "torch" or "triton"', "pass either"),
-        (forward, {"x": X.double(), "backend": "triton"}, "x in float16, bfloat16 or float32", 'backend="torch"'),
-        (forward, {"weight": W.double(), "backend": "triton"}, "weight in float16, bfloat16", 'backend="torch"'),
-        (grad_weight, {"grad_y": X}, "grad_y to be a floating-point matrix [M, 16]", "flatten the leading axes"),
-        (grad_weight, {"x": GRAD_Y}, "x to be a floating-point matrix [M, 32]", "flatten the leading axes"),
-        (grad_weight, {"x": X[1:]}, "the rows and the dtype of x, 1", "as the forward's product left them"),
-        (grad_weight, {"x": X.half()}, "the rows and the dtype of x", "as the forward's product left them"),
-        (grad_weight, {"out_dtype": torch.int8}, "a floating-point out_dtype", "leave it out"),
-        (grad_weight, {"kept": torch.ones(1, 2)}, "kept to be bool [1, 2]", "one flag a block"),
-        (grad_weight, {"kept": torch.ones(2, 1).bool()}, "kept to be bool [1, 2]", "one flag a block"),
-        (grad_weight, {"alpha": torch.zeros(2)}, "alpha to be one float32 value", "keep the schedule's value"),
-        (lambda: block_grad_input(X, W, LAYOUT), {}, "grad_y to be a floating-point matrix [M, 16]", "flatten"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused_with_a_remedy(
-    call: Callable[..., None], changed: dict[str, Any], expected: str, remedy: str
-) -> None:
+@pytest.mark.parametrize(("call", "changed", "expected", "remedy"), [
+    (block_forward, {"x": X[:, :3]}, "x to be a floating-point matrix [M, 32]", "flatten the leading axes"),
+    (block_forward, {"weight": W[0]}, "weight to be a floating-point [16, 32]", "as the layout says"),
+    (block_forward, {"weight": W.int()}, "weight to be a floating-point", "as the layout says"),
+    (block_forward, {"layout": replace(LAYOUT, transposed=True)}, "floating-point [32, 16]", "as the layout says"),
+    (block_forward, {"layout": replace(LAYOUT, index=LAYOUT.index[1:])}, f"int32 [{index_size(1, 2)}]", "index_size"),
+    (block_forward, {"layout": replace(LAYOUT, index=LAYOUT.index.to("meta"))}, "index on cpu", "weight's device"),
+    (block_forward, {"layout": replace(LAYOUT, block=(16, 0))}, "(rows, columns) of at least 1", "(64, 64)"),
+    (block_forward, {"layout": NARROW, "backend": "triton"}, "multiples of 16", 'backend="torch"'),
+    (block_forward, {"layout": replace(LAYOUT, count=2, transposed=True)}, "not transposed", "as [N, K]"),
+    (block_forward, {"layout": replace(LAYOUT, count=2)}, "[2, 16, 16], contiguous", "pack_blocks"),
+    (block_forward, {"bias": torch.zeros(3)}, "bias to be torch.float32 [16]", "cast the bias with x"),
+    (block_forward, {"out_dtype": torch.int8}, "a floating-point out_dtype", "leave it out"),
+    (block_forward, {"backend": "cuda"}, 'backend "torch" or "triton"', "pass either"),
+    (block_forward, {"x": X.double(), "backend": "triton"}, "x in float16, bfloat16 or float32", 'backend="torch"'),
+    (block_forward, {"weight": W.double(), "backend": "triton"}, "weight in float16, bfloat16", 'backend="torch"'),
+    (block_grad_weight, {"grad_y": X}, "grad_y to be a floating-point matrix [M, 16]", "flatten the leading axes"),
+    (block_grad_weight, {"x": GRAD_Y}, "x to be a floating-point matrix [M, 32]", "flatten the leading axes"),
+    (block_grad_weight, {"x": X[1:]}, "the rows and the dtype of x, 1", "as the forward's product left them"),
+    (block_grad_weight, {"x": X.half()}, "the rows and the dtype of x", "as the forward's product left them"),
+    (block_grad_weight, {"out_dtype": torch.int8}, "a floating-point out_dtype", "leave it out"),
+    (block_grad_weight, {"kept": torch.ones(1, 2)}, "kept to be bool [1, 2]", "one flag a block"),
+    (block_grad_weight, {"kept": torch.ones(2, 1).bool()}, "kept to be bool [1, 2]", "one flag a block"),
+    (block_grad_weight, {"alpha": torch.zeros(2)}, "alpha to be one float32 value", "keep the schedule's value"),
+    (block_grad_input, {"grad_y": X, "weight": W, "layout": LAYOUT}, "grad_y to be a floating-point matrix [M, 16]",
+     "flatten"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, changed: Any, expected: str, remedy: str) -> None:
     with pytest.raises(ValueError) as error:
-        call(**changed)
+        call(**{block_forward: FORWARD, block_grad_weight: GRAD}.get(call, {}) | changed)
     message = str(error.value)
     assert message.startswith("block_") and ": expected " in message and expected in message and remedy in message
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-@pytest.mark.parametrize("call", [forward, grad_weight])
-def test_triton_off_the_gpu_is_an_error(call: Callable[..., None]) -> None:
-    with pytest.raises(RuntimeError, match='pass backend="torch"'):
-        call(backend="triton")
-
-
-@pytest.mark.parametrize("name", ["_index", "gemm", "grad", "linear", "packed", "storage", "topology"])
-def test_the_examples_in_the_docstrings_hold(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.block.{name}"))
-    assert result.attempted >= 3 and result.failed == 0

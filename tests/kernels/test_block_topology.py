@@ -1,13 +1,10 @@
 """Where kept blocks are: the index by hand and against a dense walk, topologies of masks, and what is refused."""
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases.block import check_indices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,9 +18,6 @@ from tritonsparse.kernels.block.topology import (
     index_size,
     sections,
 )
-
-sys.path.append(str(Path(__file__).parent))
-from cases.indices import check_indices
 
 
 def test_the_sections_of_an_index_by_hand() -> None:
@@ -39,16 +33,13 @@ def test_the_sections_of_an_index_by_hand() -> None:
     assert parts.column_position.tolist() == [2, 0, 3, 1, 4, 0, 0, 0, 0, 0]
     # Rows hold 2, 0 and 3 blocks; columns 1, 2 and 2, the tie to the lower.
     assert parts.row_order.tolist() == [2, 0, 1] and parts.column_order.tolist() == [1, 2, 0]
-    # They share the memory of the index.
     parts.column_order[-1] = 7
     assert index[-1] == 7
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), kept=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 9))
-def test_an_index_lists_the_kept_blocks_of_every_row_and_column(
-    rows: int, columns: int, kept: float, seed: int
-) -> None:
+def test_an_index_lists_the_blocks_of_rows_and_columns(rows: int, columns: int, kept: float, seed: int) -> None:
     flags = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < kept
     index = build_index_reference(flags)
     assert index.dtype == torch.int32 and index.numel() == index_size(rows, columns)
@@ -67,8 +58,8 @@ def test_an_index_lists_the_kept_blocks_of_every_row_and_column(
 
 
 def test_all_layers_are_rewritten_in_place_as_the_flags_move() -> None:
-    check_indices([(3, 4), (1, 7)], "torch")
-    check_indices([], "torch")
+    for shapes in ([(3, 4), (1, 7)], []):
+        check_indices(shapes, "torch")
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,9 +67,7 @@ def test_all_layers_are_rewritten_in_place_as_the_flags_move() -> None:
     shape=st.tuples(st.integers(1, 20), st.integers(1, 20)), block=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     transposed=st.booleans(), seed=st.integers(0, 9),
 )  # fmt: skip
-def test_a_block_is_flagged_where_any_of_its_elements_is_kept(
-    shape: tuple[int, int], block: tuple[int, int], transposed: bool, seed: int
-) -> None:
+def test_blocks_are_flagged(shape: tuple[int, int], block: tuple[int, int], transposed: bool, seed: int) -> None:
     mask, (r, c) = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.1, block
     mask = mask.t().contiguous().t() if transposed else mask
     expected = [[bool(mask[i : i + r, j : j + c].any()) for j in range(0, shape[1], c)] for i in range(0, shape[0], r)]
@@ -138,30 +127,21 @@ def test_flags_are_rewritten_in_place_where_they_fit(masks: tuple[Tensor, Tensor
 FLAGS, INDEX = torch.ones(2, 3, dtype=torch.bool), torch.zeros(index_size(2, 3), dtype=torch.int32)
 
 
-@pytest.mark.parametrize(
-    ("call", "expected", "remedy"),
-    [
-        (lambda: build_indices([FLAGS], []), "one index for each layer's flags", "layer by layer"),
-        (lambda: build_indices([FLAGS], [INDEX], "cuda"), 'backend "torch" or "triton"', "pass either"),
-        (lambda: build_indices([FLAGS.int()], [INDEX]), "contiguous bool [R, C]", "block_flags"),
-        (lambda: build_indices([FLAGS.t()], [INDEX]), "contiguous bool [R, C]", "block_flags"),
-        (lambda: build_indices([FLAGS[:, :0]], [INDEX]), "at least one block", "leave out weights"),
-        (lambda: build_indices([FLAGS], [INDEX[1:]]), "int32 [33], that of 2 x 3 blocks", "index_size(R, C)"),
-        (lambda: build_indices([FLAGS], [INDEX.long()]), "contiguous int32", "index_size(R, C)"),
-        (lambda: IndexTable([FLAGS], [INDEX.to("meta")]), "all flags and indices on cpu", "one call for each device"),
-        (lambda: sections(INDEX, 3, 3), "that of 3 x 3 blocks", "index_size(R, C)"),
-        (lambda: block_flags(FLAGS.int(), (1, 1)), "mask to be a bool matrix", "True where kept"),
-        (lambda: block_flags(FLAGS, (0, 1)), "block to be (rows, columns) of at least 1", "(64, 64)"),
-        (lambda: Topology.of(FLAGS, FLAGS.t(), (1, 1)), "grad_mask of [2, 3] on cpu", "of the weight's shape"),
-    ],
-)
+@pytest.mark.parametrize(("call", "expected", "remedy"), [
+    (lambda: build_indices([FLAGS], []), "one index for each layer's flags", "layer by layer"),
+    (lambda: build_indices([FLAGS], [INDEX], "cuda"), 'backend "torch" or "triton"', "pass either"),
+    (lambda: build_indices([FLAGS.int()], [INDEX]), "contiguous bool [R, C]", "block_flags"),
+    (lambda: build_indices([FLAGS.t()], [INDEX]), "contiguous bool [R, C]", "block_flags"),
+    (lambda: build_indices([FLAGS[:, :0]], [INDEX]), "at least one block", "leave out weights"),
+    (lambda: build_indices([FLAGS], [INDEX[1:]]), "int32 [33], that of 2 x 3 blocks", "index_size(R, C)"),
+    (lambda: build_indices([FLAGS], [INDEX.long()]), "contiguous int32", "index_size(R, C)"),
+    (lambda: IndexTable([FLAGS], [INDEX.to("meta")]), "all flags and indices on cpu", "one call for each device"),
+    (lambda: sections(INDEX, 3, 3), "that of 3 x 3 blocks", "index_size(R, C)"),
+    (lambda: block_flags(FLAGS.int(), (1, 1)), "mask to be a bool matrix", "True where kept"),
+    (lambda: block_flags(FLAGS, (0, 1)), "block to be (rows, columns) of at least 1", "(64, 64)"),
+    (lambda: Topology.of(FLAGS, FLAGS.t(), (1, 1)), "grad_mask of [2, 3] on cpu", "of the weight's shape"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused_with_a_remedy(call: Any, expected: str, remedy: str) -> None:
     with pytest.raises(ValueError) as error:
         call()
     assert ": expected " in str(error.value) and expected in str(error.value) and remedy in str(error.value)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_triton_off_the_gpu_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match='pass backend="torch"'):
-        build_indices([FLAGS], [INDEX], "triton")

@@ -3,8 +3,6 @@
 Neither this folder's conftest nor the package imports transformers for them: that costs more than most of the tests.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess
@@ -22,7 +20,6 @@ BAD = ("failure", "error", "skipped")
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[ElementTree.Element, str]:
-    """The pool's report, and its output."""
     xml = tmp_path_factory.mktemp("interpreted") / "report.xml"
     # Nothing of this run's own pool, if it is in one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

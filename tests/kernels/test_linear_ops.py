@@ -7,23 +7,19 @@ fused       fused_linear(x, W, view, bias)
 fused dW    the same with the caller's own Ŵ
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.fused import Case, Operands, answer, operands
+from cases.product import equal
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
-
-sys.path.append(str(Path(__file__).parent))
-from cases.fused import Case, Operands, answer, operands
 
 from tritonsparse.kernels.fused.linear import fused_linear
 from tritonsparse.kernels.weight.backward import threshold_backward
@@ -40,11 +36,13 @@ def composed(x: Tensor, weight: Tensor, view: View, bias: Tensor | None = None, 
     return F.linear(x, w_hat.t() if transposed else w_hat, bias)
 
 
+def detached(*values: Any) -> list[Any]:
+    return [value.detach() if isinstance(value, Tensor) else value for value in values]
+
+
 def made(weight: Tensor, view: View, dtype: torch.dtype) -> Tensor:
     """Ŵ as its owner keeps it."""
-    return effective_weight(
-        weight.detach(), View(*(t.detach() if isinstance(t, Tensor) else t for t in view)), dtype=dtype
-    )
+    return effective_weight(weight.detach(), View(*detached(*view)), dtype=dtype)
 
 
 def cached(x: Tensor, weight: Tensor, view: View, bias: Tensor | None = None, **how: Any) -> Tensor:
@@ -66,6 +64,7 @@ def fused_dw(x: Tensor, weight: Tensor, view: View, bias: Tensor | None = None, 
 LAYERS = [composed, cached, deferred, fused, fused_dw]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
 kinds = pytest.mark.parametrize("kind", ["soft", "mask"])
+turns = pytest.mark.parametrize("transposed", [False, True], ids=["Linear", "Conv1D"])
 
 
 def given(kind: str, leading: tuple[int, ...] = (4,), dtype: torch.dtype = F64, **changed: Any) -> tuple[Any, ...]:
@@ -86,20 +85,14 @@ def gradients(y: Tensor, operands: tuple[Any, ...], grad_y: Tensor | None = None
     return dict(zip(wanted, torch.autograd.grad(y, list(wanted.values()), grad_y), strict=True))
 
 
-def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in right)
-
-
 @pytest.mark.parametrize("leading", [(4,), (2, 3), (), (0,)], ids=["2-D", "3-D", "1-D", "no rows"])
 @pytest.mark.parametrize("alpha", [None, 0.4, 1.0])
-@pytest.mark.parametrize("transposed", [False, True], ids=["Linear", "Conv1D"])
+@turns
 @pytest.mark.parametrize("kind", ["soft", "soft per row", "hard", "mask"])
-def test_value_and_all_gradients_are_those_of_published_code(
-    kind: str, transposed: bool, alpha: float | None, leading: tuple[int, ...]
-) -> None:
+def test_results_are_as_published(kind: str, transposed: bool, alpha: float | None, leading: tuple[int, ...]) -> None:
     for restricted in (False, True):
         args = given(kind, leading, transposed=transposed, alpha=alpha, restricted=restricted)
-        x, weight, view, bias = (t.detach() if isinstance(t, Tensor) else t for t in args)
+        x, weight, view, bias = detached(*args)
         grad_y = torch.randn(*leading, 5, dtype=F64)
         flat = Operands(x.reshape(-1, 7), grad_y.reshape(-1, 5), weight, view, bias, transposed)
         exact, _ = answer(flat)
@@ -111,47 +104,41 @@ def test_value_and_all_gradients_are_those_of_published_code(
             found = gradients(y, args, grad_y)
             if layer is deferred:
                 assert "threshold" not in found or not found["threshold"].any()
-                # What is left to do.
-                multiplied = threshold_backward(found["weight"], weight, view)
-                found |= zip(
-                    ("weight", "threshold") if view.threshold is not None else ("weight",), multiplied, strict=False
-                )
+                left = zip(("weight", "threshold"), threshold_backward(found["weight"], weight, view), strict=True)
+                found |= {name: grad for name, grad in left if grad is not None}
             torch.testing.assert_close(y, exact["y"].view(y.shape), rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11, msg=layer.__name__)
 
 
-@pytest.mark.parametrize("transposed", [False, True], ids=["Linear", "Conv1D"])
+@turns
 @kinds
 @pytest.mark.parametrize("layer", [composed, fused])
 def test_without_alpha_the_backward_is_the_derivative(layer: Layer, kind: str, transposed: bool) -> None:
     # At W = 0 both W and -W are pruned: the derivative is 0 as the op says.
     x, weight, view, bias = given(kind, (3,), transposed=transposed, alpha=None, restricted=False)
-    leaves = [x, weight, bias, *([] if view.threshold is None else [view.threshold])]
 
     def op(x: Tensor, weight: Tensor, bias: Tensor, *threshold: Tensor) -> Tensor:
-        return layer(
-            x, weight, view._replace(threshold=threshold[0]) if threshold else view, bias, transposed=transposed
-        )
+        return layer(x, weight, view._replace(threshold=next(iter(threshold), None)), bias, transposed=transposed)
 
-    assert torch.autograd.gradcheck(op, leaves)
+    assert torch.autograd.gradcheck(op, [x, weight, bias, *([] if view.threshold is None else [view.threshold])])
 
 
-@pytest.mark.parametrize("transposed", [False, True], ids=["Linear", "Conv1D"])
-@pytest.mark.parametrize("kind", ["soft", "soft per row", "mask"])
+@pytest.mark.parametrize(("kind", "transposed"), [("soft", False), ("soft per row", True), ("mask", False)])
 def test_the_registered_ops_pass_opcheck(kind: str, transposed: bool) -> None:
     x, weight, view, bias = given(kind, (2, 3), torch.float32, transposed=transposed)
     rest, how = (view.threshold, view.mask, view.grad_mask, view.alpha), (kind.split()[0], "torch")
     torch.library.opcheck(OPS.effective_weight.default, (weight, *rest, *how, torch.bfloat16))
-    detached = (None if view.threshold is None else view.threshold.detach(), *rest[1:])
     grad = torch.randn_like(weight).detach()
-    torch.library.opcheck(OPS.effective_weight_backward.default, (grad, weight.detach(), *detached, *how))
+    torch.library.opcheck(OPS.effective_weight_backward.default, (grad, *detached(weight, *rest), *how))
     how = (how[0], transposed, "torch")
     for w_hat in (None, torch.randn_like(weight).detach()):
         for b in (bias, None):
             torch.library.opcheck(OPS.fused_linear.default, (x, weight, b, *rest, w_hat, *how, torch.float32))
-        for needed in ((True, True), (True, False), (False, True)):
-            operands = (torch.randn(2, 3, 5), x.detach(), weight.detach(), *detached, w_hat, *how, *needed)
-            torch.library.opcheck(OPS.fused_linear_backward.default, operands)
+        saved = (torch.randn(2, 3, 5), *detached(x, weight, *rest), w_hat, *how)
+        torch.library.opcheck(OPS.fused_linear_backward.default, (*saved, True, True))
+        for needed in ((True, False), (False, True)):
+            some = {"test_utils": ("test_schema", "test_faketensor")}
+            torch.library.opcheck(OPS.fused_linear_backward.default, (*saved, *needed), **some)
 
 
 def through_ops(layer: Layer) -> Layer:
@@ -177,19 +164,14 @@ def test_eager_code_and_the_registered_ops_agree_bit_for_bit(kind: str, dtype: t
 
 @every_layer
 def test_tracers_and_transforms_see_the_registered_ops(layer: Layer) -> None:
-    x, weight, view, bias = (t.detach() if isinstance(t, Tensor) else t for t in given("mask", (3,)))
+    x, weight, view, bias = detached(*given("mask", (3,)))
 
     def op(x: Tensor) -> Tensor:
         return layer(x, weight, view, bias)
 
     traced = {str(node.target) for node in make_fx(op)(x).graph.nodes}
-    assert {name for name in traced if "tritonsparse" in name} == {
-        composed: {"tritonsparse.effective_weight.default"},
-        cached: {"tritonsparse.effective_weight.default"},
-        deferred: {"tritonsparse.effective_weight.default"},
-        fused: {"tritonsparse.fused_linear.default"},
-        fused_dw: {"tritonsparse.fused_linear.default", "tritonsparse.effective_weight.default"},
-    }[layer]
+    names = {fused: ["fused_linear"], fused_dw: ["fused_linear", "effective_weight"]}.get(layer, ["effective_weight"])
+    assert {name for name in traced if "tritonsparse" in name} == {f"tritonsparse.{name}.default" for name in names}
     assert not any("aten.where" in target for target in traced)
     batch = torch.stack([x, 2.0 * x])
     torch.testing.assert_close(torch.func.vmap(op)(batch), torch.stack([op(each) for each in batch]))
@@ -199,16 +181,6 @@ def test_tracers_and_transforms_see_the_registered_ops(layer: Layer) -> None:
     (batched,) = torch.autograd.grad(y, weight, grad_ys, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(y, weight, grad_y, retain_graph=True)[0] for grad_y in grad_ys]
     torch.testing.assert_close(batched, torch.stack(each))
-
-
-@every_layer
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
-def test_where_nothing_is_differentiated_nothing_is_saved(context: Any, layer: Layer) -> None:
-    args = given("soft", (3,))
-    expected = layer(*args)
-    with context():
-        y = layer(*args)
-    assert torch.equal(y, expected) and not y.requires_grad and y.is_inference() == (context is torch.inference_mode)
 
 
 @every_layer
@@ -225,17 +197,12 @@ def test_beyond_its_operands_a_layer_saves_what_it_built_and_nothing_else(kind: 
     for operand in (*args, *args[2]):
         if isinstance(operand, Tensor):
             saved.pop(operand.untyped_storage().data_ptr(), None)
-    # Ŵ, once.
     assert sum(saved.values()) == (0 if layer is fused else 8 * 5 * 7)
 
 
-@every_layer
+@pytest.mark.parametrize("layer", [fused, fused_dw])
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["fp32", "fp64"])
-def test_under_an_autocast_that_is_not_its_dtype_a_fused_layer_computes_as_without(
-    dtype: torch.dtype, layer: Layer
-) -> None:
-    if layer not in (fused, fused_dw):
-        pytest.skip("F.linear is autocast's own")
+def test_under_an_autocast_that_is_not_its_dtype_a_layer_computes_as_without(dtype: torch.dtype, layer: Layer) -> None:
     args = given("soft", (3,), dtype)
     expected = layer(*args)
     with torch.autocast("cpu", torch.bfloat16):
@@ -245,10 +212,9 @@ def test_under_an_autocast_that_is_not_its_dtype_a_fused_layer_computes_as_witho
 
 
 @every_layer
-@pytest.mark.parametrize("kind", ["soft", "mask"])
+@kinds
 def test_compiled_it_gives_the_same_numbers_and_moving_the_view_does_not_recompile(kind: str, layer: Layer) -> None:
-    x, weight, view, bias = given(kind, (4,), torch.float32)
-    args = x, weight, view, bias
+    args = x, weight, view, bias = given(kind, (4,), torch.float32)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
     for step in range(4):
@@ -274,32 +240,31 @@ def test_a_threshold_gets_zeros_and_never_none_where_no_gradient_is_due(layer: L
 
 @every_layer
 def test_frozen_operands_get_no_gradient_and_the_others_keep_theirs(layer: Layer) -> None:
-    args = given("soft", (3,))
-    expected = gradients(layer(*args), args)
+    args = x, weight, view, bias = given("soft", (3,))
+    y = layer(*args)
+    expected = gradients(y, args)
     for frozen in ("x", "weight", "bias", "threshold"):
-        x, weight, view, bias = args
         part = {"x": x, "weight": weight, "bias": bias, "threshold": view.threshold}
         part = {name: leaf.detach().requires_grad_(name != frozen) for name, leaf in part.items()}
         now = part["x"], part["weight"], view._replace(threshold=part["threshold"]), part["bias"]
         assert equal(gradients(layer(*now), now), {name: grad for name, grad in expected.items() if name != frozen})
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            alone = layer(*args)
+        assert torch.equal(alone, y) and not alone.requires_grad
+        assert alone.is_inference() == (context is torch.inference_mode)
 
 
 @every_layer
-def test_the_output_aliases_nothing_and_no_operand_is_changed(layer: Layer) -> None:
+def test_the_output_aliases_nothing_no_operand_is_changed_and_a_second_derivative_is_refused(layer: Layer) -> None:
     args = given("mask", (3,))
     tensors = [t for t in (*args, *args[2]) if isinstance(t, Tensor)]
     before = [t.detach().clone() for t in tensors]
-    y = layer(*args)
     with torch.no_grad():
-        y.fill_(math.nan)
+        layer(*args).fill_(math.nan)
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
-
-
-@every_layer
-def test_a_second_derivative_is_refused(layer: Layer) -> None:
     args = given("soft", (3,))
-    y = layer(*args)
-    (first,) = torch.autograd.grad(y.pow(2).sum(), args[1], create_graph=True)
+    (first,) = torch.autograd.grad(layer(*args).pow(2).sum(), args[1], create_graph=True)
     with pytest.raises(RuntimeError, match=r"autograd|differentiate"):
         first.sum().backward()
 

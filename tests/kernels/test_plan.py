@@ -1,25 +1,18 @@
-"""Which products are fused, and on what grounds."""
-
-from __future__ import annotations
+"""Which products are fused, where blocks are skipped and 2:4 products taken, and on what grounds: measurements."""
 
 import json
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import make_plan_table
 import pytest
 import torch
 
 from tritonsparse.kernels import measured, plan
 from tritonsparse.kernels.plan import CARDS, FIELDS, choose, device_key, read_table
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import make_plan_table  # noqa: E402
-
-BF16 = torch.bfloat16
+ROOT, BF16 = Path(__file__).parents[2], torch.bfloat16
 H200, H100 = "NVIDIA H200", "NVIDIA H100 80GB HBM3"
 # Names that torch gives to cards with other memory or another power limit.
 UNKNOWN = [
@@ -29,15 +22,11 @@ UNKNOWN = [
 
 
 def entry(m: int, unfused: float, fused: float, **changed: Any) -> dict[str, Any]:
-    return {
-        **{"device": "nvidia-h200", "op": "forward", "m": m, "n": 4096, "k": 1024, "dtype": "bfloat16"},
-        **{"kind": "soft", "unfused_ms": unfused, "fused_ms": fused},
-        **changed,
-    }
+    case = {"device": "nvidia-h200", "op": "forward", "m": m, "n": 4096, "k": 1024, "dtype": "bfloat16", "kind": "soft"}
+    return {**case, "unfused_ms": unfused, "fused_ms": fused, **changed}
 
 
 def chosen(m: int, *entries: dict[str, Any], device: str = H200) -> plan.Choice:
-    """For the layer of `entry`."""
     return choose("forward", m, 4096, 1024, BF16, "soft", device, table=entries)
 
 
@@ -49,25 +38,18 @@ def test_the_model_fuses_below_about_a_thousand_rows(op: str, kind: str, nk: tup
     assert fused == [True, True, True, False, False, False]
 
 
-def test_the_model_s_milliseconds_by_hand() -> None:
+def test_the_model_s_milliseconds_by_hand_and_slower_memory_moves_the_crossover_up() -> None:
+    def square(m: int, name: str) -> plan.Choice:
+        return choose("forward", m, 4096, 4096, BF16, "soft", name, table=())
+
     # 8192 rows: 6 bytes of 2^24 weights at 4.3 TB/s, then 2^38 operations at 790 TFLOP/s: 0.0234 + 0.3479 ms.
-    choice = choose("forward", 8192, 4096, 4096, BF16, "soft", H200, table=())
-    assert choice.predicted_ms == pytest.approx(0.3714, abs=1e-4)
-    assert "4.3 TB/s and 790 TFLOP/s" in choice.reason
     # The H100 has 3.0 TB/s: 0.0336 + 0.3479 ms.
-    choice = choose("forward", 8192, 4096, 4096, BF16, "soft", H100, table=())
-    assert choice.predicted_ms == pytest.approx(0.3815, abs=1e-4)
-    assert "3 TB/s" in choice.reason
-
-
-def test_slower_memory_moves_the_crossover_up() -> None:
-    def last_fused(name: str) -> int:
-        return max(
-            m for m in range(256, 4096, 16) if choose("forward", m, 4096, 4096, BF16, "soft", name, table=()).fused
-        )
-
+    for name, ms, words in ((H200, 0.3714, "4.3 TB/s and 790 TFLOP/s"), (H100, 0.3815, "3 TB/s")):
+        choice = square(8192, name)
+        assert choice.predicted_ms == pytest.approx(ms, abs=1e-4) and words in choice.reason
     # Unfused takes 6 N K / B more, of which the fused product hides 4 behind its longer 2 L (1/r - 1) / P.
-    assert last_fused(H200) < last_fused(H100) < 2 * last_fused(H200)
+    last, slower = (max(m for m in range(256, 4096, 16) if square(m, name).fused) for name in (H200, H100))
+    assert last < slower < 2 * last
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -76,7 +58,6 @@ def test_an_unknown_card_is_called_so_and_gets_nobody_s_rates(name: str, op: str
     choice = choose(op, 64, 4096, 4096, BF16, "soft", name, table=())
     assert (choice.fused, choice.source, choice.predicted_ms) == (False, "unknown", None)
     assert f"unknown card {device_key(name)}" in choice.reason and "TB/s" not in choice.reason
-    # What was measured on it counts.
     assert chosen(512, entry(512, 0.5, 0.25, device=device_key(name)), device=name).source == "measured"
 
 
@@ -109,11 +90,9 @@ def test_a_measurement_overrules_the_model_within_a_factor_of_two_of_its_rows() 
         1000: (False, "measured"),  # 1000 / 512 = 1.95 < 2048 / 1000 = 2.05
         2048: (True, "measured"),
     }
-    # Milliseconds are predicted where they were measured only.
     assert sources[2048].predicted_ms == 0.25 and sources[1000].predicted_ms is None
     for other in ({"n": 1024, "k": 4096}, {"kind": "mask"}, {"dtype": "float32"}, {"device": "nvidia-h100"}):
         assert chosen(512, entry(512, 0.25, 0.5, **other)).source == "analytic"
-    # Where no difference was found nothing is fused.
     assert not chosen(512, entry(512, 0.5, 0.5)).fused
 
 
@@ -122,19 +101,49 @@ def test_every_entry_the_package_brings_is_whole() -> None:
     assert all(set(found) == set(FIELDS) for found in entries)
     fields = json.loads((ROOT / "kernels" / "plan_table.json").read_text(encoding="utf-8"))["fields"]
     assert tuple(fields) == FIELDS
+    for each in measured.read_block_table():
+        layer = each["n"], each["k"], (each["rows"], each["columns"]), getattr(torch, each["dtype"])
+        assert measured.break_even(*layer, each["device"]) == each["max_density"] and 0 <= each["max_density"] <= 1
+    semi_structured = measured.read_semi_structured_table()
+    assert all(set(each) == set(measured.SEMI_STRUCTURED_FIELDS) for each in semi_structured)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "plan_table.json" in settings["tool"]["setuptools"]["package-data"]["tritonsparse.kernels"]
 
 
 def test_unknown_words_and_negative_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose: expected op in"):
-        choose("backward", 1, 1, 1, BF16, "soft", H200)
-    with pytest.raises(ValueError, match=r"kind in \['soft', 'hard', 'step', 'mask'\], got 'forward' and 'bits'; pass"):
-        choose("forward", 1, 1, 1, BF16, "bits", H200)
-    with pytest.raises(ValueError, match="sizes of 0 or more"):
-        choose("forward", -1, 1, 1, BF16, "soft", H200)
-    # An empty product has an answer.
+    for op, m, kind, words in (
+        ("backward", 1, "soft", "choose: expected op in"), ("forward", -1, "soft", "sizes of 0 or more"),
+        ("forward", 1, "bits", r"kind in \['soft', 'hard', 'step', 'mask'\], got 'forward' and 'bits'; pass"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            choose(op, m, 1, 1, BF16, kind, H200)
     assert choose("forward", 0, 0, 0, BF16, "soft", H200, table=()).predicted_ms == 0.0
+
+
+MEASURED = dict(zip(measured.FIELDS, ("nvidia-h200", 4096, 1024, 64, 64, "bfloat16", 0.6), strict=True))
+LAYER: dict[str, Any] = {
+    "n": 4096, "k": 1024, "block": (64, 64), "dtype": BF16, "device_name": "NVIDIA H200", "table": (MEASURED,),
+}  # fmt: skip
+
+
+def test_blocks_are_skipped_up_to_the_measured_density_and_no_further() -> None:
+    choices = [measured.block_choice(**LAYER, density=density) for density in (0.1, 0.6, 0.61)]
+    assert [skips for skips, _ in choices] == [True, True, False]
+    assert "up to density 0.6" in choices[0][1] and "only" in choices[2][1]
+    # Of what was not measured nothing is claimed.
+    others = {"n": 1024, "k": 4096, "block": (32, 64), "dtype": torch.half, "device_name": "NVIDIA A100"}
+    for name, value in others.items():
+        skips, reason = measured.block_choice(**LAYER | {name: value}, density=0.01)
+        assert not skips and "not measured" in reason and "backend='block'" in reason, name
+
+
+@pytest.mark.parametrize(("k", "faster", "words"), [(1024, True, "measured faster"), (4096, False, "no faster"),
+                                                    (2048, False, "not measured")])  # fmt: skip
+def test_a_2_4_forward_is_taken_where_it_was_measured_faster(k: int, faster: bool, words: str) -> None:
+    entry = dict(zip(measured.SEMI_STRUCTURED_FIELDS, ("nvidia-h200", 4096, 1024, "bfloat16", True), strict=True))
+    table = (entry, {**entry, "k": 4096, "faster": False})
+    taken, reason = measured.semi_structured_choice(4096, k, BF16, "NVIDIA H200", table=table)
+    assert taken == faster and words in reason
 
 
 def made(folder: Path, rows: list[dict[str, Any]], *entries: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +167,6 @@ def test_the_table_is_made_of_cases_whose_two_providers_were_right(tmp_path: Pat
         *(row("fused", None, m=64, verdict="WRONG"), row("unfused", 0.5, m=64)),
         row("fused", 0.25, m=128),
     ]
-    # Entries of other devices stay.
     kept = entry(7, 1, 1, device="nvidia-a100")
     written = made(tmp_path, rows, entry(7, 1, 1), kept)["entries"]
     assert written == [kept, entry(512, 0.5, 0.25)]

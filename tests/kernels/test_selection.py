@@ -1,26 +1,23 @@
 """The exact top-k against a stable sort, N:M masks and those that are N:M both ways: what they choose and refuse."""
 
-from __future__ import annotations
-
-import doctest
+import importlib.util
 import itertools
 import math
+import os
+import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases import selection
+from cases.selection import N_OF_M, TOPK, VALUES, NOfM, TopK, assert_cuts, hinted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-# At the end of the path: the folder's modules have names of their own.
-sys.path.append(str(Path(__file__).parent))
-
-from cases import selection
-from cases.selection import N_OF_M, TOPK, VALUES, NOfM, TopK, assert_cuts, hinted
 
 from tritonsparse.kernels.select import _keys, topk, transposable
 from tritonsparse.kernels.select._keys import order_keys
@@ -41,13 +38,10 @@ def test_the_masks_of_a_top_k_are_the_head_of_a_stable_sort(case: TopK) -> None:
 @given(
     parts=st.lists(
         st.tuples(st.lists(st.sampled_from(VALUES) | st.floats(-4, 4, width=16), max_size=12), st.sampled_from(FLOATS)),
-        min_size=1,
-        max_size=4,
+        min_size=1, max_size=4,
     ),
-    magnitude=st.booleans(),
-    predicted=st.none() | st.integers(-(2**31), 2**31 - 1),
-    data=st.data(),
-)
+    magnitude=st.booleans(), predicted=st.none() | st.integers(-(2**31), 2**31 - 1), data=st.data(),
+)  # fmt: skip
 def test_so_they_are_of_hard_numbers_and_of_tensors_of_several_dtypes(
     parts: list[tuple[list[float], torch.dtype]], magnitude: bool, predicted: int | None, data: st.DataObject
 ) -> None:
@@ -85,7 +79,6 @@ def test_a_bracket_that_holds_reads_the_tensors_once(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kept", [1000, 2**20 + 1, 2**20 + 2])
 def test_a_million_equal_values_are_one_number(reads: list[Any], kept: int) -> None:
     assert_cuts([torch.full((2**20,), -2.0), torch.tensor([-3.0, 2.0, 2.01, 1.99])], kept, True)
-    # The sample, and the one pass.
     assert len(reads) == 2
 
 
@@ -99,16 +92,13 @@ def test_keys_are_in_the_order_of_the_values_and_zeros_share_one(dtype: torch.dt
     assert torch.equal(keys[:, None] == keys, ranked[:, None] == ranked)
 
 
-def test_nan_is_refused_or_counted() -> None:
-    selection.assert_nan_is_refused_or_counted("torch")
-
-
 @pytest.mark.parametrize("case", N_OF_M, ids=str)
 def test_a_score_is_kept_where_fewer_than_n_of_its_group_come_before_it(case: NOfM) -> None:
     selection.assert_n_of_m(case, "torch", torch.bfloat16)
 
 
-def test_two_rows_by_hand() -> None:
+def test_nan_is_refused_or_counted_and_two_rows_by_hand() -> None:
+    selection.assert_nan_is_refused_or_counted("torch")
     scores = torch.tensor([[3.0, 1, 2, 0, 5, 5, 5, 5], [-1, 0, -4, 2, 0.0, -0.0, 0, 1]])
     assert n_of_m_mask(scores, 2, 4).int().tolist() == [[1, 0, 1, 0, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0, 1]]
 
@@ -157,41 +147,44 @@ def both(scores: Tensor = SCORES, n: int = 2, m: int = 4) -> Callable[[], object
     return lambda: transposable_mask(scores, n, m)
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (cut([ONES], -1), "topk_cutoff: expected 0 <= kept <= 3, got -1; correct the count"),
-        (cut([ONES], 4), "topk_cutoff: expected 0 <= kept <= 3, got 4; correct the count"),
-        (cut([], 0), "topk_cutoff: expected at least one tensor, got none; pass an empty one"),
-        (cut([ONES, ONES.long()]), r".*got torch\.int64 on cpu beside torch\.float32 on cpu; cast or move it"),
-        (cut([ONES], backend="cuda"), "topk_cutoff: .*got 'cuda'; pass either"),
-        (cut([ONES, ONES.half()], backend="triton"), r".*got torch\.float32 and torch\.float16; cast them to float32"),
-        (cut([ONES.double()], backend="triton"), r".*got torch\.float64; pass backend"),
-        (into([]), "cutoff_masks: expected 1 masks in out, got 0; pass one for each tensor"),
-        (into([ONES]), r"cutoff_masks: expected a mask in out to be bool \[3\] on cpu, contiguous, got float32"),
-        (n_of_m(backend="cuda"), 'n_of_m_mask: expected backend "torch" or "triton", got \'cuda\'; pass either'),
-        (n_of_m(n=0), "n_of_m_mask: expected 0 < n < m, got n=0 and m=4; pass for example n=2"),
-        (n_of_m(n=4), "n_of_m_mask: expected 0 < n < m, got n=4 and m=4"),
-        (n_of_m(m=3), r".*rows are a multiple of 3, got float32 \[4, 8\] on cpu; choose a group that divides them"),
-        (n_of_m(SCORES[0]), "n_of_m_mask: expected scores to be a floating-point matrix .*choose a group"),
-        (n_of_m(SCORES.int()), "n_of_m_mask: expected scores to be a floating-point matrix"),
-        (n_of_m(SCORES.double() + NAN), "n_of_m_mask: expected scores without NaN, .*have diverged"),
-        (n_of_m(SCORES + NAN, function="choose_masks"), "choose_masks: expected scores without NaN"),
-        (n_of_m(SCORES.double(), backend="triton"), '.*float16, bfloat16 or float32 .*pass backend="torch"'),
-        (n_of_m(torch.zeros(1, 65), m=65, backend="triton"), '.*groups of at most 64 .*pass backend="torch"'),
-        (both(n=0), "transposable_mask: expected 0 < n < m <= 4, got n=0 and m=4; pass n=2, m=4"),
-        (both(n=4, m=8), "transposable_mask: expected 0 < n < m <= 4, got n=4 and m=8; pass n=2, m=4"),
-        (both(SCORES[:2]), r"transposable_mask: .*multiples of 4, got float32 \[2, 8\] on cpu; exclude the layer"),
-        (both(SCORES.int()), "transposable_mask: .*a floating-point matrix .*exclude the layer"),
-        (both(SCORES + NAN), "transposable_mask: expected finite scores, .*have diverged"),
-        (both(SCORES + math.inf), "transposable_mask: expected finite scores"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("call", "words"), [
+    (cut([ONES], -1), "topk_cutoff: expected 0 <= kept <= 3, got -1; correct the count"),
+    (cut([ONES], 4), "topk_cutoff: expected 0 <= kept <= 3, got 4; correct the count"),
+    (cut([], 0), "topk_cutoff: expected at least one tensor, got none; pass an empty one"),
+    (cut([ONES, ONES.long()]), r".*got torch\.int64 on cpu beside torch\.float32 on cpu; cast or move it"),
+    (cut([ONES], backend="cuda"), "topk_cutoff: .*got 'cuda'; pass either"),
+    (cut([ONES, ONES.half()], backend="triton"), r".*got torch\.float32 and torch\.float16; cast them to float32"),
+    (cut([ONES.double()], backend="triton"), r".*got torch\.float64; pass backend"),
+    (into([]), "cutoff_masks: expected 1 masks in out, got 0; pass one for each tensor"),
+    (into([ONES]), r"cutoff_masks: expected a mask in out to be bool \[3\] on cpu, contiguous, got float32"),
+    (n_of_m(backend="cuda"), 'n_of_m_mask: expected backend "torch" or "triton", got \'cuda\'; pass either'),
+    (n_of_m(n=0), "n_of_m_mask: expected 0 < n < m, got n=0 and m=4; pass for example n=2"),
+    (n_of_m(n=4), "n_of_m_mask: expected 0 < n < m, got n=4 and m=4"),
+    (n_of_m(m=3), r".*rows are a multiple of 3, got float32 \[4, 8\] on cpu; choose a group that divides them"),
+    (n_of_m(SCORES[0]), "n_of_m_mask: expected scores to be a floating-point matrix .*choose a group"),
+    (n_of_m(SCORES.int()), "n_of_m_mask: expected scores to be a floating-point matrix"),
+    (n_of_m(SCORES.double() + NAN), "n_of_m_mask: expected scores without NaN, .*have diverged"),
+    (n_of_m(SCORES + NAN, function="choose_masks"), "choose_masks: expected scores without NaN"),
+    (n_of_m(SCORES.double(), backend="triton"), '.*float16, bfloat16 or float32 .*pass backend="torch"'),
+    (n_of_m(torch.zeros(1, 65), m=65, backend="triton"), '.*groups of at most 64 .*pass backend="torch"'),
+    (both(n=0), "transposable_mask: expected 0 < n < m <= 4, got n=0 and m=4; pass n=2, m=4"),
+    (both(n=4, m=8), "transposable_mask: expected 0 < n < m <= 4, got n=4 and m=8; pass n=2, m=4"),
+    (both(SCORES[:2]), r"transposable_mask: .*multiples of 4, got float32 \[2, 8\] on cpu; exclude the layer"),
+    (both(SCORES.int()), "transposable_mask: .*a floating-point matrix .*exclude the layer"),
+    (both(SCORES + NAN), "transposable_mask: expected finite scores, .*have diverged"),
+    (both(SCORES + math.inf), "transposable_mask: expected finite scores"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused_with_a_remedy(call: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=f"^{words}"):
         call()
 
 
-def test_the_example_holds() -> None:
-    result = doctest.testmod(transposable)
-    assert result.attempted >= 1 and result.failed == 0
+def test_every_rank_finds_the_cutoff_and_its_part_of_the_masks_of_one_stable_sort() -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("selection_worker.py"))]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    # Two for each count and kind, and 2 refusals, on each of three ranks, then on two of them.
+    expected = {"torch 18": 3 + 2, "triton 10": 3, "triton 6": 2}
+    installed = importlib.util.find_spec("triton") is not None
+    assert Counter(run.stdout.splitlines()) == {k: v for k, v in expected.items() if installed or "torch" in k}

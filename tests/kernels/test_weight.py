@@ -1,28 +1,21 @@
-"""The references of the effective weight and its gradient: they are the definition of every kernel that computes it."""
+"""The references of the effective weight, its gradient and PowerPropagation's power: they define the kernels."""
 
-from __future__ import annotations
-
-import doctest
-import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent))
 from cases.matrices import same
-from cases.weight import CASES, Case, answer, make_view, operands
-from cases.weight_exact import EXACT, check_exact
+from cases.weight import CASES, Case, alike, answer, check_empty, make_view, operands
+from cases.weight_exact import EXACT, check_exact, check_untouched
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tritonsparse import kernels
-from tritonsparse.kernels import weight
 from tritonsparse.kernels.weight.backward import threshold_backward
 from tritonsparse.kernels.weight.backward_many import backward_many
 from tritonsparse.kernels.weight.forward import threshold_cast
 from tritonsparse.kernels.weight.forward_many import cast_many
 from tritonsparse.kernels.weight.op import effective_weight
+from tritonsparse.kernels.weight.power import power, power_reference, root
 from tritonsparse.kernels.weight.table import Viewed, ViewTable
 from tritonsparse.kernels.weight.view import View
 
@@ -50,11 +43,7 @@ def test_in_float64_it_is_autograd_of_published_code(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_threshold_of_zero_returns_the_weight_bit_for_bit(dtype: torch.dtype) -> None:
-    weight = torch.randn(9, 11).to(dtype)
-    tiny = torch.finfo(dtype).smallest_normal / 4
-    weight[0, :6] = torch.tensor([tiny, -tiny, 0.0, -0.0, float("inf"), -float("inf")], dtype=dtype)
-    # -0 is the one value that changes.
-    assert same(threshold_cast(weight, View("soft", torch.tensor([-float("inf")]))), weight + 0.0)
+    check_untouched(dtype, "torch")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -70,22 +59,18 @@ def test_results_are_in_the_master_s_dtypes_and_do_not_depend_on_strides(kind: s
     weight = torch.randn(6, 4).bfloat16()
     view = make_view(kind, weight, torch.Generator(), alpha=0.5, restricted=True)
     grad = torch.randn(6, 4, dtype=F64)
-    found = threshold_cast(weight, view, out_dtype=torch.float32), *threshold_backward(grad, weight, view)
-    turned = [t.T.contiguous().T for t in (weight, grad)]
-    again = threshold_cast(turned[0], view, out_dtype=torch.float32), *threshold_backward(turned[1], turned[0], view)
-    assert [None if t is None else t.dtype for t in again] == [
-        torch.float32, torch.bfloat16, None if kind == "mask" else torch.float32,
-    ]  # fmt: skip
-    assert all(a is b is None or (same(a, b) and b.is_contiguous()) for a, b in zip(found, again, strict=True))
+    found, again = (
+        (threshold_cast(w, view, out_dtype=torch.float32), *threshold_backward(g, w, view))
+        for w, g in ((weight, grad), (weight.T.contiguous().T, grad.T.contiguous().T))
+    )
+    dtypes = [torch.float32, torch.bfloat16, None if kind == "mask" else torch.float32]
+    assert [None if t is None else t.dtype for t in again] == dtypes
+    assert all(map(alike, found, again)) and all(t is None or t.is_contiguous() for t in again)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
 def test_an_empty_weight_has_an_empty_effective_weight_and_zero_gradients(shape: tuple[int, int]) -> None:
-    weight = torch.zeros(shape)
-    for s in (torch.zeros(1), torch.zeros(shape[0])):
-        assert threshold_cast(weight, View("soft", s)).shape == shape
-        grad_weight, grad_threshold = threshold_backward(weight, weight, View("soft", s))
-        assert grad_weight.shape == shape and torch.equal(grad_threshold, torch.zeros_like(s))
+    check_empty(shape, "torch")
 
 
 def test_a_table_fills_its_buffers_and_multiplies_gradients_in_place() -> None:
@@ -98,7 +83,7 @@ def test_a_table_fills_its_buffers_and_multiplies_gradients_in_place() -> None:
     for o, layer, ds, old, new in zip(given, layers, backward_many(table, grads), dense, grads, strict=True):
         assert same(layer.w_hat, threshold_cast(o.weight, o.view, out_dtype=o.product))
         expected = threshold_backward(old, o.weight, o.view)
-        assert same(new, expected[0]) and (ds is expected[1] is None or same(ds, expected[1]))
+        assert same(new, expected[0]) and alike(ds, expected[1])
     # A layer that got no gradient leaves zeros for its threshold.
     assert not any(ds is not None and ds.any() for ds in backward_many(table, [None] * len(layers)))
 
@@ -157,86 +142,104 @@ def table(*layers: Viewed) -> ViewTable:
     return ViewTable(layers, "torch")
 
 
-REFUSED = {
-    'threshold_cast: expected backend "torch" or "triton", got \'cuda\'; pass either': lambda: threshold_cast(
-        W, SOFT, backend="cuda"
-    ),
-    "threshold_cast: expected weight to be a floating-point matrix [N, K], got float32 [2, 3, 1] on cpu; flatten a "
-    "convolution's weight": lambda: threshold_cast(W[:, :, None], SOFT),
-    "got bool [2, 3] on cpu; flatten": lambda: threshold_cast(M, SOFT),
-    "threshold_cast: expected a floating-point out_dtype, got torch.int8; leave it out": lambda: threshold_cast(
-        W, SOFT, out_dtype=torch.int8
-    ),
-    'threshold_cast: expected weight in float16, bfloat16 or float32 for backend="triton", got torch.float64; pass '
-    'backend="torch"': lambda: threshold_cast(W.double(), SOFT, backend="triton"),
-    "expected out_dtype in float16": lambda: threshold_cast(W, SOFT, out_dtype=F64, backend="triton"),
-    "threshold_backward: expected grad to be floating-point [2, 3] on cpu, got float32 [3, 2] on cpu; pass the "
-    "gradient of the effective weight": lambda: threshold_backward(W.T, W, SOFT),
-    "expected grad in float16, bfloat16": lambda: threshold_backward(W.double(), W, SOFT, backend="triton"),
-    "effective_weight: expected a floating-point dtype, got torch.int8; leave it out": lambda: effective_weight(
-        W, SOFT, dtype=torch.int8
-    ),
-    "effective_weight: expected cached to be torch.float32 [2, 3] on cpu, got float16 [2, 3] on cpu; leave it out, and "
-    "the op builds it": lambda: effective_weight(W, SOFT, cached=W.half()),
-    f"ViewTable: expected a contiguous weight, {ON_CPU}copy it": lambda: table(Viewed(W.T.contiguous().T, SOFT)),
-    "ViewTable: expected w_hat of [2, 3] on cpu": lambda: table(Viewed(W, SOFT, torch.ones(3, 2))),
-    "ViewTable: expected alpha to be one float32 value, got float64 [1] on cpu; keep": lambda: table(
-        Viewed(W.double(), View("soft", S, alpha=S.double()))
-    ),
-    "ViewTable: expected all weights on cpu, got float32 [2, 3] on meta; make one table": lambda: table(
-        Viewed(W, SOFT), Viewed(W.to("meta"), View("soft", S.to("meta")))
-    ),
-    "cast_many: expected a w_hat in every layer, got none in layer 1; allocate it": lambda: cast_many(
-        table(Viewed(W, SOFT, W.clone()), Viewed(W, SOFT))
-    ),
-    f"backward_many: expected a contiguous grad of torch.float64 [2, 3] on cpu, {ON_CPU}pass": lambda: backward_many(
-        table(Viewed(W, PRUNED), Viewed(W.double(), SOFT)), [W, W]
-    ),
-}
+REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
+    (threshold_cast, (W, SOFT), {"backend": "cuda"},
+     'expected backend "torch" or "triton", got \'cuda\'; pass either'),
+    (threshold_cast, (W[:, :, None], SOFT), {}, "expected weight to be a floating-point matrix [N, K], got float32 "
+     "[2, 3, 1] on cpu; flatten a convolution's weight"),
+    (threshold_cast, (M, SOFT), {}, "got bool [2, 3] on cpu; flatten"),
+    (threshold_cast, (W, SOFT), {"out_dtype": torch.int8},
+     "expected a floating-point out_dtype, got torch.int8; leave it"),
+    (threshold_cast, (W.double(), SOFT), {"backend": "triton"}, "expected weight in float16, bfloat16 or float32 for "
+     'backend="triton", got torch.float64; pass backend="torch"'),
+    (threshold_cast, (W, SOFT), {"out_dtype": F64, "backend": "triton"}, "expected out_dtype in float16"),
+    (threshold_backward, (W.T, W, SOFT), {}, "expected grad to be floating-point [2, 3] on cpu, got float32 [3, 2] on "
+     "cpu; pass the gradient of the effective weight"),
+    (threshold_backward, (W.double(), W, SOFT), {"backend": "triton"}, "expected grad in float16, bfloat16"),
+    (effective_weight, (W, SOFT), {"dtype": torch.int8},
+     "expected a floating-point dtype, got torch.int8; leave it out"),
+    (effective_weight, (W, SOFT), {"cached": W.half()},
+     "expected cached to be torch.float32 [2, 3] on cpu, got float16 [2, 3] on cpu; leave it out, and the op builds"),
+    (ViewTable, ([Viewed(W.T.contiguous().T, SOFT)], "torch"), {}, f"expected a contiguous weight, {ON_CPU}copy it"),
+    (ViewTable, ([Viewed(W, SOFT, torch.ones(3, 2))], "torch"), {}, "expected w_hat of [2, 3] on cpu"),
+    (ViewTable, ([Viewed(W.double(), View("soft", S, alpha=S.double()))], "torch"), {},
+     "expected alpha to be one float32 value, got float64 [1] on cpu; keep"),
+    (ViewTable, ([Viewed(W, SOFT), Viewed(W.to("meta"), View("soft", S.to("meta")))], "torch"), {},
+     "expected all weights on cpu, got float32 [2, 3] on meta; make one table"),
+    (cast_many, (ViewTable([Viewed(W, SOFT, W.clone()), Viewed(W, SOFT)], "torch"),), {},
+     "expected a w_hat in every layer, got none in layer 1; allocate it"),
+    (backward_many, (ViewTable([Viewed(W, PRUNED), Viewed(W.double(), SOFT)], "torch"), [W, W]), {},
+     f"expected a contiguous grad of torch.float64 [2, 3] on cpu, {ON_CPU}pass"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("message", REFUSED)
-def test_what_does_not_fit_is_refused_with_a_remedy_and_changes_nothing(message: str) -> None:
+@pytest.mark.parametrize(("function", "given", "options", "message"), REFUSED)
+def test_refusals_change_nothing(function: Any, given: tuple[Any, ...], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
-        REFUSED[message]()
-    assert message in str(error.value) and torch.equal(W, torch.ones(2, 3))
+        function(*given, **options)
+    assert str(error.value).startswith(f"{function.__name__}: ") and message in str(error.value)
+    assert torch.equal(W, torch.ones(2, 3))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_triton_off_the_gpu_is_an_error_that_names_the_other_back_end() -> None:
-    pytest.importorskip("triton")
-    for function, call in {
-        "threshold_cast": lambda: threshold_cast(W, SOFT, backend="triton"),
-        "threshold_backward": lambda: threshold_backward(W, W, SOFT, backend="triton"),
-        "effective_weight": lambda: effective_weight(W, SOFT, backend="triton"),
-        "ViewTable": lambda: ViewTable([Viewed(W, SOFT)], "triton"),
-    }.items():
-        with pytest.raises(RuntimeError) as error:
-            call()
-        assert str(error.value) == (
-            f'{function}: expected tensors on a GPU for backend="triton", got device cpu; move them to a GPU or pass '
-            f'backend="torch"'
-        )
+@pytest.mark.parametrize("exponent", [1.25, 1.5, 1.9])
+def test_by_hand_and_the_gradient_at_zero_is_zero_where_autograd_of_the_formula_has_none(exponent: float) -> None:
+    theta = torch.tensor([3.0, -2.0, 0.0, 0.5], requires_grad=True)
+    weight = power(theta, 2.0)
+    assert weight.tolist() == [9.0, -4.0, 0.0, 0.25]
+    weight.backward(torch.tensor([1.0, 10.0, 100.0, -1.0]))
+    assert theta.grad is not None and theta.grad.tolist() == [6.0, 40.0, 0.0, -1.0]
+
+    theta = torch.zeros(3, requires_grad=True)
+    power(theta, exponent).backward(torch.ones(3))
+    assert theta.grad is not None and theta.grad.tolist() == [0.0, 0.0, 0.0]
+    naive = torch.zeros(3, requires_grad=True)
+    power_reference(naive, exponent).backward(torch.ones(3))
+    assert naive.grad is not None and naive.grad.isnan().all(), "the op of its own would not be needed"
 
 
-def test_without_triton_modules_import_and_only_their_triton_back_end_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for package, name in ((kernels, "_triton"), (kernels, "_tile_view"), (weight, "forward")):
-        # The fresh import rebinds these, and they must come back.
-        monkeypatch.setattr(package, name, getattr(package, name))
-        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}")
-    monkeypatch.setitem(sys.modules, "triton", None)  # makes `import triton` fail as if it were not there
-    fresh = importlib.import_module("tritonsparse.kernels.weight.forward")
-    assert fresh.threshold_cast(W, SOFT).tolist() == [[0.5] * 3] * 2
-    with pytest.raises(RuntimeError) as error:
-        fresh.threshold_cast(W, SOFT, backend="triton")
-    message = str(error.value)
-    assert message.startswith('threshold_cast: expected triton to be importable for backend="triton", got "')
-    assert message.endswith('"; install triton or pass backend="torch"')
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    exponent=st.sampled_from([1.0, 1.5, 2.0, 3.0, 4.75]),
+    seed=st.integers(0, 999),
+)
+def test_it_is_autograd_of_the_formula_away_from_zero(shape: list[int], exponent: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    start = torch.randn(shape, dtype=torch.float64)
+    start = start + 0.1 * start.sign()
+    grad = torch.randn_like(start)
+    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    left, right = power(ours, exponent), power_reference(theirs, exponent)
+    left.backward(grad)
+    right.backward(grad)
+    assert torch.equal(left, right)
+    assert ours.grad is not None and theirs.grad is not None
+    error = (ours.grad - theirs.grad).norm() / theirs.grad.norm().clamp_min(1e-300)
+    assert error < 1e-14, f"dtheta: {error}"
 
 
-@pytest.mark.parametrize("name", ["weight.forward", "weight.backward", "fused.gemm", "fused.grad", "plan"])
-def test_the_examples_in_the_docstrings_hold(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tritonsparse.kernels.{name}"))
-    assert result.attempted >= 3 and result.failed == 0
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_root_is_undone_by_the_power(dtype: torch.dtype) -> None:
+    weight = torch.randn(64, 64, dtype=torch.float64).mul(0.05).to(dtype)
+    weight[0, :5] = 0.0
+    for exponent in (1.0, 1.5, 2.0, 4.0):
+        back = power(root(weight, exponent), exponent)
+        assert back.dtype == dtype
+        error = (back - weight).double().norm() / weight.double().norm()
+        assert error < 4 * exponent * torch.finfo(dtype).eps, f"a = {exponent}: {error}"
+        assert torch.equal(back == 0, weight == 0)
+
+
+def test_opcheck() -> None:
+    theta = torch.randn(6, 4, dtype=torch.float64)
+    for each in (theta, theta[:, ::2]):
+        torch.library.opcheck(torch.ops.tritonsparse.power.default, (each.detach().requires_grad_(), 1.5))
+        torch.library.opcheck(torch.ops.tritonsparse.power_backward.default, (torch.randn_like(each), each, 1.5))
+
+
+def test_an_exponent_below_one_and_integers_are_refused() -> None:
+    for exponent in (0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"an exponent of at least 1.*2 is the paper's"):
+            power(torch.ones(2), exponent)
+    with pytest.raises(ValueError, match=r"floating-point theta, got torch\.int64; convert it"):
+        power(torch.ones(2, dtype=torch.int64), 2.0)

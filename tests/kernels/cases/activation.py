@@ -1,7 +1,5 @@
 """Cases of `pack_activation`, `unpack_activation` and `packed_grad_weight`, which every ring runs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -12,20 +10,14 @@ from torch import Tensor
 from tritonsparse.kernels.activation.compress import pack_activation, unpack_activation
 from tritonsparse.kernels.activation.grad_weight import packed_grad_weight
 
-from .matrices import error, laid_out, pairwise, same
-from .readable import Readable
+from .matrices import Readable, error, laid_out, pairwise, same
 
 
 @dataclass(frozen=True)
 class Case(Readable):
-    """An x of `shape` [M, K], packed, and its product with a dY [M, n].
+    """An x of `shape` [M, K], packed, and its product with a dY [M, n]; `half` is float16 or bfloat16 by the ring.
 
-    Attributes:
-        half: both are float16 or bfloat16, by the ring, else float32.
-        layout: of x and of dY.
-        cutoff: one number, or "a row" = one a row.
-        masked: some rows do not count.
-        missing: so many of the last kept values find no room.
+    `masked`: some rows do not count; `missing`: so many of the last kept values find no room.
     """
 
     shape: tuple[int, int]
@@ -44,7 +36,7 @@ AXES = {
 }  # fmt: skip
 # Around a word of 32, tiles of the product (32 x 64 x 128) and one of the packing (1,024).
 CASES = [
-    *(Case(**each) for each in pairwise(shape=((1, 1), (7, 32), (33, 33), (9, 70), (2, 1030)), n=(5, 130), **AXES)),
+    *(Case(**each) for each in pairwise(shape=((1, 1), (7, 32), (33, 33), (9, 70), (2, 1030)), n=(5, 70), **AXES)),
     # Everything; what no number reaches; what no number is compared with; nothing to pack; room for nothing.
     *(Case((5, 40), cutoff=cutoff, masked=False) for cutoff in (0.0, math.inf, math.nan)),
     Case((0, 33)), Case((3, 40), missing=999),
@@ -54,17 +46,12 @@ LARGE = [Case(**each) for each in pairwise(shape=LARGE_SHAPES, n=(300,), **AXES)
 
 
 def packed_errors(
-    case: Case,
-    *backends: str,
-    half: torch.dtype = torch.float16,
-    full: torch.dtype = torch.float32,
-    device: str = "cpu",
-    calls: int = 1,
-) -> list[float]:
+    case: Case, *backends: str, half: torch.dtype = torch.float16, full: torch.dtype = torch.float32,
+    device: str = "cpu", calls: int = 1,
+) -> list[float]:  # fmt: skip
     """What is packed and unpacked is, bit for bit and in every call, what the definition keeps.
 
-    Returns:
-        The relative RMS error of each back end's product, against float64, over the columns of which every value fits.
+    Returns each back end's relative RMS error of the product, over the columns of which every value fits.
     """
     random, (m, k) = torch.Generator(device).manual_seed(0), case.shape
     x, grad_y = (torch.randn(m, size, generator=random, device=device) for size in (k, case.n))
@@ -77,7 +64,6 @@ def packed_errors(
     x, grad_y = (laid_out(each.to(half if case.half else full), case.layout) for each in (x, grad_y))
     cutoff = torch.rand(m, generator=random, device=device)
     cutoff = cutoff if case.cutoff == "a row" else torch.full((1,), float(case.cutoff), device=device)
-    # Every second of twice as many: a mask with strides.
     row_mask = torch.rand(2 * m, generator=random, device=device)[::2] < 0.7 if case.masked else None
     kept = ~(x.double().abs() < cutoff.double()[:, None]) & (x != 0)
     kept = kept if row_mask is None else kept & row_mask[:, None]

@@ -3,9 +3,8 @@
 What is pruned holds NaN, in a matrix and behind packed blocks: one read of it and a result shows it.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +17,13 @@ from tritonsparse.kernels.block.gemm import BlockLayout, block_forward, block_gr
 from tritonsparse.kernels.block.grad import block_grad_weight
 from tritonsparse.kernels.block.linear import block_linear
 from tritonsparse.kernels.block.packed import packed_block_linear
-from tritonsparse.kernels.block.topology import Topology, build_index_reference
+from tritonsparse.kernels.block.topology import (
+    IndexTable,
+    Topology,
+    build_index_reference,
+    build_indices,
+    index_size,
+)
 from tritonsparse.kernels.weight.view import View
 
 from .matrices import laid_out
@@ -32,13 +37,9 @@ BOUND = {F64: 1e-14, F32: 2e-6, F16: 1e-3, BF16: 8e-3}
 
 @dataclass(frozen=True)
 class Case:
-    """m rows of x, and a weight `[n, k]` in blocks.
+    """m rows of x, and a weight `[n, k]` in blocks; where "strided", every operand has odd strides.
 
-    Attributes:
-        form: "stored" [n, k], "transposed", "strided", where every operand has odd strides, or "packed".
-        weight, x: dtypes.
-        kept: share of the blocks.
-        lines: the first block row and column are whole, the second row and the third column are empty.
+    `lines`: the first block row and column are whole, the second row and the third column are empty.
     """
 
     m: int
@@ -69,48 +70,30 @@ ODD = (
 )
 # Ragged edges, narrow and oblong blocks, and axes of 0, in few elements.
 CASES = (
-    Case(0, 33, 64, (16, 32)),
-    Case(2, 0, 16, (16, 16)),
-    Case(2, 16, 0, (16, 16)),
-    Case(4, 0, 64, (16, 32), "packed"),
-    Case(1, 1, 1, (16, 16), x=F16, kept=1.0),
-    Case(7, 100, 64, (48, 16), "transposed", x=F16, lines=True),
-    Case(7, 33, 100, (16, 48), "packed"),
-    Case(33, 64, 100, (32, 32), weight=F16, x=F16, lines=True),
-    Case(17, 96, 64, (32, 16), "transposed", F16),
-    Case(7, 64, 96, (16, 48), "strided"),
-    Case(7, 96, 64, (48, 16), "strided", F16, F16),
-    Case(17, 100, 33, (48, 48), "packed", F16, F16, lines=True),
-    Case(17, 96, 64, (32, 32), "packed", x=F16),
-    Case(7, 64, 64, (16, 16), kept=0.0),
-    Case(7, 64, 64, (16, 32), "packed", kept=0.0),
-    Case(17, 64, 96, (32, 48), "transposed", kept=1.0),
+    Case(0, 33, 64, (16, 32)), Case(2, 0, 16, (16, 16)), Case(2, 16, 0, (16, 16)), Case(4, 0, 64, (16, 32), "packed"),
+    Case(1, 1, 1, (16, 16), x=F16, kept=1.0), Case(7, 100, 64, (48, 16), "transposed", x=F16, lines=True),
+    Case(7, 33, 100, (16, 48), "packed"), Case(33, 64, 100, (32, 32), weight=F16, x=F16, lines=True),
+    Case(17, 96, 64, (32, 16), "transposed", F16), Case(7, 64, 96, (16, 48), "strided"),
+    Case(7, 96, 64, (48, 16), "strided", F16, F16), Case(17, 100, 33, (48, 48), "packed", F16, F16, lines=True),
+    Case(17, 96, 64, (32, 32), "packed", x=F16), Case(7, 64, 64, (16, 16), kept=0.0),
+    Case(7, 64, 64, (16, 32), "packed", kept=0.0), Case(17, 64, 96, (32, 48), "transposed", kept=1.0),
     Case(9, 32, 48, (16, 16), weight=BF16, x=BF16),
-)
+)  # fmt: skip
 # What a GPU alone is fast enough for: decoding, wide tiles, split reductions, a heavy line, and every pair of dtypes.
 LARGE = (
     *(Case(128, 1024, 4096, (64, 64), form, BF16, BF16, 0.02, True) for form in FORMS),
     *(
         Case(*shape, form, *dtypes, kept=0.3, lines=True)
         for shape in (
-            (1, 256, 512, (64, 64)),
-            (7, 100, 130, (16, 32)),
-            (16, 1024, 2048, (16, 16)),
-            (129, 1000, 712, (32, 32)),
-            (513, 1000, 520, (64, 32)),
-            (1024, 768, 512, (128, 16)),
-            (1024, 512, 768, (16, 128)),
-            (300, 512, 768, (256, 32)),
-            (300, 480, 960, (48, 48)),
-            (128, 256, 16384, (128, 128)),
-            (4096, 1024, 2048, (128, 128)),
-            (2048, 4096, 1024, (64, 64)),
-            (2048, 4096, 8192, (128, 128)),
+            (1, 256, 512, (64, 64)), (7, 100, 130, (16, 32)), (16, 1024, 2048, (16, 16)), (129, 1000, 712, (32, 32)),
+            (513, 1000, 520, (64, 32)), (1024, 768, 512, (128, 16)), (1024, 512, 768, (16, 128)),
+            (300, 512, 768, (256, 32)), (300, 480, 960, (48, 48)), (128, 256, 16384, (128, 128)),
+            (4096, 1024, 2048, (128, 128)), (2048, 4096, 1024, (64, 64)), (2048, 4096, 8192, (128, 128)),
         )
         for dtypes in ((BF16, BF16), (F16, F16), (F32, BF16), (F32, F32))
         for form in FORMS
     ),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,12 +136,11 @@ def operands(case: Case, device: str = "cpu", seed: int = 0) -> Operands:
     wanted = kept | (torch.rand(grid, generator=random, device=device) < 0.6 * case.kept)
     if case.lines:
         for flags in (kept, wanted):
-            flags[:1], flags[:, :1] = True, True
-            flags[1:2], flags[:, 2:3] = False, False
+            flags[:1] = flags[:, :1] = True
+            flags[1:2] = flags[:, 2:3] = False
     matrix, count, mask = normal(case.n, case.k, dtype=case.weight), None, on_elements(kept, case)
     weight, x, grad_y = matrix.masked_fill(~mask, NAN), normal(case.m, case.k), normal(case.m, case.n)
     if case.form == "packed":
-        # Two places more than blocks.
         weight = torch.cat([as_blocks(matrix, kept, case, NAN), matrix.new_full((2, *case.block), NAN)])
         count = len(weight)
     elif case.form == "transposed":
@@ -187,7 +169,6 @@ def gradient(o: Operands, multiplier: Tensor) -> Tensor:
 
 
 def answer(o: Operands) -> dict[str, Tensor]:
-    """Y, dX and dW of the three products in float64."""
     x, grad_y = o.x.double(), o.grad_y.double()
     multiplier = on_elements(torch.where(o.kept, 1.0, 0.25 * o.wanted).double(), o.case)
     return {
@@ -214,18 +195,13 @@ def products(o: Operands, backend: str, tiles: Tiles = (None, None, None)) -> di
     return found
 
 
-# Which pruned blocks get a gradient.
 DUE = ("kept", "B", "everywhere")
 LEAVES = ("x", "weight", "bias")
 Results = dict[str, Tensor]
 
 
 def op(o: Operands, due: str, backend: str, asked: Sequence[str] = LEAVES) -> tuple[Results, Results]:
-    """What `block_linear`, or `packed_block_linear` of a packed case, and its backward give; and the answer.
-
-    Args:
-        asked: the leaves whose gradient is asked for.
-    """
+    """What `block_linear`, or `packed_block_linear` of a packed case, and its backward give; and the answer."""
     case, layout, mask = o.case, o.layout, on_elements(o.kept, o.case)
     # One row is a vector, more have two leading axes.
     leading = (case.m,) if case.m == 0 else () if case.m == 1 else (1, case.m)
@@ -240,16 +216,13 @@ def op(o: Operands, due: str, backend: str, asked: Sequence[str] = LEAVES) -> tu
         masks = (mask, grad_mask if due == "B" else None)
         topology = Topology.of(*masks, case.block)
         masks = tuple(each.t() if layout.transposed and each is not None else each for each in masks)
-        view = View("mask", None, *masks, None if due == "kept" else o.alpha)
-        y = block_linear(
-            x, weight, topology, view, bias, transposed=layout.transposed, dtype=o.x.dtype, backend=backend
-        )
+        view, turned = View("mask", None, *masks, None if due == "kept" else o.alpha), layout.transposed
+        y = block_linear(x, weight, topology, view, bias, transposed=turned, dtype=o.x.dtype, backend=backend)
     y.backward(o.grad_y.reshape(y.shape))
     exact = answer(o) | {"grad_bias": o.grad_y.double().sum(0)}
     exact["grad_weight"] = as_stored(gradient(o, multiplier), o, o.kept, layout.count)
     assert all((each.grad is None) == (name not in asked) for name, each in given.items())
     found = {f"grad_{name}": each.grad for name, each in given.items() if each.grad is not None}
-    # As matrices.
     return {name: each.reshape(exact[name].shape) for name, each in {"y": y.detach(), **found}.items()}, exact
 
 
@@ -261,3 +234,35 @@ def compare(found: Results, exact: Results, bound: Callable[[str, Tensor], float
         wrong, allowed = (value - expected).norm(), bound(name, value)
         assert wrong <= allowed * expected.norm(), f"{name}: {wrong:.2e} of {expected.norm():.2e}, bound {allowed:.0e}"
         assert name != "grad_weight" or not value[expected == 0].any(), name
+
+
+def check_indices(shapes: Sequence[tuple[int, int]], backend: str, device: str = "cpu") -> None:
+    """The indices of layers are rewritten in place as their flags move, and nothing waits for the device."""
+    random = torch.Generator(device).manual_seed(0)
+    # Layers of nothing, of a few blocks, of many, of all.
+    shares = [(0.0, 0.3, 0.9, 1.0)[i % 4] for i in range(len(shapes))]
+    flags = [torch.rand(s, generator=random, device=device) < p for s, p in zip(shapes, shares, strict=True)]
+    indices = [torch.empty(index_size(*shape), dtype=torch.int32, device=device) for shape in shapes]
+    build_indices(flags, indices, backend)
+    table = IndexTable(flags, indices, backend)
+    for rebuild in (table.build, lambda: build_indices(flags, indices, backend)):
+        for one in flags:
+            one.logical_not_()
+        with no_synchronization(device):
+            rebuild()
+        for one, index in zip(flags, indices, strict=True):
+            assert torch.equal(index, build_index_reference(one)), tuple(one.shape)
+
+
+@contextmanager
+def no_synchronization(device: str = "cuda") -> Iterator[None]:
+    """On a GPU, waiting for it is an error."""
+    if device == "cpu":
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,7 +1,5 @@
 """Cases of the fused products, which every ring runs: Y = X S(W)^T + b, dX = dY S(W), dW = m (dY^T X) and ds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,13 +23,9 @@ KINDS = ("soft", "soft per row", "hard", "hard per row", "step", "step per row",
 
 @dataclass(frozen=True)
 class Case:
-    """A product of `x` `[m, k]` by a weight `[n, k]`, or `[k, n]` where `transposed`.
+    """A product of `x` `[m, k]` by a weight `[n, k]`, or `[k, n]` where `transposed`; master and product as of weights.
 
-    Attributes:
-        kind: of the view, and what shares a threshold: the matrix, or rows of the stored weight.
-        master, product: dtypes of the weight and of x, "fp32" or "half", which is float16 or bfloat16 by the ring.
-        layout, weight_layout: of x, the gradient of y and the masks; of the weight.
-        splits, subtiles: of the tiles that are asked for where kernels are interpreted.
+    `layout` is that of x, the gradient of y and the masks; `splits`, `subtiles` are of the tiles where interpreted.
     """
 
     m: int
@@ -64,7 +58,7 @@ class Operands(NamedTuple):
     bias: Tensor | None
     transposed: bool
 
-    def double(self) -> Operands:
+    def double(self) -> "Operands":
         x, grad_y, weight, view, bias, transposed = self
         weight, view, *_ = weight_cases.Operands(weight, view, weight, weight.dtype).double()
         return Operands(x.double(), grad_y.double(), weight, view, None if bias is None else bias.double(), transposed)
@@ -113,10 +107,8 @@ def products(given: Operands, backend: str, case: Case | None = None) -> dict[st
     x, grad_y, weight, view, bias, transposed = given
     how = {"transposed": transposed, "backend": backend}
     tiles = None if case is None else GemmTiles(16, 32, 32, case.splits)
-    found = {
-        "y": fused_forward(x, weight, view, bias, **how, tiles=tiles),
-        "grad_x": fused_grad_input(grad_y, weight, view, **how, tiles=tiles),
-    }
+    found = {"y": fused_forward(x, weight, view, bias, **how, tiles=tiles)}
+    found["grad_x"] = fused_grad_input(grad_y, weight, view, **how, tiles=tiles)
     if view.kind != "step":
         grad_tiles = None if case is None else GradTiles(16, 16, 32 * case.subtiles, case.subtiles)
         found["grad_weight"], of_threshold = fused_grad_weight(grad_y, x, weight, view, **how, tiles=grad_tiles)
@@ -140,15 +132,12 @@ def answer(given: Operands) -> tuple[dict[str, Tensor], float]:
 def check(
     case: Case, bound: Bound, device: str = "cpu", half: torch.dtype = torch.float16, *, computed_tiles: bool = False
 ) -> None:
-    """The kernels are as exact as the two steps of the reference, twice bit for bit.
+    """The kernels are as exact as the two steps of the reference, twice bit for bit; the bound is allowed in any case.
 
-    Args:
-        bound: the relative RMS error that is allowed in any case.
-        computed_tiles: use the tiles that the shapes call for, and not the case's.
+    `computed_tiles`: in the tiles that the shapes call for, and not the case's.
     """
-    given = operands(case, device, half)
+    given, tiles = operands(case, device, half), None if computed_tiles else case
     exact, terms = answer(given)
-    tiles = None if computed_tiles else case
     reference, actual, again = (products(given, backend, tiles) for backend in ("torch", "triton", "triton"))
     assert actual.keys() == reference.keys()
     lengths = {"y": case.k, "grad_x": case.n, "grad_weight": case.m, "grad_threshold": case.m}
@@ -165,24 +154,19 @@ def check(
 
 
 def cut(view: View, rows: slice, columns: slice) -> View:
-    """The view of a part of the weight."""
     mask, grad_mask = (None if t is None else t[rows, columns] for t in (view.mask, view.grad_mask))
-    threshold = view.threshold
-    if threshold is not None and threshold.numel() > 1:
-        threshold = threshold[rows]
-    return View(view.kind, threshold, mask, grad_mask, view.alpha)
+    shared = view.threshold is None or view.threshold.numel() == 1
+    return View(view.kind, view.threshold if shared else view.threshold[rows], mask, grad_mask, view.alpha)
 
 
 def by_columns(weight: Tensor, view: View, backend: str) -> Tensor:
     """S(W) as products of its columns with 1: in a product of more, NaN and infinity meet zeros."""
     one, parts = weight.new_ones(1, 1), [slice(j, j + 1) for j in range(weight.shape[1])]
-    return torch.cat(
-        [fused_forward(one, weight[:, j], cut(view, slice(None), j), backend=backend).t() for j in parts], 1
-    )
+    columns = [fused_forward(one, weight[:, j], cut(view, slice(None), j), backend=backend).t() for j in parts]
+    return torch.cat(columns, 1)
 
 
 def by_rows(grad: Tensor, weight: Tensor, view: View, backend: str) -> tuple[Tensor, Tensor | None]:
-    """dW and ds as products of rows of G with 1."""
     one, parts = weight.new_ones(1, 1), [slice(i, i + 1) for i in range(weight.shape[0])]
     found = [fused_grad_weight(one, grad[i], weight[i], cut(view, i, slice(None)), backend=backend) for i in parts]
     ds = None if view.threshold is None else torch.cat([each for _, each in found]).sum_to_size(view.threshold.shape)

@@ -1,7 +1,5 @@
 """The cases of `fused_conv2d`, their operands and their answer in float64: every ring runs them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,8 +78,6 @@ LARGE = [
 
 
 class Operands(NamedTuple):
-    """Of one case; a weight that a mask prunes is NaN."""
-
     case: Case
     x: Tensor
     weight: Tensor
@@ -154,7 +150,6 @@ def answer(o: Operands) -> dict[str, Tensor]:
 
 
 def run(o: Operands, backend: str, op: Callable[..., Tensor] = fused_conv2d) -> dict[str, Tensor]:
-    """What the op and its backward give."""
     given = {"x": o.x, "weight": o.weight, "bias": o.bias, "threshold": o.view.threshold}
     leaves = {name: each.detach().requires_grad_() for name, each in given.items() if each is not None}
     view = o.view._replace(threshold=leaves.get("threshold"))

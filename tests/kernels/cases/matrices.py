@@ -1,15 +1,20 @@
 """What every table of cases needs: combinations of values, matrices behind other strides, and errors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LAYOUTS = ("contiguous", "transposed", "strided")
+
+class Readable:
+    """A dataclass whose string, the id of a test, says what is not as usual."""
+
+    def __str__(self) -> str:
+        values = ((each.name, getattr(self, each.name), each.default) for each in fields(self))  # type: ignore[arg-type]
+        return ", ".join(f"{name} {value}" for name, value, usual in values if value != usual)
 
 
 def pairwise(**axes: Sequence[Any]) -> list[dict[str, Any]]:
@@ -27,11 +32,8 @@ def pairwise(**axes: Sequence[Any]) -> list[dict[str, Any]]:
         chosen = dict(min(missing, key=sorted))
         for name in names:
             if name not in chosen:
-                counts = [
-                    sum(frozenset(((name, i), other)) in missing for other in chosen.items())
-                    for i in range(len(axes[name]))
-                ]
-                # Of equal ones another in each row.
+                pairs = [[frozenset(((name, i), other)) for other in chosen.items()] for i in range(len(axes[name]))]
+                counts = [sum(pair in missing for pair in each) for each in pairs]
                 order = sorted(range(len(counts)), key=lambda i: (-counts[i], (i - len(found)) % len(counts)))
                 chosen[name] = order[0]
         missing -= {frozenset(pair) for pair in combinations(chosen.items(), 2)}

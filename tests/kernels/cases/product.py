@@ -1,7 +1,5 @@
 """A product of x and an effective weight as the rings run it, and its answer in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +12,9 @@ from .matrices import error
 
 @dataclass(frozen=True)
 class Product:
-    """One call: `function(x, w_hat, bias, *rest, backend=, **options)`, whose result is y or begins with y.
+    """One call: `function(x, w_hat, bias, *rest, backend=, **options)`, whose result is y or y and what `also` names.
 
-    Attributes:
-        dense: (x, w_hat, bias) -> y, in any dtype.
-        grad_y: the gradient of y that is passed backward.
-        x_hat: what the gradient of w_hat sees in place of x.
-        also: what else the function returns.
-        backend: the one to run unasked.
+    `dense` is (x, w_hat, bias) -> y in any dtype, `x_hat` what the gradient of w_hat sees in place of x.
     """
 
     function: Callable[..., Any]
@@ -46,7 +39,6 @@ class Product:
         return {name: leaf.requires_grad_() for name, leaf in named.items() if leaf is not None}
 
     def run(self, backend: str | None = None, function: Callable[..., Any] | None = None) -> dict[str, Tensor]:
-        """y, the gradients of all operands, and what else there is."""
         for leaf in self.leaves.values():
             leaf.grad = None
         found = (function or self.function)(*self.arguments, backend=backend or self.backend, **self.options)

@@ -1,7 +1,5 @@
 """Cases of `topk_cutoff` with `cutoff_masks`, and of `n_of_m_mask`, which every ring runs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +14,7 @@ from tritonsparse.kernels.select.masks import cutoff_masks
 from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.kernels.select.topk import Cutoff, topk_cutoff
 
-from .matrices import laid_out, pairwise
-from .readable import Readable
+from .matrices import Readable, laid_out, pairwise
 
 # Ties, both zeros, infinities, and what is a denormal in float32, float16 or bfloat16.
 VALUES = (0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.5, math.inf, -math.inf, 1e-42, -1e-42, 6e-8, -6e-8, 3e38, -3e38)
@@ -27,11 +24,9 @@ VALUES = (0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.5, math.inf, -math.inf, 1e-42, -1e-
 class TopK(Readable):
     """Tensors of `sizes`, of which a share is kept.
 
-    Attributes:
-        kind: "distinct", "tied" or "equal" numbers; "pruned": most are 0; "bits" at random; "narrow": all within 1 %.
-        hint: the key of one, or "near": the cut-off of as many and 7 more; None = none.
-        small: lists, chunks and samples are so small that the elements are many of them.
-        strided: transposed tensors, and some that begin at a multiple of nothing.
+    `kind`: "distinct", "tied" or "equal" numbers; "pruned": most are 0; "bits" at random; "narrow": all within 1 %.
+    `hint`: the key of one, or "near": the cut-off of as many and 7 more. `small`: the elements are many lists, chunks
+    and samples. `strided`: transposed, and some begin at a multiple of nothing.
     """
 
     sizes: tuple[int, ...]
@@ -62,7 +57,6 @@ TOPK = [
     ),
     *(TopK((20_000, 4), "equal", share, small=True) for share in (0.25, 1.0)),
 ]  # fmt: skip
-# Around a tile, layers of a model, nothing.
 LARGE_TOPK = [
     TopK((1, TILE - 1, TILE, TILE + 1, 1000 * 511, 0, 2048 * 2048), **values)
     for values in pairwise(

@@ -1,19 +1,19 @@
 """Cases of `semi_structured_linear`, which every ring runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tritonsparse.kernels import semi_structured
 from tritonsparse.kernels.select.n_of_m import n_of_m_mask
 from tritonsparse.kernels.select.transposable import transposable_mask
 from tritonsparse.kernels.semi_structured import semi_structured_linear
 
+from .matrices import Readable
 from .product import Product
-from .readable import Readable
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,17 @@ def product(case: Case, dtype: torch.dtype, device: str = "cpu", backend: str = 
 class Emulated:
     """cuSPARSELt's two calls in plain torch, strict about what they are given; counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.compressed = self.multiplied = 0
+        patch.setattr(torch, "_cslt_compress", self.compress)
+        patch.setattr(torch, "_cslt_sparse_mm", self.multiply)
+        patch.setattr(semi_structured, "hardware_reason", lambda device: None)
 
     def compress(self, dense: Tensor) -> Tensor:
         self.compressed += 1
         assert dense.is_contiguous()
         groups = dense.view(-1, 4)
         assert int((groups != 0).sum(1).max()) <= 2, "no 2:4 matrix"
-        # Two values and two places of each four, as the GPU's form has them.
         order = (groups != 0).to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :2]
         return torch.stack([groups.gather(1, order), order.to(dense.dtype)])
 

@@ -1,7 +1,5 @@
 """Cases of `sparse_input_linear` and `sparse_input_conv2d`, which every ring runs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,20 +12,15 @@ from tritonsparse.kernels.activation.conv2d import sparse_input_conv2d
 from tritonsparse.kernels.activation.linear import sparse_input_linear
 from tritonsparse.kernels.activation.packing import Packing
 
-from .matrices import pairwise
+from .matrices import Readable, pairwise
 from .product import Product
-from .readable import Readable
 
 
 @dataclass(frozen=True)
 class Case(Readable):
-    """An x of `shape`, and how it is packed.
+    """An x of `shape`, "normal", after a "relu", all "ones" or normal with a "NaN", and how it is packed.
 
-    Attributes:
-        conv: what `sparse_input_conv2d` takes beside a kernel of 2 x 3; None = a linear product.
-        cutoff: one for all or "a row"; None = fresh.
-        masked: some rows do not count.
-        values: "normal", after a "relu", all "ones", or normal with a "NaN".
+    `conv`: what `sparse_input_conv2d` takes beside a kernel of 2 x 3, if it does. `masked`: some rows do not count.
     """
 
     shape: tuple[int, ...]
@@ -123,10 +116,8 @@ def _cutoff(rows: Tensor, packing: Packing) -> Tensor:
     for g in range(groups):
         part = slice(g * per_group, (g + 1) * per_group)
         values = magnitude[part][counted.view(-1)[part]].flatten()
-        # A NaN is larger than everything.
         ordered = values.nan_to_num(math.inf).sort(descending=True).values
         k = max(1, math.floor(packing.density * values.numel() + 0.5))
-        cutoffs += [ordered[k - 1].item() if values.numel() else math.inf] * (
-            1 if packing.scope == "batch" else per_group
-        )
+        last = ordered[k - 1].item() if values.numel() else math.inf
+        cutoffs += [last] * (1 if packing.scope == "batch" else per_group)
     return torch.tensor(cutoffs, dtype=torch.float64, device=rows.device)

@@ -1,7 +1,5 @@
 """Cases of `threshold_cast`, `threshold_backward` and their whole-model forms, which every ring runs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -26,14 +24,10 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A weight `[n, k]` and its view.
+    """A weight `[n, k]` and its view, whose kind says what shares a threshold: blocks of 16 columns where 16 divides k.
 
-    Attributes:
-        kind: of the view, and what shares a threshold: the matrix, rows, columns, or blocks of 16 columns where these
-            divide k and rows where they do not.
-        master, product: "fp32" or "half", which is float16 or bfloat16 by the ring.
-        layout, other_layout: of the weight and grad_mask, of the mask and the gradient.
-        alpha, restricted: the view's alpha, and whether it has a grad_mask; kind "step" takes neither.
+    "half" is float16 or bfloat16 by the ring, `other_layout` that of the mask and the gradient; `restricted`: by a
+    grad_mask. Kind "step" takes neither alpha nor that.
     """
 
     n: int
@@ -52,14 +46,12 @@ class Case:
 
 
 class Operands(NamedTuple):
-    """What the functions take: `weight`, its `view`, `grad` with respect to S(W), and the dtype of S(W)."""
-
     weight: Tensor
     view: View
     grad: Tensor
     product: torch.dtype
 
-    def double(self) -> Operands:
+    def double(self) -> "Operands":
         view = View(*(t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in self.view))
         return Operands(self.weight.double(), view, self.grad.double(), torch.float64)
 
@@ -71,6 +63,21 @@ class Answer(NamedTuple):
     grad_weight: Tensor
     grad_threshold: Tensor | None
     terms: float
+
+
+def check_empty(shape: tuple[int, int], backend: str) -> None:
+    """It has an empty effective weight and zero gradients, also as one of two layers."""
+    weight = torch.zeros(shape)
+    for s in (torch.zeros(1), torch.zeros(shape[0])):
+        view, other = View("soft", s), Viewed(torch.ones(3, 16), View("soft", torch.zeros(3)), torch.empty(3, 16))
+        assert threshold_cast(weight, view, backend=backend).shape == shape
+        grad_weight, grad_threshold = threshold_backward(weight, weight, view, backend=backend)
+        assert grad_weight.shape == shape and torch.equal(grad_threshold, torch.zeros_like(s))
+        table = ViewTable([Viewed(weight, view, weight.clone()), other], backend)
+        cast_many(table)
+        assert other.w_hat.tolist() == [[0.5] * 16] * 3
+        of_thresholds = backward_many(table, [weight.clone(), None])
+        assert torch.equal(of_thresholds[0], grad_threshold) and of_thresholds[1].tolist() == [0.0] * 3
 
 
 # Around one tile of 64 and its multiples; single rows and columns.
@@ -94,9 +101,7 @@ LARGE = [
 
 
 def make_view(kind: str, weight: Tensor, random: torch.Generator, *, alpha: float | None, restricted: bool) -> View:
-    """A random view of weights of this shape and device."""
-    (n, k), device = weight.shape, weight.device
-    kind, _, per = kind.partition(" per ")
+    (n, k), device, (kind, _, per) = weight.shape, weight.device, kind.partition(" per ")
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=random, device=device)
@@ -174,7 +179,6 @@ def straight_through(weight: Tensor, view: View) -> Tensor:
 
 
 def answer(given: Operands) -> Answer:
-    """The results in float64, by autograd."""
     exact = given.double()
     weight, threshold = exact.weight.clone().requires_grad_(), exact.view.threshold
     if threshold is None or exact.view.kind == "hard":
@@ -205,6 +209,11 @@ def check_threshold(actual: Tensor | None, exact: Answer, floor: float) -> None:
         assert (actual.double() - exact.grad_threshold).abs().max().item() <= floor * exact.terms
 
 
+def alike(actual: Tensor | None, expected: Tensor | None) -> bool:
+    """Bit for bit, or neither is there."""
+    return actual is expected is None or (actual is not None and expected is not None and same(actual, expected))
+
+
 def check(case: Case, floor: float, device: str = "cpu", half: torch.dtype = torch.float16) -> None:
     """The kernels are as exact as the reference, twice bit for bit; results are contiguous, in the right dtypes."""
     given = operands(case, device, half)
@@ -220,21 +229,13 @@ def check(case: Case, floor: float, device: str = "cpu", half: torch.dtype = tor
     check_close("w_hat", actual[0], reference[0], exact.w_hat, floor)
     check_close("grad_weight", actual[1], reference[1], exact.grad_weight, floor)
     check_threshold(actual[2], exact, floor)
-    assert all(
-        a is b is None or same(a, b) for a, b in zip(actual, again, strict=True) if a is not None and b is not None
-    )
+    assert all(map(alike, actual, again))
 
 
 def layers(cases: Sequence[Case], device: str, half: torch.dtype) -> tuple[list[Viewed], list[Tensor]]:
-    """Layers of one table, and gradients in the dtypes of their weights."""
-    viewed, grads = [], []
-    for case in cases:
-        weight, view, grad, product = operands(
-            replace(case, layout="contiguous", other_layout="contiguous"), device, half
-        )
-        viewed.append(Viewed(weight, view, weight.new_empty(weight.shape, dtype=product)))
-        grads.append(grad.to(weight.dtype))
-    return viewed, grads
+    given = [operands(replace(c, layout="contiguous", other_layout="contiguous"), device, half) for c in cases]
+    viewed = [Viewed(o.weight, o.view, o.weight.new_empty(o.weight.shape, dtype=o.product)) for o in given]
+    return viewed, [o.grad.to(o.weight.dtype) for o in given]
 
 
 def check_many(cases: Sequence[Case], floor: float, device: str = "cpu", half: torch.dtype = torch.float16) -> None:

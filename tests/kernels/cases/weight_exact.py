@@ -1,13 +1,12 @@
 """Effective weights and gradients by hand, in numbers that are exact: every ring gives these bits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tritonsparse.kernels.weight.forward import threshold_cast
 from tritonsparse.kernels.weight.view import View
 
 from .matrices import same
@@ -44,7 +43,6 @@ EXACT = {
     "alpha, one threshold": Exact(
         HAND, _soft(0.0, alpha=HALF), HAND_HAT, G, [[8.0, 2.0, 0.0], [16.0, 32.0, 16.0]], [-38 / 4]
     ),
-    # (1, 2) loses its 16.
     "alpha, B": Exact(
         HAND, _soft(0.0, 0.0, alpha=HALF, grad_mask=B), HAND_HAT, G,
         [[8.0, 2.0, 0.0], [16.0, 32.0, 0.0]], [-6 / 4, -16 / 4],
@@ -113,6 +111,13 @@ EXACT = {
     "s = -infinity": Exact([[1.0, -2.0]], _soft(-INF), [[1.0, -2.0]], [[INF, 1.0]], [[INF, 1.0]], [0.0]),
     "s = infinity": Exact([[1.0, -2.0]], _soft(INF), [[0.0, -1.0]], [[INF, 1.0]], [[0.0, 1.0]], [0.0]),
 }  # fmt: skip
+
+
+def check_untouched(dtype: torch.dtype, backend: str) -> None:
+    """A threshold of zero returns the weight bit for bit, but for -0."""
+    weight, tiny = torch.randn(70, 70).to(dtype), torch.finfo(dtype).smallest_normal / 4
+    weight[0, :6] = torch.tensor([tiny, -tiny, 0.0, -0.0, INF, -INF], dtype=dtype)
+    assert same(threshold_cast(weight, _soft(-INF), backend=backend), weight + 0.0)
 
 
 def check_exact(case: Exact, cast: Callable[..., Tensor], backward: Callable[..., Any], device: str = "cpu") -> None:

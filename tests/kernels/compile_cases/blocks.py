@@ -1,7 +1,5 @@
 """Products over kept blocks, and the index of these."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,21 +9,16 @@ from tritonsparse.kernels.block._grad_tiles import block_grad_tiles, takes_rows
 from tritonsparse.kernels.block.packed import FEW, few_rows_tiles
 from tritonsparse.kernels.fused.gemm import SUM_TILE
 
-from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
+from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant, case_of
 
 
 def block_index_cases() -> Iterator[Case]:
     """The index of all layers' kept blocks, from their flags."""
     values: dict[str, Any] = {
         **{"sums": "*i32", "before": "*i32", "table": "*i64", "layer_of": "*i32", "first": "*i64"},
-        **{"WIDTH": _index_kernels.WIDTH, "TILE": _index_kernels.TILE},
-        **{"SCAN_TILE": _index_kernels.SCAN_TILE},
+        **{name: getattr(_index_kernels, name) for name in ("WIDTH", "TILE", "SCAN_TILE")},
     }
-    for kernel in (
-        _index_kernels.count_kernel,
-        _index_kernels.scan_kernel,
-        _index_kernels.write_kernel,
-    ):
+    for kernel in (_index_kernels.count_kernel, _index_kernels.scan_kernel, _index_kernels.write_kernel):
         arguments = {name: values[name] for name in kernel.arg_names}
         # Three programs of 128 threads on one multiprocessor.
         yield Case(f"_block_index_kernels.{kernel.__name__}", kernel, arguments, _index_kernels.NUM_WARPS, 168)
@@ -80,28 +73,22 @@ def block_gemm_cases() -> Iterator[Case]:
                 **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k, "GROUP": tiles.group},
             }
             wide = target == "sm_90" and contiguous and tiles.m >= 64
-            yield Case(
-                f"{kernel.__name__} ({rows} rows, {layout} of blocks of {block[0]} x {block[1]}, weight {weight}, "
-                f"x {x} {precision}{'' if contiguous else ', any strides'})",
-                kernel,
-                {name: values[name] for name in kernel.arg_names},
-                tiles.num_warps,
-                255,
-                num_stages=tiles.num_stages,
-                # Hopper's takes 64 rows and more; fewer go to that of its forerunners.
+            what = f"{rows} rows, {layout} of blocks of {block[0]} x {block[1]}, weight {weight}, x {x} {precision}"
+            # Hopper's matrix instruction takes 64 rows and more; fewer go to that of its forerunners. As many buffers
+            # as stages: the index is carried. A weight that is converted takes one for the result.
+            yield case_of(
+                kernel, what + ("" if contiguous else ", any strides"), values, tiles.num_warps, 255,
+                num_stages=tiles.num_stages, descriptors=tiles.descriptors and target == "sm_90",
                 matrix=(x == "bf16" or precision == "tf32") and (target != "sm_90" or tiles.m >= 64),
-                # As many as stages: the index is carried. A weight that is converted takes one for the result.
-                buffers=tiles.num_stages - (weight != x) if wide and x == "bf16" else 0,
-                descriptors=tiles.descriptors and target == "sm_90",
-                targets=(target,),
-            )
+                buffers=tiles.num_stages - (weight != x) if wide and x == "bf16" else 0, targets=(target,),
+            )  # fmt: skip
     sums: dict[str, Any] = {
         **{"y": "*bf16", "y_parts": "*fp32", "bias": "*bf16", "p_start": "*i32?", "total": "i32", "N": "i32"},
         **{"lines": "i32?", "tiles": "i32?", "programs": "i32?", "SIDE_N": 64},
         **{"TILES_K": 2, "SPLITS": 4, "SUM_TILE": SUM_TILE},
     }
     kernel = _gemm_kernel._sum_line_parts_kernel
-    yield Case(kernel.__name__, kernel, sums, 4, 64, targets=HOPPER)
+    yield case_of(kernel, "", sums, 4, 64, targets=HOPPER)
 
 
 def block_grad_cases() -> Iterator[Case]:
@@ -147,26 +134,15 @@ def block_grad_cases() -> Iterator[Case]:
                 **{"SUBTILES": tiles.subtiles, "SIDE_N": side_n, "SIDE_K": side_k},
                 **{"LIST_TILE": _grad_kernel.LIST_TILE, "TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
             }
-            name = (
-                f"_block_grad_kernel ({n} x {k} in blocks of {block[0]} x {block[1]}, x {x} {precision}"
-                f"{', packed' if packed else ''})"
-            )
-            yield Case(
-                name,
-                kernel,
-                {argument: values[argument] for argument in kernel.arg_names},
-                tiles.num_warps,
-                # Two programs share 65,536.
-                min(255, 65_536 // (2 * 32 * tiles.num_warps))
-                if target == "sm_90" and x == "bf16" and aligned
-                else 255,
-                num_stages=tiles.num_stages,
-                matrix=matrix,
-                # As many as the launcher asks for; one is in registers where the product has no matrix instruction.
-                buffers=tiles.num_stages - (not matrix) if target == "sm_90" and aligned else 0,
-                targets=(target,),
-            )
+            what = f"{n} x {k} in blocks of {block[0]} x {block[1]}, x {x} {precision}{', packed' if packed else ''}"
+            # Two programs share 65,536 registers. As many buffers as the launcher asks for; one is in registers where
+            # the product has no matrix instruction.
+            shared = min(255, 65_536 // (2 * 32 * tiles.num_warps))
+            yield case_of(
+                kernel, what, values, tiles.num_warps, shared if target == "sm_90" and x == "bf16" and aligned else 255,
+                num_stages=tiles.num_stages, matrix=matrix,
+                buffers=tiles.num_stages - (not matrix) if target == "sm_90" and aligned else 0, targets=(target,),
+            )  # fmt: skip
             if split:
                 values["TILE_N"] = _grad_kernel.SUM_ROWS
-                arguments = {argument: values[argument] for argument in sums.arg_names}
-                yield Case("_sum_parts_kernel", sums, arguments, 4, 128, targets=(target,))
+                yield case_of(sums, "", values, 4, 128, targets=(target,))

@@ -1,7 +1,5 @@
 """Implicit-GEMM convolutions of ResNet-50, in the configurations that their launchers compute."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,9 +48,8 @@ def conv_cases() -> Iterator[Case]:
             yield product_case(_conv_gemm_kernel, what, tiles, arguments, target, weight == "fp32")
     for (m, n, k, taps), kind, block, targets in GRADIENTS:
         for target in targets:
-            sums = conv_grad_tiles(
-                ConvShape(m, n, k, taps), operand_bytes=2, precision="ieee", limits=LIMITS[target], block=block
-            )
+            shape, limits = ConvShape(m, n, k, taps), LIMITS[target]
+            sums = conv_grad_tiles(shape, operand_bytes=2, precision="ieee", limits=limits, block=block)
             what = f"{n} x {taps} * {k} over {m}, {kind}, blocks {block}"
             arguments = conv_arguments(_conv_grad_kernel, sums, kind, "fp32", False, block, 1)
             yield product_case(_conv_grad_kernel, what, sums, arguments, target, False)

@@ -1,14 +1,12 @@
 """Products that threshold or mask the weight on its way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
 from tritonsparse.kernels import _tiles
 from tritonsparse.kernels.fused import gemm, grad
 
-from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant
+from .case import EVERYWHERE, HOPPER, LIMITS, WIDTH, Case, Constant, case_of
 
 
 def product_cases() -> Iterator[Case]:
@@ -37,23 +35,17 @@ def product_cases() -> Iterator[Case]:
                 precision=precision, aligned=contiguous, limits=LIMITS[target],
             )  # fmt: skip
             matrix = x == "bf16" or precision == "tf32"
-            yield Case(
-                f"_masked_gemm_kernel ({rows} rows, {f'{n} results, ' if n != 4096 else ''}{kind}, weight {weight}, "
-                f"x {x} {precision}{', weight transposed' if exchanged else ''}"
-                f"{'' if contiguous else ', any strides'}{'' if bias else ', no bias'})",
-                gemm._masked_gemm_kernel,
-                gemm_arguments(tiles, kind, weight, x, exchanged, contiguous, precision)
-                | ({} if bias else {"bias": None}),
-                tiles.num_warps,
-                255,
-                num_stages=tiles.num_stages,
-                matrix=matrix,
-                left_in_registers=matrix and target == "sm_90",
-                # As many as stages, but for the one that is in registers. Loads as narrow as single elements of 2 bytes
-                # are beyond what is copied in the background.
-                buffers=tiles.num_stages - 1 if target == "sm_90" and contiguous else 0,
-                targets=(target,),
-            )
+            what = f"{rows} rows, {f'{n} results, ' if n != 4096 else ''}{kind}, weight {weight}, x {x} {precision}"
+            what += f"{', weight transposed' if exchanged else ''}{'' if contiguous else ', any strides'}"
+            values = gemm_values(tiles, kind, weight, x, exchanged, contiguous, precision)
+            # As many buffers as stages, but for the one that is in registers. Loads as narrow as single elements of 2
+            # bytes are beyond what is copied in the background.
+            yield case_of(
+                gemm._masked_gemm_kernel, what + ("" if bias else ", no bias"),
+                values | ({} if bias else {"bias": None}), tiles.num_warps, 255, num_stages=tiles.num_stages,
+                matrix=matrix, left_in_registers=matrix and target == "sm_90",
+                buffers=tiles.num_stages - 1 if target == "sm_90" and contiguous else 0, targets=(target,),
+            )  # fmt: skip
     for n, kind, weight, x, restricted, contiguous, precision, targets in (
         (4096, "soft", "fp32", "bf16", True, True, "ieee", EVERYWHERE),
         (4096, "soft", "fp32", "bf16", False, True, "ieee", HOPPER),
@@ -69,32 +61,27 @@ def product_cases() -> Iterator[Case]:
             grad_tiles = _tiles.grad_tiles(
                 n, 4096, operand_bytes=WIDTH[x], precision=precision, aligned=contiguous, limits=LIMITS[target]
             )
-            yield Case(
-                f"_masked_grad_kernel ({n} x 4096, {kind}{', grad_mask' if restricted else ''}, weight {weight}, "
-                f"x {x} {precision}{'' if contiguous else ', any strides'})",
-                grad._masked_grad_kernel,
-                grad_arguments(grad_tiles, kind, weight, x, restricted, contiguous, precision),
-                grad_tiles.num_warps,
-                255,
-                num_stages=grad_tiles.num_stages,
-                matrix=x == "bf16" or precision == "tf32",
-                buffers=grad_tiles.num_stages if target == "sm_90" and contiguous else 0,
-                targets=(target,),
-            )
+            what = f"{n} x 4096, {kind}{', grad_mask' if restricted else ''}, weight {weight}, x {x} {precision}"
+            values = grad_values(grad_tiles, kind, weight, x, restricted, contiguous, precision)
+            yield case_of(
+                grad._masked_grad_kernel, what + ("" if contiguous else ", any strides"), values, grad_tiles.num_warps,
+                255, num_stages=grad_tiles.num_stages, matrix=x == "bf16" or precision == "tf32",
+                buffers=grad_tiles.num_stages if target == "sm_90" and contiguous else 0, targets=(target,),
+            )  # fmt: skip
     sums: dict[str, Any] = {
         **{"y": "*bf16", "parts": "*fp32", "bias": "*bf16", "total": "i32", "N": "i32"},
         **{"SPLITS": 4, "SUM_TILE": gemm.SUM_TILE},
     }
-    yield Case("_sum_splits_kernel", gemm._sum_splits_kernel, sums, 4, 64, targets=HOPPER)
+    yield case_of(gemm._sum_splits_kernel, "", sums, 4, 64, targets=HOPPER)
 
 
-def gemm_arguments(
+def gemm_values(
     tiles: _tiles.GemmTiles, kind: str, weight: str, x: str, exchanged: bool, contiguous: bool, precision: str
 ) -> dict[str, Any]:
     masked = kind == "mask"
     size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
     strides = (one, size) if exchanged else (size, one)
-    values: dict[str, Any] = {
+    return {
         **{"y": "*fp32" if tiles.splits > 1 else f"*{x}", "x": f"*{x}", "weight": f"*{weight}", "bias": f"*{x}"},
         **{"threshold": None if masked else "*fp32", "mask": "*i1" if masked else None},
         **{"M": "i32?", "N": size, "K": size, "stride_xm": size, "stride_xk": one, "stride_t": one},
@@ -103,15 +90,14 @@ def gemm_arguments(
         **{"INPUT_PRECISION": Constant(precision), "UPCAST": False, "SPLITS": tiles.splits, "GROUP": _tiles.GROUP},
         **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
     }
-    return {name: values[name] for name in gemm._masked_gemm_kernel.arg_names}
 
 
-def grad_arguments(
+def grad_values(
     tiles: _tiles.GradTiles, kind: str, weight: str, x: str, restricted: bool, contiguous: bool, precision: str
 ) -> dict[str, Any]:
     masked, soft = kind == "mask", kind == "soft"
     size, one = ("i32", 1) if contiguous else ("i32?", "i32?")
-    values: dict[str, Any] = {
+    return {
         **{"grad_weight": f"*{weight}", "row_sums": "*fp32" if soft else None, "left": f"*{x}", "right": f"*{x}"},
         **{"weight": f"*{weight}", "threshold": None if masked else "*fp32", "mask": "*i1" if masked else None},
         **{"grad_mask": "*i1" if restricted else None, "alpha": "*fp32", "M": "i32?", "N": size, "K": size},
@@ -121,4 +107,3 @@ def grad_arguments(
         **{"GROUP": _tiles.GROUP, "LEAST_STEPS": tiles.least_steps},
         **{"TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k},
     }
-    return {name: values[name] for name in grad._masked_grad_kernel.arg_names}
