@@ -152,7 +152,7 @@ def test_the_target_is_met_to_one_block_along_the_cubic_without_a_cliff(method: 
 
 
 def test_gates_find_the_inputs_that_matter_and_layers_come_to_differ() -> None:
-    run = Planted(AutoSparse(sparsity=0.6), 160)
+    run = Planted(AutoSparse(sparsity=0.6, control_every=10), 160)
     assert run.units()["0"].sum(0).tolist() == [6.0] * 4
     run.seen(160)
     first, second = run.units()["0"], run.units()["2"]

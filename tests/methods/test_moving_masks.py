@@ -141,10 +141,10 @@ def test_rigls_update_by_hand() -> None:
     assert layer.weight[0].tolist() == pytest.approx([0.9, -0.1, 0.0, 0.0, 0.0, 0.0])
     # The update took the place of the step, for every parameter, and counted.
     assert layer.bias.item() == bias and layer.bias.grad is None and run.sparsifier.step == 2
-    # A layer without a gradient at an update is named.
+    # A layer without a gradient at an update has one of 0: 0 and -.1 go, ties grow from the lowest place on.
     layer.bias.grad, layer.weight.grad = torch.ones(1), None
-    with pytest.raises(RuntimeError, match="the gradient of"):
-        run.step()
+    run.step()
+    assert run.masks() == [[[1, 1, 1, 0, 0, 0]]] and run.sparsifier.step == 3
 
 
 def test_the_dense_gradient_is_computed_on_update_steps_only_and_counted_so() -> None:
@@ -228,7 +228,7 @@ def test_an_update_of_two_layers_by_hand() -> None:
     # An optimizer without momentum is refused at the update.
     run = snfs(momentum=0.0)
     masks = run.masks()
-    with pytest.raises(RuntimeError, match=r"momentum of 0, got none; train every sparse layer with SGD\(momentum"):
+    with pytest.raises(RuntimeError, match=r"with momentum or Adam's averages, got SGD without; use SGD\(mom"):
         run.step(1.0, 1.0)
     assert run.masks() == masks
 

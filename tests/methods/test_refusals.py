@@ -88,7 +88,7 @@ def test_a_field_out_of_range_is_refused_when_the_method_is_made(name: str, fiel
 
 MADE: list[tuple[Method, dict[str, Any], str]] = [
     (
-        ACDC(sparsity=0.5), {"total_steps": 6, "steps_per_epoch": 2},
+        ACDC(sparsity=0.5, phases="imagenet100"), {"total_steps": 6, "steps_per_epoch": 2},
         r"a run of 100 epochs.*got 3; pass phases=Phases\(...\).scaled\(3\)",
     ),
     (ACDC(sparsity=0.5), {"total_steps": 6}, "acdc: expected steps_per_epoch="),

@@ -147,7 +147,7 @@ def refuse_other_model(folder: Path, model: nn.Module, configuration: Mapping[st
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """Mean of the model's tensors over checkpoints: master weights and thresholds, before any view; the rest is the last's.
+    """Mean of the model's tensors over checkpoints: master weights and thresholds, before any view; others of the last.
 
     Averaging what the views show instead would join the supports of all checkpoints and lose sparsity.
     """

@@ -143,7 +143,8 @@ def _check(state: State, saved: Mapping[str, Any]) -> None:
         refuse("a state of method", state.method.name, saved["method"])
     config = state.method.to_dict()
     for key in config.keys() | saved["config"].keys():
-        if config.get(key) != saved["config"].get(key) and key not in state.method.fitted:
+        left_to_run = config.get(key) is None and key in state.method.fits()
+        if config.get(key) != saved["config"].get(key) and not left_to_run:
             refuse(f"{state.method.name}.{key} =", config.get(key), saved["config"].get(key))
     for key, value in (
         ("pattern", str(state.pattern)),

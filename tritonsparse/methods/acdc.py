@@ -142,6 +142,7 @@ class ACDC(MaskMethod):
     reset_moments: bool = True
     strict: bool = False
     _statistics: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _scaled: Phases | None = field(default=None, init=False, repr=False, compare=False)
     # The masks of the sparse phase before, in a dense phase.
     _last: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -163,14 +164,15 @@ class ACDC(MaskMethod):
 
     def fit(self, clock: Clock) -> None:
         super().fit(clock)
-        if self.phases is None and clock.total_steps is not None and clock.steps_per_epoch is not None:
-            self.phases = PHASES["imagenet100"].scaled(clock.total_steps / clock.steps_per_epoch)
-            self.fitted |= {"phases"}
+        if clock.total_steps is not None and clock.steps_per_epoch is not None:
+            self._scaled = PHASES["imagenet100"].scaled(clock.total_steps / clock.steps_per_epoch)
 
     @property
     def table(self) -> Phases:
         """The phases as a table."""
-        assert self.phases is not None  # fit
+        if self.phases is None:
+            assert self._scaled is not None  # fit
+            return self._scaled
         return PHASES[self.phases] if isinstance(self.phases, str) else self.phases
 
     @torch.no_grad()

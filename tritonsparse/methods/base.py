@@ -59,8 +59,8 @@ class Method:
     patterns: ClassVar[tuple[type, ...]] = (Unstructured,)
     # Intervals in steps that None leaves to the length of the run, and the longest that they become.
     intervals: ClassVar[dict[str, int]] = {}
-    # Fields that were None and follow from the run's length.
-    fitted: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
+    # What the intervals that are None are in this run.
+    _fitted: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
         """Give every layer its view. All checks come before the first change."""
@@ -74,21 +74,19 @@ class Method:
         """Give every interval that is None a hundredth of the run, of one step at least and of `intervals` at most: the
         papers' number in runs of their length."""
         for name, most in self.intervals.items():
-            if getattr(self, name) is None:
-                share = most if clock.total_steps is None else clock.total_steps // 100
-                setattr(self, name, min(most, max(1, share)))
-                self.fitted |= {name}
+            share = most if clock.total_steps is None else clock.total_steps // 100
+            self._fitted[name] = min(most, max(1, share))
 
     def every(self, name: str) -> int:
-        """An interval, after `fit`."""
+        """An interval in steps: as given, or as fitted to the run."""
         value: int | None = getattr(self, name)
-        assert value is not None  # fit
-        return value
+        return self._fitted[name] if value is None else value
 
     def adopt(self, config: Mapping[str, Any]) -> None:
-        """Take what a saved run was fitted to."""
-        for name in self.fitted:
-            setattr(self, name, config[name])
+        """Take what a saved run had where this method leaves it to the run."""
+        for name in self.fits():
+            if getattr(self, name) is None:
+                setattr(self, name, config[name])
         self.__post_init__()
 
     def __post_init__(self) -> None:

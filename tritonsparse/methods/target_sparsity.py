@@ -101,7 +101,7 @@ class TargetSparsity(Method):
         needed = math.ceil(max(0.0, wanted - logit) / _REACH) + 1
         every = self.every("control_every")
         if -(-clock.total_steps // every) < needed:
-            shortest = needed if "control_every" in self.fitted else (needed - 1) * every + 1
+            shortest = needed if self.control_every is None else (needed - 1) * every + 1
             raise ValueError(
                 f"{self.name}: expected total_steps of at least {shortest} to reach sparsity {self.sparsity} from "
                 f"threshold_init {logit:g} with control_every = {every}, got {clock.total_steps}; train longer, or "
