@@ -128,8 +128,8 @@ def test_an_optimizer_that_does_not_fit_is_refused_by_the_layers_name(mlp: Build
             owner.attach(optimizer)
         optimizer.step()
         assert owner.step == 0
-    with pytest.raises(TypeError, match=r"expected a torch.optim.Optimizer, got list; pass the optimizer that"):
-        sparsifier.attach([])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected a torch.optim.Optimizer, got tuple; pass the optimizer that"):
+        sparsifier.attach([()])
 
 
 def test_param_groups_hold_every_trainable_parameter_once(marian: Build, mlp: Build) -> None:

@@ -115,6 +115,6 @@ def _passed_by(layer: SparseLayer) -> bool | None:
         return grad is not None and layer.threshold.grad is None
     if grad is None or layer.mask is None or layer.compacted:
         return None
-    where = layer.mask if layer.grad_mask is None else layer.mask | layer.grad_mask
     dense = layer.alpha is not None and layer.grad_mask is None and bool(layer.alpha)
-    return None if dense else bool(grad[~where].any())
+    outside = ~(layer.mask if layer.grad_mask is None else layer.mask | layer.grad_mask)
+    return None if dense or not outside.any() else bool(grad[outside].any())

@@ -77,7 +77,7 @@ STATES = {
     "powerprop": Case(linear, "powerprop", {"sparsity": 0.7, "backward_sparsity": 0.4}, "sgd"),
     "swat": Case(convolution, "swat", MOMENTUM, "sgd"),
 }
-OF_BERT = {"threshold_init": -5.0, "backward_density": 0.95}
+OF_BERT = {"threshold_init": -5.0, "backward_density": 0.95, "control_every": 10}
 TOP_KAST = {"sparsity": 0.6, "backward_sparsity": 0.3, "alpha": 0.5}
 PRETRAINED = {
     "bert_autosparse": Case(AutoModelForMaskedLM, "autosparse", OF_BERT, "plain"),
