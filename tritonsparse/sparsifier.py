@@ -419,8 +419,7 @@ class Sparsifier:
         target = getattr(self.method, "sparsity", None)
         if self.method.idle or not target:
             return
-        # One-shot pruning takes no step.
-        never = self.step == 0 and self.method.frozen_topology(self.clock) is not True
+        never = self.step == 0 and not self.method.one_shot
         layers = self.layers.values()
         total = sum(layer.dense_shape.numel() for layer in layers)
         # A layer keeps whole units, and one at least.

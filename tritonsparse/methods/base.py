@@ -57,6 +57,8 @@ class Method:
 
     name: ClassVar[str]
     patterns: ClassVar[tuple[type, ...]] = (Unstructured,)
+    # Whether the model is as sparse as it will be before the first step.
+    one_shot: ClassVar[bool] = False
     # Intervals in steps that None leaves to the length of the run, and the longest that they become.
     intervals: ClassVar[dict[str, int]] = {}
     # What the intervals that are None are in this run.

@@ -35,6 +35,7 @@ class Static(MaskMethod):
     """
 
     name: ClassVar[str] = "static"
+    one_shot: ClassVar[bool] = True
     distribution: str = "uniform"
     criterion: str = "random"
 
