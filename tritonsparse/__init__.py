@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from .callback import SparsityCallback
     from .checkpoint.bsr import load_bsr, save_bsr
     from .sparsifier import Sparsifier
+    from .trainer import SparseSeq2SeqTrainer, SparseTrainer
 
 # Imported when they are asked for: kernels need neither transformers nor the layers, and who has no Trainer should not
 # wait for the callback.
 _HOMES = {
+    "SparseSeq2SeqTrainer": "trainer",
+    "SparseTrainer": "trainer",
     "Sparsifier": "sparsifier",
     "SparsityCallback": "callback",
     "load": "api",
@@ -34,6 +37,8 @@ _HOMES = {
 _MODULES = ("flops", "methods", "pattern", "schedules")
 
 __all__ = [
+    "SparseSeq2SeqTrainer",
+    "SparseTrainer",
     "Sparsifier",
     "SparsityCallback",
     "flops",

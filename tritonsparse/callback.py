@@ -93,6 +93,7 @@ class SparsityCallback(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self.sparsifier.expand()
             self.sparsifier.restore(state.best_model_checkpoint)
+        self.sparsifier.warn_off_target("SparsityCallback")
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -122,7 +122,7 @@ def select(
             reason = f"read by {reader.name}"
         elif type(module.weight) is not nn.Parameter or not module.weight.is_floating_point():
             reason = f"quantised weight ({type(module.weight).__name__}, {module.weight.dtype})"
-        elif not named and not module.weight.requires_grad:
+        elif not named and not module.weight.requires_grad and not _carries_adapter(model, name):
             reason = "frozen"
         elif not named and id(module) in heads:
             reason = "output head"
@@ -146,6 +146,12 @@ def select(
         what = "linear or convolution layers to sparsify" if include is None else f"include patterns {include}"
         raise ValueError(_nothing_matched(what, candidates, skipped))
     return chosen, skipped
+
+
+def _carries_adapter(model: nn.Module, name: str) -> bool:
+    """Whether a layer is the base of an adapter of PEFT, which freezes it and trains beside it."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    return name.endswith("base_layer") and type(parent).__module__.startswith("peft.")
 
 
 def _nothing_matched(what: str, candidates: dict[str, Any], skipped: list[Skip] | None = None) -> str:

@@ -339,7 +339,7 @@ class Sparsifier:
                 stacklevel=2,
             )
         else:
-            self._warn_off_target("finalize")
+            self.warn_off_target("finalize")
         self.detach()
         if self.embeddings is not None:
             self.embeddings.bake()
@@ -359,7 +359,7 @@ class Sparsifier:
             TypeError: the model has no `save_pretrained`.
         """
         self._require_live("save_pretrained")
-        self._warn_off_target("save_pretrained")
+        self.warn_off_target("save_pretrained")
         files.save_pretrained(self.model, self._state(), Path(directory))
 
     def restore(self, directory: str | Path) -> None:
@@ -414,8 +414,8 @@ class Sparsifier:
             if isinstance(other, SparseLayer) and (mask := layer.view_tensor("mask")) is not None:
                 other.hide(mask)
 
-    def _warn_off_target(self, function: str) -> None:
-        """Say that the sparsity that was asked for is not there."""
+    def warn_off_target(self, function: str) -> None:
+        """Warn, in the name of `function`, where the sparsity asked for is not there, or no step was counted."""
         target = getattr(self.method, "sparsity", None)
         if self.method.idle or not target:
             return

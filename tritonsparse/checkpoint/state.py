@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -190,38 +191,63 @@ def as_dense(saved: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_state(saved: Mapping[str, Any], directory: Path) -> None:
-    """Write what `pack`, `Sparsifier.state_dict` or `as_dense` returned into `directory` as JSON and safetensors."""
+def write_state(saved: Mapping[str, Any], directory: Path, number: int = 0) -> None:
+    """Write what `pack`, `Sparsifier.state_dict` or `as_dense` returned into `directory` as JSON and safetensors.
+
+    number: which of the states that share the folder.
+    """
     tensors, shapes = bits.packed(saved["tensors"])
-    save_file(tensors, directory / _TENSORS)
+    save_file(tensors, directory / _numbered(_TENSORS, number))
     rest = {key: value for key, value in saved.items() if key != "tensors"} | {"bits": shapes}
-    (directory / _JSON).write_text(json.dumps(rest, indent=1), encoding="utf-8")
+    (directory / _numbered(_JSON, number)).write_text(json.dumps(rest, indent=1), encoding="utf-8")
 
 
-def read_state(directory: Path) -> dict[str, Any]:
+def _numbered(name: str, number: int) -> str:
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}_{number}{dot}{suffix}" if number else name
+
+
+def read_state(directory: Path, number: int = 0) -> dict[str, Any]:
     """What `write_state` wrote, for `Sparsifier.load_state_dict`.
 
     Raises:
         FileNotFoundError: `directory` holds no such state.
     """
-    if not (directory / _JSON).is_file():
+    head = directory / _numbered(_JSON, number)
+    if not head.is_file():
         raise FileNotFoundError(
-            f"load_state: expected {_JSON} in {directory}, got no such file; resume from a checkpoint of a sparse run"
+            f"load_state: expected {head.name} in {directory}, got no such file; resume from a checkpoint of a sparse "
+            f"run"
         )
-    saved = json.loads((directory / _JSON).read_text(encoding="utf-8"))
-    return {**saved, "tensors": bits.unpacked(load_file(directory / _TENSORS), saved.pop("bits", {}))}
+    tensors = directory / _numbered(_TENSORS, number)
+    try:
+        saved = json.loads(head.read_text(encoding="utf-8"))
+        return {**saved, "tensors": bits.unpacked(load_file(tensors), saved.pop("bits", {}))}
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"load_state: expected {head} and {tensors.name} as they were written, got a damaged file ({error}); take "
+            f"another checkpoint"
+        ) from error
 
 
 def register(accelerator: Any, owner: Any) -> None:
-    """Hook the `state_dict` of a Sparsifier into `accelerator.save_state` (main process) and `load_state` (all)."""
+    """Hook the `state_dict` of a Sparsifier into `accelerator.save_state` (main process) and `load_state` (all).
+
+    Several with one accelerator are told apart by the order of these calls; a second call changes nothing.
+    """
+    owners = vars(accelerator).setdefault("_tritonsparse_owners", [])
+    if any(each is owner for each in owners):
+        return
+    number = len(owners)
+    owners.append(owner)
 
     def save(models: list[Any], weights: list[Any], output_dir: str) -> None:
         if accelerator.is_main_process:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            write_state(owner.state_dict(), Path(output_dir))
+            write_state(owner.state_dict(), Path(output_dir), number)
 
     def load(models: list[Any], input_dir: str) -> None:
-        owner.load_state_dict(read_state(Path(input_dir)))
+        owner.load_state_dict(read_state(Path(input_dir), number))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

@@ -233,6 +233,7 @@ class ACDC(MaskMethod):
         zeros = sum(int((score == 0).sum()) for score in scores.values())
         self._statistics[f"dead at step {clock.step}"] = zeros / total
         self.write(layers, masks)
+        self.say_empty(layers, clock.step)
         if old:
             changed = sum(int((layers[name].oriented(mask) != masks[name]).sum()) for name, mask in old.items())
             self._statistics[f"mask change at step {clock.step}"] = changed / total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,6 +20,8 @@ from .base import Layers, Method
 
 __all__ = ["MaskMethod", "write_masks"]
 
+logger = logging.getLogger(__name__)
+
 
 def write_masks(layers: Layers, masks: Mapping[str, Tensor]) -> None:
     """Make `masks` (bool [N, K]) the layers' views."""
@@ -34,6 +37,7 @@ class MaskMethod(Method):
     sparsity: float
     _pattern: Pattern = field(default_factory=Unstructured, init=False, repr=False, compare=False)
     _seed: int = field(default=0, init=False, repr=False, compare=False)
+    _empty: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _zeros: HeldZeros = field(default_factory=HeldZeros, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +76,18 @@ class MaskMethod(Method):
     def dims(self, layers: Layers) -> dict[str, tuple[int, ...]]:
         """All dimensions of the weights, a convolution's kernel included: what ERK counts."""
         return {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+
+    def say_empty(self, layers: Layers, step: int) -> None:
+        """Warn, once, of layers that a choice over all layers leaves without a weight."""
+        layered = {name: layer.mask for name, layer in layers.items() if layer.mask is not None}
+        kept = dict(zip(layered, torch.stack([mask.any().cpu() for mask in layered.values()]).tolist(), strict=True))
+        names = [name for name, some in kept.items() if not some and name not in self._empty]
+        self._empty.update(names)
+        if names:
+            logger.warning(
+                "%s: step %d: no weight is kept in %s; nothing passes through a layer without weights (said once)",
+                *(self.name, step, ", ".join(names)),
+            )
 
     def write(self, layers: Layers, masks: Mapping[str, Tensor]) -> None:
         """`write_masks`, for methods that look at what they write."""

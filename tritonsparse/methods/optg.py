@@ -98,6 +98,7 @@ class OptG(MaskMethod):
             self.write(layers, choose_masks(scores, 0.0, dataclasses.replace(self._pattern, n=n)))
         else:
             self.write(layers, choose_masks(scores, rate, self._pattern, "global"))
+            self.say_empty(layers, clock.step)
 
     @torch.no_grad()
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
