@@ -148,8 +148,8 @@ class Viewed(nn.Module):
             if self.kind == "dense" and self.mask is not None and not self.mask.all():
                 self.kind = "mask"
         elif f"{prefix}weight" in state_dict:
-            if absent == ["mask"]:
-                missing_keys[:] = [key for key in missing_keys if key != f"{prefix}mask"]
+            # An ordinary checkpoint: said by the layer, and no missing key.
+            missing_keys[:] = [key for key in missing_keys if key not in {prefix + name for name in absent}]
             self._loaded_alone(absent[0])
 
     @torch.no_grad()
