@@ -130,6 +130,7 @@ def build(name: str) -> Any:
 HERE = [name for name in ARCHITECTURES if hasattr(transformers, name)]
 # What lies mostly in weights that are listed as staying dense, and the reason that says so.
 BELOW = {f"{name}ForCausalLM": f"stacked weights of {name}Experts" for name in ("Mixtral", "Qwen2Moe", "Olmoe")}
+BELOW["BloomForCausalLM"] = "read by BloomMLP"
 # Not eligible: embeddings, tied parameters and output heads stay dense by design.
 BY_DESIGN = ("embedding", "tied parameter", "output head")
 

@@ -101,14 +101,13 @@ def test_what_others_read_or_replace_stays_dense(mlp: Build, gpt2: Build) -> Non
     # LoRA adapters stay dense, their base layers do not.
     config = peft.LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True)
     model = peft.get_peft_model(gpt2(), config)
-    with pytest.raises(ValueError, match="skipped: 8 frozen, 4 LoRA adapter"):
-        ts.sparsify(model, "str")
-    model.requires_grad_(True)
     sparsifier = ts.sparsify(model, "str")
     adapters = {name for name, reason in skipped(sparsifier).items() if reason == "LoRA adapter"}
     prefix = "base_model.model.transformer.h"
     assert adapters == {f"{prefix}.{i}.attn.c_attn.lora_{x}.default" for i in range(2) for x in "AB"}
-    assert f"{prefix}.0.attn.c_attn.base_layer" in sparsifier.layers and len(sparsifier.layers) == 8
+    # What no adapter trains beside is frozen.
+    assert list(sparsifier.layers) == [f"{prefix}.{i}.attn.c_attn.base_layer" for i in range(2)]
+    assert sorted(skipped(sparsifier).values()).count("frozen") == 6
 
 
 V, MASK, SEMI = ValueError, {"method": "gmp", "sparsity": 0.5}, {"backend": "semi_structured"}

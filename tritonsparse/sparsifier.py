@@ -479,6 +479,11 @@ class Sparsifier:
         if self.embeddings is not None:
             self.embeddings.follow(any(layer.kind != "dense" for layer in self.layers.values()))
 
+    @property
+    def is_live(self) -> bool:
+        """False once it is finalized."""
+        return not self._finalized
+
     def _require_live(self, function: str) -> None:
         if self._finalized:
             raise RuntimeError(

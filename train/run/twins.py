@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
 from tritonsparse import Sparsifier
 from tritonsparse.checkpoint.state import as_dense, write_state
@@ -56,6 +58,7 @@ class Twins:
         def finish(folder: Path) -> None:
             self.pretrained(folder / PRETRAINED)
             if dense:
+                _without_masks(folder / "model.safetensors")
                 write_state(as_dense(sparsifier.state_dict()), folder)
 
         if dense:
@@ -70,6 +73,12 @@ def kept(output_dir: Path) -> dict[str, dict[str, Any]]:
         if (folder := output_dir / f"best_{phase}").is_dir():
             found[phase] = checkpoints.read_run(folder)["evaluations"][-1]
     return found
+
+
+def _without_masks(file: Path) -> None:
+    """A dense run's layers have none, and in a dense phase they keep everything."""
+    weights = {key: tensor for key, tensor in load_file(file).items() if tensor.dtype != torch.bool}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def _of_a_dense_run(configuration: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ on disk       tritonsparse_state.json and tritonsparse_state.safetensors
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,21 +234,32 @@ def read_state(directory: Path, number: int = 0) -> dict[str, Any]:
 def register(accelerator: Any, owner: Any) -> None:
     """Hook the `state_dict` of a Sparsifier into `accelerator.save_state` (main process) and `load_state` (all).
 
-    Several with one accelerator are told apart by the order of these calls; a second call changes nothing.
+    Several with one accelerator are told apart by the order of these calls; a second call changes nothing. Those that
+    are gone or finalized do not count.
     """
-    owners = vars(accelerator).setdefault("_tritonsparse_owners", [])
-    if any(each is owner for each in owners):
+    if any(each is owner for each in _registered(accelerator)):
         return
-    number = len(owners)
-    owners.append(owner)
+    reference = weakref.ref(owner)
+
+    def number() -> int | None:
+        return next((place for place, each in enumerate(_registered(accelerator)) if each is reference()), None)
 
     def save(models: list[Any], weights: list[Any], output_dir: str) -> None:
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and (place := number()) is not None:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            write_state(owner.state_dict(), Path(output_dir), number)
+            write_state(reference().state_dict(), Path(output_dir), place)  # type: ignore[union-attr]  # it has a place
 
     def load(models: list[Any], input_dir: str) -> None:
-        owner.load_state_dict(read_state(Path(input_dir), number))
+        if (place := number()) is not None:
+            reference().load_state_dict(read_state(Path(input_dir), place))  # type: ignore[union-attr]  # as above
 
+    vars(save)["tritonsparse_owner"] = reference
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def _registered(accelerator: Any) -> list[Any]:
+    """The live Sparsifiers that are saved with an accelerator's state."""
+    references = [vars(hook).get("tritonsparse_owner") for hook in accelerator._save_model_state_pre_hook.values()]
+    owners = [reference() for reference in references if reference is not None]
+    return [owner for owner in owners if owner is not None and owner.is_live]

@@ -100,7 +100,8 @@ class SparseLayer(Viewed):
 
     def forward(self, x: Tensor) -> Tensor:
         """The effective weight, then any product: of a stock layer where nothing is sparse."""
-        if self.unseen or not self.called:
+        # Asked first, so that compiled code has no guard on the others.
+        if not torch.compiler.is_compiling() and (self.unseen or not self.called):
             self._note_call()
         packs = self.packs_input()
         if self.kind == "dense" and not packs:
@@ -117,10 +118,9 @@ class SparseLayer(Viewed):
         return self.product(x, self.weight_for(weight, dtype))
 
     def _note_call(self) -> None:
-        if not torch.compiler.is_compiling():
-            self.called = True
-            if self.unseen:
-                self._warn_unseen()
+        self.called = True
+        if self.unseen:
+            self._warn_unseen()
 
     def weight_for(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The effective weight in `dtype`, differentiable in the weight and the threshold."""

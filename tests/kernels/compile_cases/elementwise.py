@@ -40,7 +40,8 @@ def threshold_cases() -> Iterator[Case]:
             (forward._threshold_cast_kernel, forward.NUM_WARPS, 168 if per_block else 128, WIDTH[weight] + masked),
             (backward._threshold_backward_kernel, backward.NUM_WARPS, backward_registers, bytes_back),
         ):
-            wide = bytes_read * forward.TILE**2 if contiguous else None
+            # With 8 warps a thread reads 8 bytes of a mask: wide or not, as the target's compiler has it.
+            wide = bytes_read * forward.TILE**2 if contiguous and num_warps == forward.NUM_WARPS else None
             yield case_of(kernel, what, values, num_warps, registers if contiguous else 255, wide)
 
 
