@@ -77,7 +77,7 @@ IMAGES = [
     ("--data_dir=nowhere", "folders of classes"),
     ("--data_dir=nowhere --dataset_name=embedded", "a dataset's name or a folder"),
     ("--model_name_or_path=x --preset=resnet20", "no --preset beside --model_name_or_path"),
-    ('--method=acdc --sparsity=0.9 --method_args={{"phases":"imagenet100"}}', "a run of 100 epochs"),
+    ('--method=acdc --sparsity=0.9 --method_args={"phases":"imagenet100"}', "a run of 100 epochs"),
     ("--max_train_samples=1", "at least 2 images"),
     ("--lr_scheduler_type=multistep", "rising --lr_milestones"),
     ("--data_dir={folder}", "a train split and a validation or test split, got train"),
