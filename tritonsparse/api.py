@@ -16,6 +16,7 @@ from . import pattern as patterns
 from .checkpoint.files import freeze_unsaved
 from .checkpoint.sidecar import SIDECAR, read_sidecar
 from .clock import Clock
+from .initial_masks import InitialMask, resolve
 from .layers import SparseLayer
 from .layers.backend import check_backend, check_semi_structured
 from .layers.classes import SPARSE_CLASSES
@@ -45,6 +46,7 @@ def sparsify(
     steps_per_epoch: int | None = None,
     seed: int = 0,
     embedding_sparsity: float | None = None,
+    initial_mask: InitialMask = None,
 ) -> Sparsifier:
     """Make the linear and convolution layers of `model` sparse, in place, and return the object that controls them.
 
@@ -71,6 +73,10 @@ def sparsify(
         steps_per_epoch: optimizer steps in an epoch; schedules in epochs need it.
         embedding_sparsity: also keep this fraction of every embedding table at zero, tied output layers with it,
             whenever the layers are sparse (masks/embeddings.py); None = tables stay dense.
+        initial_mask: what a method that starts from a mask starts from: "magnitude", "random", "zeros" (those that the
+            weights have), or bool masks by layer name. None: the weights' own zeros if they are as many as asked for,
+            else "magnitude" if the model was loaded from a checkpoint, else as the method's paper has it
+            (initial_masks.py). The report says which.
         seed: seed of every random choice of the method.
 
     Returns:
@@ -110,6 +116,7 @@ def sparsify(
     }
     try:
         chosen_method.fit(clock)
+        chosen_method.initial = resolve(initial_mask, model, chosen_method, layers)
         chosen_method.setup(layers, clock, chosen_pattern, seed)
     except Exception:
         for layer in layers.values():
@@ -124,7 +131,8 @@ def sparsify(
 def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sparsifier]:
     """A model saved by `Sparsifier.save_pretrained`, sparsified again as it was.
 
-    Parameters that checkpoints of this class leave out are frozen, and the log names them.
+    Parameters that checkpoints of this class leave out are frozen, and the log names them. Under another head, sparse
+    layers that it lacks are left out, and its new ones are dense; the log names those too.
 
     Args:
         directory: a local folder.
@@ -148,14 +156,23 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
     model = auto_class.from_pretrained(directory, **kwargs)
     if frozen := freeze_unsaved(model):
         logger.info("load: froze %s, which checkpoints of %s leave out", ", ".join(frozen), type(model).__name__)
+    here = dict(model.named_modules())
+    names = [name for name in saved["kinds"] if name in here]
+    if absent := [name for name in saved["kinds"] if name not in here]:
+        if not names:
+            raise ValueError(
+                f"load: expected a model with {absent[0]!r}, which was sparse, got {type(model).__name__} without any "
+                f"of the {len(absent)} sparse layers; load the class that was saved, or one of the same base"
+            )
+        logger.warning("load: %s has no %s; left out", type(model).__name__, ", ".join(absent))
     # What `sparsify` does to the weights of a new run (zeros outside its first masks) is undone.
-    weights = {name: model.get_submodule(name).weight.detach().clone() for name in saved["kinds"]}
+    weights = {name: model.get_submodule(name).weight.detach().clone() for name in names}
     config = {key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()}
     sparsifier = sparsify(
         model,
         METHODS[saved["method"]](**config),
         pattern=saved["pattern"],
-        include=list(saved["kinds"]),
+        include=names,
         total_steps=saved["total_steps"],
         steps_per_epoch=saved["steps_per_epoch"],
         seed=saved["seed"],
@@ -164,7 +181,7 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
     with torch.no_grad():
         for name, weight in weights.items():
             sparsifier.layers[name].weight.copy_(weight)
-    sparsifier.restore(directory)
+    sparsifier.restore(directory, partial=True)
     return model, sparsifier
 
 

@@ -64,7 +64,8 @@ class Report:
     """What `Sparsifier.report()` returns: print it, or take `to_json()`.
 
     block: rows x columns of the blocks of `block_sparsity`, 0 columns being a whole row. convention, unit: how
-    `macs` were counted. statistics: `Method.statistics`.
+    `macs` were counted. statistics: `Method.statistics`. first_masks: what a method that
+    starts from masks chose the first by.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Report:
     layers: list[LayerRow]
     skipped: list[Skip]
     statistics: dict[str, float]
+    first_masks: str = ""
 
     @property
     def sparsity(self) -> float:
@@ -126,7 +128,8 @@ class Report:
         head = line(
             "layer", "shape", "sparsity", "in blocks", "exploitable", "threshold", label, "of dense", "back end"
         )
-        lines = [f"{self.method} at step {self.step}", head, "-" * len(head)]
+        first = f"; first masks: {self.first_masks}" if self.first_masks else ""
+        lines = [f"{self.method} at step {self.step}{first}", head, "-" * len(head)]
         for row in self.layers:
             shape = "x".join(str(size) for size in row.shape)
             threshold = "-" if row.threshold is None else f"{row.threshold:.3g}"
@@ -173,7 +176,13 @@ def make_report(
         )
     block = _block(pattern or Unstructured())
     rows = [_row(name, layer, costs.get(name), rule, block) for name, layer in layers.items()]
-    return Report(method.name, step, block, rule.name, rule.unit, rows, list(skipped), method.statistics())
+    return Report(
+        method.name, step, block, rule.name, rule.unit, rows, list(skipped), method.statistics(), _first_masks(method)
+    )
+
+
+def _first_masks(method: Method) -> str:
+    return "" if method.initial is None else str(method.initial)
 
 
 def _row(name: str, layer: SparseLayer, cost: Any, rule: Convention, block: tuple[int, int]) -> LayerRow:
@@ -281,10 +290,11 @@ def summary_line(
     if tables:
         count = sum(table.numel() for table in tables.values())
         embeddings = f"; {count:,} weights of embeddings at {table_sparsity:.0%} in sparse phases"
+    first = f"; first masks: {_first_masks(method)}" if method.initial is not None else ""
     named = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
     return (
         f"tritonsparse: {method.name} on {_layers(len(layers))}, {weights:,} weights ({weights / total:.1%} of the "
-        f"model); skipped: {named}{embeddings}"
+        f"model); skipped: {named}{embeddings}{first}"
     )
 
 

@@ -362,11 +362,15 @@ class Sparsifier:
         self.warn_off_target("save_pretrained")
         files.save_pretrained(self.model, self._state(), Path(directory))
 
-    def restore(self, directory: str | Path) -> None:
+    def restore(self, directory: str | Path, *, partial: bool = False) -> None:
         """Go on from what was saved in `directory`, whose weights have been loaded into the model.
 
         The folder is one that `save_pretrained` wrote, of this object, of the model or of a Trainer, or
         `accelerator.save_model`: views, thresholds, master weights, the clock and the method's state come back.
+
+        Args:
+            directory: a local folder.
+            partial: leave out layers that this model lacks, as it does under another head.
 
         Raises:
             FileNotFoundError: the folder has neither sidecar nor state.
@@ -379,6 +383,8 @@ class Sparsifier:
             self.load_state_dict(state.read_state(directory))
             return
         saved, tensors = read_sidecar(directory)
+        if partial:
+            saved = state.only(saved, self.layers)
         before = self.state_dict()
         self.load_state_dict(saved)
         try:

@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .api import sparsify
 from .callback import SparsityCallback
+from .initial_masks import InitialMask
 from .methods import Method
 from .pattern import Pattern
 from .sparsifier import Sparsifier
@@ -31,7 +32,7 @@ class SparseTrainer(Trainer):
     Args:
         model, args, positional, options: as `Trainer` takes them, a model among them: one that `model_init` makes anew
             would be dense.
-        method, sparsity, pattern, backend: as `sparsify` takes them.
+        method, sparsity, pattern, backend, initial_mask: as `sparsify` takes them.
         sparsifier: one that was made before, of `model`, instead of these.
 
     Attributes:
@@ -50,6 +51,7 @@ class SparseTrainer(Trainer):
         sparsity: float | None = None,
         pattern: str | Pattern = "unstructured",
         backend: str = "auto",
+        initial_mask: InitialMask = None,
         sparsifier: Sparsifier | None = None,
         **options: Any,
     ) -> None:
@@ -69,7 +71,7 @@ class SparseTrainer(Trainer):
             total, epoch = self._length()
             sparsifier = sparsify(
                 model, method, sparsity=sparsity, pattern=pattern, backend=backend, total_steps=total,
-                steps_per_epoch=epoch, seed=self.args.seed,
+                steps_per_epoch=epoch, initial_mask=initial_mask, seed=self.args.seed,
             )  # fmt: skip
         self.sparsifier: Sparsifier = sparsifier
         self._callback = SparsityCallback(sparsifier)

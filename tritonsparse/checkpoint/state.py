@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,20 @@ def _check(state: State, saved: Mapping[str, Any]) -> None:
         shape = torch.Size() if part == "alpha" else state.layers[name].weight.shape
         if tensor.shape != shape:
             refuse(f"{key} of shape", list(shape), list(tensor.shape))
+
+
+def only(saved: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The state of some of the layers."""
+    own = (_METHOD, _EMBEDDING)
+    return {
+        **saved,
+        "kinds": {name: kind for name, kind in saved["kinds"].items() if name in names},
+        "tensors": {
+            key: tensor
+            for key, tensor in saved["tensors"].items()
+            if key.startswith(own) or key.rpartition(".")[0] in names
+        },
+    }
 
 
 def as_dense(saved: Mapping[str, Any]) -> dict[str, Any]:

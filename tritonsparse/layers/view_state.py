@@ -159,22 +159,26 @@ class Viewed(nn.Module):
         if absent == "mask" and mask is not None and self.exponent is None:
             if not self.weight[~mask].any():
                 return
-            if (kept := self._nonzero_units()) is not None and not kept.all():
+            if (kept := self.nonzero_units()) is not None and not kept.all():
                 self.hide(kept)
                 return
         self.unseen = absent
 
-    def _nonzero_units(self) -> Tensor | None:
+    def nonzero_units(self) -> Tensor | None:
         """The smallest mask of the layer's pattern that keeps every weight but zeros; None where there is none."""
-        kept = self.oriented(self.weight) != 0
+        return self.units_of(self.weight != 0)
+
+    def units_of(self, mask: Tensor) -> Tensor | None:
+        """The smallest mask of the layer's pattern that keeps what `mask` keeps; None where there is none."""
+        kept = self.oriented(mask)
         if isinstance(self.pattern, Block):
             rows, columns = self.pattern.rows, self.pattern.columns
             kept = block_flags(kept, (rows, columns)).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         elif isinstance(self.pattern, Channel):
             kept = kept.any(1, keepdim=True).expand_as(kept)
         elif isinstance(self.pattern, NM):
-            groups = kept.unflatten(1, (-1, self.pattern.m)).sum(2)
-            if int(groups.max()) > self.pattern.n:
+            sides = (kept, kept.t()) if self.pattern.transposable else (kept,)
+            if any(int(side.unflatten(1, (-1, self.pattern.m)).sum(2).max()) > self.pattern.n for side in sides):
                 return None
         return self.stored(kept)
 

@@ -59,6 +59,9 @@ class Method:
     patterns: ClassVar[tuple[type, ...]] = (Unstructured,)
     # Whether the model is as sparse as it will be before the first step.
     one_shot: ClassVar[bool] = False
+    # Whether its layers have masks from the start on, and what they were chosen by (initial_masks.py).
+    starts_from_mask: ClassVar[bool] = False
+    initial: Any = field(default=None, init=False, repr=False, compare=False)
     # Intervals in steps that None leaves to the length of the run, and the longest that they become.
     intervals: ClassVar[dict[str, int]] = {}
     # What the intervals that are None are in this run.

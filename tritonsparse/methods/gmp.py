@@ -29,13 +29,17 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..masks.distribution import divide
 from ..masks.topk import check_sparsity, kept_count
-from ..masks.units import choose_masks
+from ..masks.units import choose_masks, to_units
 from ..pattern import NM
 from ..schedules import cubic
 from .base import Layers
 from .masked import MaskMethod
 
 __all__ = ["GMP"]
+
+
+# A model that comes with as many zeros as asked for, but for this, keeps them exactly.
+SLACK = 0.005
 
 
 @dataclass(kw_only=True)
@@ -50,6 +54,7 @@ class GMP(MaskMethod):
     """
 
     name: ClassVar[str] = "gmp"
+    starts_from_mask: ClassVar[bool] = True
     intervals: ClassVar[dict[str, int]] = {"update_every": 100}
     initial_sparsity: float = 0.0
     begin: float = 0.0
@@ -76,7 +81,10 @@ class GMP(MaskMethod):
     @torch.no_grad()
     def first_masks(self, layers: Layers, clock: Clock) -> None:
         clock.require(self.name, "total_steps")
-        self.write(layers, {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes(layers).items()})
+        own = None if self.initial is None else self.initial.masks
+        if own is None:
+            own = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
+        self.write(layers, {name: layer.oriented(own[name]) for name, layer in layers.items()})
         if clock.step >= self._span(clock)[0]:
             self._prune(layers, clock)
 
@@ -95,12 +103,34 @@ class GMP(MaskMethod):
     def frozen_topology(self, clock: Clock) -> bool | None:
         return clock.step > self._span(clock)[1]
 
+    def _pruned(self, layers: Layers) -> dict[str, float]:
+        """Units that are pruned already, as a share of each layer's, where the run began with zeros."""
+        if self.initial is None or self.initial.masks is None or isinstance(self._pattern, NM):
+            return dict.fromkeys(layers, 0.0)
+        shares = {}
+        for name, layer in layers.items():
+            assert layer.mask is not None  # given in setup
+            kept = to_units(layer.oriented(layer.mask).float(), self._pattern) > 0
+            shares[name] = 1.0 - int(kept.sum()) / kept.numel()
+        return shares
+
+    def _came_sparse(self, layers: Layers) -> bool:
+        """Whether the masks that the run began with prune as much as it is to prune."""
+        if self.initial is None or self.initial.masks is None:
+            return False
+        kept = sum(int(mask.sum()) for mask in self.initial.masks.values())
+        return 1.0 - kept / sum(layer.weight.numel() for layer in layers.values()) >= self.sparsity - SLACK
+
     def _prune(self, layers: Layers, clock: Clock) -> None:
         begin, end = self._span(clock)
         dims = self.dims(layers)
         final = divide(self.distribution, dims, self.sparsity)
         first = divide(self.distribution, dims, self.initial_sparsity)
-        sparsity = {name: cubic(clock.step - begin, end - begin, first[name], final[name]) for name in layers}
+        # What the model came with may be sparse already, and as sparse as asked for: what is pruned stays so.
+        sparsity = self._pruned(layers)
+        if not self._came_sparse(layers):
+            for name, pruned in sparsity.items():
+                sparsity[name] = max(pruned, cubic(clock.step - begin, end - begin, first[name], final[name]))
         scores, tiles = {}, isinstance(self._pattern, NM) and self._pattern.transposable
         for name, layer in layers.items():
             assert layer.mask is not None  # given in setup
@@ -113,5 +143,9 @@ class GMP(MaskMethod):
         if isinstance(pattern, NM):
             # Of one group, and all groups alike: the sparsity of any layer is that of all.
             wanted = cubic(clock.step - begin, end - begin, self.initial_sparsity, self.sparsity)
-            pattern = dataclasses.replace(pattern, n=max(pattern.n, kept_count(pattern.m, wanted)))
+            n = max(pattern.n, kept_count(pattern.m, wanted))
+            if self.initial is not None and self.initial.masks is not None:
+                groups = [layer.oriented(self.initial.masks[name]) for name, layer in layers.items()]
+                n = min(n, max(int(group.unflatten(1, (-1, pattern.m)).sum(2).max()) for group in groups))
+            pattern = dataclasses.replace(pattern, n=n)
         self.write(layers, choose_masks(scores, sparsity, pattern))

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..held_zeros import HeldZeros
 from ..masks.topk import check_sparsity
-from ..masks.units import check_pattern
+from ..masks.units import check_pattern, choose_masks, random_score
 from ..pattern import NM, Block, Channel, Pattern, Unstructured
 from .base import Layers, Method
 
@@ -64,6 +64,20 @@ class MaskMethod(Method):
 
     def first_masks(self, layers: Layers, clock: Clock) -> None:
         """Write the first masks, of a sparsity above 0; further checks come before the first change."""
+
+    def choose_first(
+        self, layers: Layers, key: str, sparsity: Mapping[str, float], paper: str = "random"
+    ) -> Mapping[str, Tensor]:
+        """The masks to start from: bool [N, K] by layer; `key` seeds the random ones, `paper` says what None means."""
+        kind, given = ("paper", None) if self.initial is None else (self.initial.kind, self.initial.masks)
+        if given is not None:
+            return {name: layer.oriented(given[name]) for name, layer in layers.items()}
+        if (paper if kind == "paper" else kind) == "magnitude":
+            scores: Mapping[str, Tensor] = self.magnitudes(layers)
+        else:
+            shapes = self.shapes(layers)
+            scores = {name: random_score(shape, self._seed, key, name) for name, shape in shapes.items()}
+        return choose_masks(scores, sparsity, self._pattern)
 
     def magnitudes(self, layers: Layers) -> dict[str, Tensor]:
         """|W| as [N, K] by layer."""

@@ -56,6 +56,7 @@ class MEST(MaskMethod):
     """
 
     name: ClassVar[str] = "mest"
+    starts_from_mask: ClassVar[bool] = True
     intervals: ClassVar[dict[str, int]] = {"update_every": 100}
     patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block, Channel)
     mutation: Sequence[float] = (0.02, 0.01, 0.0)
@@ -91,10 +92,8 @@ class MEST(MaskMethod):
     @torch.no_grad()
     def first_masks(self, layers: Layers, clock: Clock) -> None:
         clock.require(self.name, "total_steps")
-        shapes = self.shapes(layers)
-        scores = {name: random_score(shape, self._seed, self.name, name) for name, shape in shapes.items()}
         sparsity = divide(self.distribution, self.dims(layers), self.sparsity)
-        self.write(layers, choose_masks(scores, sparsity, self._pattern))
+        self.write(layers, self.choose_first(layers, self.name, sparsity))
         self.hold(layers, None)
 
     def stage(self, step: int, clock: Clock) -> int:

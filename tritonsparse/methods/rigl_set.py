@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..layers import SparseLayer
 from ..masks.distribution import divide
-from ..masks.units import choose_masks, drop_grow, random_score, to_units
+from ..masks.units import drop_grow, random_score, to_units
 from ..optimizer_state import clear_state
 from ..pattern import Block, Channel, Unstructured
 from ..schedules import cosine
@@ -56,6 +56,7 @@ class SET(MaskMethod):
     """
 
     name: ClassVar[str] = "set"
+    starts_from_mask: ClassVar[bool] = True
     intervals: ClassVar[dict[str, int]] = {"update_every": 100}
     patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block, Channel)
     drop_fraction: float = 0.3
@@ -76,10 +77,8 @@ class SET(MaskMethod):
     @torch.no_grad()
     def first_masks(self, layers: Layers, clock: Clock) -> None:
         clock.require(self.name, "total_steps")
-        shapes = self.shapes(layers)
-        scores = {name: random_score(shape, self._seed, self.name, name) for name, shape in shapes.items()}
         sparsity = divide(self.distribution, self.dims(layers), self.sparsity)
-        self.write(layers, choose_masks(scores, sparsity, self._pattern))
+        self.write(layers, self.choose_first(layers, self.name, sparsity))
         self.hold(layers, None)
 
     def _due(self, step: int, clock: Clock) -> bool:

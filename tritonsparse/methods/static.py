@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..masks.distribution import divide
-from ..masks.units import choose_masks, random_score
 from .base import Layers
 from .masked import MaskMethod
 
@@ -35,6 +34,7 @@ class Static(MaskMethod):
     """
 
     name: ClassVar[str] = "static"
+    starts_from_mask: ClassVar[bool] = True
     one_shot: ClassVar[bool] = True
     distribution: str = "uniform"
     criterion: str = "random"
@@ -47,12 +47,8 @@ class Static(MaskMethod):
 
     @torch.no_grad()
     def first_masks(self, layers: Layers, clock: Clock) -> None:
-        shapes = self.shapes(layers)
-        scores = self.magnitudes(layers)
-        if self.criterion == "random":
-            scores = {name: random_score(shape, self._seed, "static", name) for name, shape in shapes.items()}
         sparsity = divide(self.distribution, self.dims(layers), self.sparsity)
-        self.write(layers, choose_masks(scores, sparsity, self._pattern))
+        self.write(layers, self.choose_first(layers, "static", sparsity, paper=self.criterion))
         self.hold(layers, None)
 
     def frozen_topology(self, clock: Clock) -> bool | None:
