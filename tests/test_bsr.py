@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from small_runs import IDS, Build, assert_same
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2LMHeadModel, T5Config
@@ -188,3 +190,41 @@ def test_any_module_is_saved_with_shared_layers_shared_and_what_does_not_fit_it_
         ts.load_bsr(folder, AutoModelForCausalLM).save_pretrained(folder)
     with pytest.raises(OSError, match=r"no file named model.safetensors"):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_an_edited_index_leads_no_product_out_of_its_tensors(tmp_path: Path) -> None:
+    save = both(mixed())[1]
+    ts.save_bsr(save, tmp_path)
+    file = tmp_path / BLOCKS
+    with safe_open(str(file), framework="pt") as opened:
+        metadata, tensors = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    model = mixed()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    for key in (key for key in tensors if key.endswith(".index")):
+        for number in (-1, 1, 7, 1000, 2**31 - 1, -(2**31)):
+            for place in torch.randint(len(tensors[key]), (20,), generator=generator).tolist():
+                edited = tensors[key].clone()
+                if int(edited[place]) == number:
+                    continue
+                edited[place] = number
+                save_file(tensors | {key: edited}, file, metadata)
+                with pytest.raises(ValueError, match=r"load_bsr: expected .* as save_bsr wrote it, got a damaged file"):
+                    ts.load_bsr(tmp_path, model)
+    head = json.loads(metadata["tritonsparse"])
+    for change in (
+        {"layers": {}}, {"layers": []}, {"layers": {"0": 3}}, {"layers": {"0": {"block": [8, 0], "count": 3}}},
+        {"layers": {"0": {"block": [8, 8], "count": 1}}}, {"layers": head["layers"] | {"7": head["layers"]["0"]}},
+    ):  # fmt: skip
+        save_file(tensors, file, {"tritonsparse": json.dumps(head | change)})
+        with pytest.raises(ValueError, match=r"load_bsr: expected .* got a damaged file"):
+            ts.load_bsr(tmp_path, model)
+    for key in ("0.values", "1.index"):
+        save_file({name: tensor for name, tensor in tensors.items() if name != key}, file, metadata)
+        with pytest.raises(ValueError, match=r"load_bsr: expected .* got a damaged file"):
+            ts.load_bsr(tmp_path, model)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"load_bsr: expected .* got a damaged file"):
+        ts.load_bsr(tmp_path, model)
+    assert [type(module) for module in model] == [type(module) for module in mixed()]
+    assert_same({**model.state_dict()}, before)

@@ -400,3 +400,49 @@ def test_a_state_of_explicit_intervals_goes_on_under_intervals_left_to_the_run()
     assert ours.method.every("update_every") == 7
     with pytest.raises(ValueError, match=r"rigl.update_every = 3, got 7"):
         begin(3).load_state_dict(saved)
+
+
+def test_modules_that_cannot_be_taken_stay_as_they_are_with_the_reason() -> None:
+    taken, empty = nn.Linear(4, 4), nn.Linear(0, 4)
+    taken.register_buffer("threshold", torch.ones(4))
+    flagged = nn.Linear(4, 4)
+    flagged.mask = torch.ones(4)
+    model = nn.ModuleList([taken, empty, flagged, nn.Linear(4, 4)])
+    sparsifier = ts.sparsify(model, "str")
+    assert list(sparsifier.layers) == ["3"]
+    assert {skip.name: skip.reason for skip in sparsifier.skipped} == {
+        "0": "has an attribute 'threshold' of its own", "1": "no weights", "2": "has an attribute 'mask' of its own",
+    }  # fmt: skip
+    assert torch.equal(taken.threshold, torch.ones(4)) and torch.equal(flagged.mask, torch.ones(4))
+    with pytest.raises(ValueError, match=r"got 'weight', which is made at the first forward; run the model once"):
+        ts.sparsify(nn.LazyLinear(4), "str")
+
+
+def test_a_loss_that_is_no_number_is_named() -> None:
+    sparsifier = ts.sparsify(nn.Linear(4, 4), "str")
+    for loss in (0.5, torch.tensor(0.5), torch.ones(1, dtype=torch.bfloat16)):
+        sparsifier.observe(loss=loss)
+    for loss, words in (("x", "got 'x'"), (torch.ones(2), "got a tensor of shape .2."), (None, "got None")):
+        with pytest.raises(TypeError, match=f"observe: expected the loss as one number, {words}; pass loss.detach"):
+            sparsifier.observe(loss=loss)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_state_that_a_method_cannot_read_changes_nothing(method: str) -> None:
+    sparsifier = trained(method, plain)
+    saved = sparsifier.state_dict()
+    before = copy.deepcopy(everything(sparsifier))
+    spoiled = [saved | {"method_state": {"nonsense": "x"}}, saved | {"epoch_losses": ["x"]}, saved | {"step": "x"}]
+    spoiled += [
+        saved | {"tensors": {key: value for key, value in saved["tensors"].items() if not key.startswith("method:")}}
+    ]
+    refused = 0
+    for state in spoiled:
+        try:
+            sparsifier.load_state_dict(state)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith("load_state_dict: expected")
+            assert_same(everything(sparsifier), before)
+            assert_same(sparsifier.state_dict(), saved)
+    assert refused >= 2

@@ -14,8 +14,10 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
 
 from .layers import SparseLayer
+from .layers.base import RESERVED
 from .layers.classes import SPARSE_CLASSES
 from .layers.conv2d import is_depthwise
 from .readers import Reader, weight_readers
@@ -64,6 +66,11 @@ def refuse_unfit(model: nn.Module) -> None:
                 f"the model without device_map offloading"
             )
     for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(
+                f"sparsify: expected weights with values, got {name!r}, which is made at the first forward; run the "
+                f"model once before sparsify"
+            )
         if parameter.device.type == "meta":
             raise ValueError(
                 f"sparsify: expected weights with values, got {name!r} on the meta device; load the weights before "
@@ -109,6 +116,10 @@ def select(
         reason = None
         if not isinstance(module._parameters.get("weight"), nn.Parameter):
             reason = "weight is not a Parameter of the module"
+        elif module.weight.numel() == 0:
+            reason = "no weights"
+        elif own := [each for each in RESERVED if hasattr(module, each)]:
+            reason = f"has an attribute {own[0]!r} of its own"
         elif "forward" in vars(module) and not hasattr(module, "_hf_hook"):
             reason = "forward is replaced on the instance"
         elif exclude is not None and any(fnmatchcase(name, pattern) for pattern in exclude):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,13 @@ class Sparsifier:
 
         Call it before the optimizer step that the loss leads to. The mean over ranks is taken when the epoch
         ends, which needs `steps_per_epoch`.
+
+        Raises:
+            TypeError: the loss is no number.
         """
+        if not isinstance(loss, Tensor | Real) or (isinstance(loss, Tensor) and loss.numel() != 1):
+            got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise TypeError(f"observe: expected the loss as one number, got {got}; pass loss.detach()")
         self._losses.observe(loss, self._device)
 
     def set_row_mask(self, *masks: Tensor) -> None:
@@ -265,6 +272,7 @@ class Sparsifier:
 
     def summary(self) -> str:
         """One line: what was converted, what was not."""
+        self._require_live("summary")
         tables = {} if self.embeddings is None else self.embeddings.tables
         sparsity = 0.0 if self.embeddings is None else self.embeddings.sparsity
         return summary_line(self.model, self.method, self.layers, self.skipped, tables, sparsity)
@@ -285,7 +293,19 @@ class Sparsifier:
         """
         self._require_live("load_state_dict")
         self._compaction.refuse_load()
-        state.unpack(self._state(), saved)
+        before = state.pack(self._state())
+        try:
+            state.unpack(self._state(), saved)
+        except Exception as error:
+            # What a method makes of its own part is not known before it does.
+            state.unpack(self._state(), before)
+            self.refresh()
+            if isinstance(error, ValueError) and str(error).startswith("load_state_dict"):
+                raise
+            raise ValueError(
+                f"load_state_dict: expected a state that method {self.method.name!r} can read, got a damaged one "
+                f"({type(error).__name__}: {error}); take another checkpoint"
+            ) from error
         self.refresh()
 
     def register(self, accelerator: Any) -> None:

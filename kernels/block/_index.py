@@ -36,6 +36,7 @@ __all__ = [
     "build_indices",
     "check_index",
     "empty_index",
+    "flags_of",
     "index_size",
     "sections",
 ]
@@ -129,6 +130,31 @@ def build_index_reference(flags: Tensor) -> Tensor:
         per_column.argsort(descending=True, stable=True),
     )
     return torch.cat(parts).to(torch.int32)
+
+
+def flags_of(index: Tensor, rows: int, columns: int) -> Tensor | None:
+    """The flags that an index was built from; None where it is none that `build_index_reference` makes.
+
+    Reads all of it, so that a damaged one leads no kernel out of its tensors.
+
+    Args:
+        index: any tensor.
+        rows, columns: of blocks, R and C.
+    """
+    if index.dtype != torch.int32 or index.shape != (index_size(rows, columns),):
+        return None
+    parts = sections(index, rows, columns)
+    start = parts.row_start.long()
+    count = int(start[-1])
+    if int(start[0]) != 0 or count > rows * columns or bool((start.diff() < 0).any()):
+        return None
+    block = parts.row_block[:count].long()
+    if bool(((block < 0) | (block >= columns)).any()):
+        return None
+    flags = torch.zeros((rows, columns), dtype=torch.bool, device=index.device)
+    row = torch.repeat_interleave(torch.arange(rows, device=index.device), start.diff())
+    flags[row, block] = True
+    return flags if torch.equal(build_index_reference(flags), index) else None
 
 
 def build_indices_reference(flags: Sequence[Tensor], indices: Sequence[Tensor]) -> None:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from ..kernels.block.topology import block_flags
+from ..kernels.block._index import flags_of
+from ..kernels.block.topology import block_flags, grid_of
 from ..layers import SparseLayer
 from ..layers.bsr import BLOCK_CLASSES, BlockLayer, matrix_shape, packs
 from ..pattern import Block, Pattern
@@ -176,9 +177,12 @@ def load_bsr(directory: str | Path, model: Any, **kwargs: Any) -> Any:
             f"load_bsr: expected {BLOCKS} in {directory}, got no such file; load an ordinary checkpoint with its "
             f"class's from_pretrained"
         )
-    with safe_open(str(file), framework="pt") as opened:
-        head = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
-        dtypes = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118 - no mapping
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            head = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
+            dtypes = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(file, str(error)) from error
     if head.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"load_bsr: expected format_version {FORMAT_VERSION} in {file}, got {head.get('format_version')}; load it "
@@ -187,7 +191,11 @@ def load_bsr(directory: str | Path, model: Any, **kwargs: Any) -> Any:
     built = not isinstance(model, nn.Module)
     if built:
         model = _build(Path(directory), model, kwargs)
+    _check_blocks(file, head.get("layers"))
     modules = {name: _fitting(model, name, entry) for name, entry in head["layers"].items()}
+    with safe_open(str(file), framework="pt") as opened:
+        for name, entry in head["layers"].items():
+            _check_index(file, name, opened.get_tensor(f"{name}.index"), matrix_shape(modules[name]), entry)
     for name, entry in head["layers"].items():
         module = modules[name]
         BLOCK_CLASSES[type(module)].adopt(module, tuple(entry["block"]), entry["count"])
@@ -195,6 +203,35 @@ def load_bsr(directory: str | Path, model: Any, **kwargs: Any) -> Any:
     load_model(model, str(file))
     refuse_dense_save(model)
     return model.eval() if built else model
+
+
+def _damaged(file: Path, what: str) -> ValueError:
+    return ValueError(f"load_bsr: expected {file} as save_bsr wrote it, got a damaged file ({what}); take another copy")
+
+
+def _check_blocks(file: Path, layers: Any) -> None:
+    """What the file's head says of its packed layers, against the tensors that are there."""
+    if not isinstance(layers, dict) or not layers:
+        raise _damaged(file, "no packed layers are named")
+    with safe_open(str(file), framework="pt") as opened:
+        keys = set(opened.keys())
+        for name, entry in layers.items():
+            count, block = (entry.get("count"), entry.get("block")) if isinstance(entry, dict) else (None, None)
+            sizes = [count, *block] if isinstance(block, list) and len(block) == 2 else []
+            if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+                raise _damaged(file, f"layer {name!r} has blocks {block!r} and count {count!r}")
+            if not {f"{name}.values", f"{name}.index"} <= keys:
+                raise _damaged(file, f"no values or no index of {name!r}")
+            if (shape := opened.get_slice(f"{name}.values").get_shape()) != sizes:
+                raise _damaged(file, f"values of {name!r} are of shape {shape}, not {sizes}")
+
+
+def _check_index(file: Path, name: str, index: Tensor, shape: tuple[int, int], entry: Mapping[str, Any]) -> None:
+    """The index itself: an edited one would lead a kernel out of its tensors."""
+    rows, columns = grid_of("load_bsr", shape, tuple(entry["block"]))
+    flags = flags_of(index, rows, columns)
+    if flags is None or max(1, int(flags.sum())) != entry["count"]:
+        raise _damaged(file, f"the index of {name!r} names no {entry['count']} of {rows} x {columns} blocks")
 
 
 def _build(directory: Path, auto_class: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -37,9 +37,11 @@ from .reclass import reclass
 from .sparse_input import SparseInput
 from .view_state import VIEW_TENSORS, Viewed
 
-__all__ = ["SparseLayer", "autocast_operands", "product_dtype"]
+__all__ = ["RESERVED", "SparseLayer", "autocast_operands", "product_dtype"]
 
 _ATTRIBUTES = ("kind", "grad_mask", "alpha", "exponent", "pattern", "backend", "topology", "sparse_input", "cache")
+# Names that a module must not have of its own to become a sparse layer.
+RESERVED = (*_ATTRIBUTES, "mask", "threshold", "unseen", "called", "view")
 
 
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
