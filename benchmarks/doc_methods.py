@@ -74,7 +74,10 @@ def table() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     logging.disable(logging.WARNING)
-    return rewrite(argv, __doc__, lambda _: table(), "doc_methods", "choosing-a-method.md")
+    try:
+        return rewrite(argv, __doc__, lambda _: table(), "doc_methods", "choosing-a-method.md")
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,6 @@ SAID = {
 
 def test_every_file_is_said_under_its_heading_and_the_page_says_what_its_files_say(tmp_path: Path) -> None:
     assert doc_results.main(["--check"]) == doc_methods.main(["--check"]) == 0
-    logging.disable(logging.NOTSET)
     results = tmp_path / "benchmarks" / "results"
     written(results / "some-cpu", {name: {**RUN, **document} for name, document in FILES.items()})
     text = doc_results.tables(results)
