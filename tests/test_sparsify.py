@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
 import itertools
@@ -19,6 +20,17 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+)  # fmt: skip
 from transformers.pytorch_utils import Conv1D
 
 import tritonsparse as ts
@@ -243,3 +255,24 @@ def test_wrapped_sharded_and_no_models_are_refused_with_the_order_to_call_in(mlp
     assert type(model[0]) is type(model[3]) is nn.Linear
     with pytest.raises(TypeError, match=r"expected an nn.Module, got str; pass the model itself"):
         ts.sparsify("gpt2", "str")  # type: ignore[arg-type]
+
+
+def test_output_heads_stay_dense_unless_they_are_asked_for() -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    bert = BertConfig(vocab_size=64, num_labels=3, **small)
+    speech = Wav2Vec2Config(
+        vocab_size=48, conv_dim=(32,), conv_kernel=(8,), conv_stride=(4,), num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4, **small,
+    )  # fmt: skip
+    llama = LlamaConfig(vocab_size=64, num_labels=1, **small)
+    for model, head in (
+        (BertForSequenceClassification(bert), "classifier"),
+        (BertForQuestionAnswering(BertConfig(**small)), "qa_outputs"),
+        (ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=10, **small)), "classifier"),
+        (LlamaForSequenceClassification(llama), "score"), (Wav2Vec2ForCTC(speech), "lm_head"),
+    ):  # fmt: skip
+        sparsifier = ts.sparsify(copy.deepcopy(model), "static", sparsity=0.5)
+        assert head not in sparsifier.layers and skipped(sparsifier)[head] == "output head"
+        assert len(sparsifier.layers) >= 6
+        assert head in ts.sparsify(copy.deepcopy(model), "static", sparsity=0.5, output_heads=True).layers
+        assert list(ts.sparsify(model, "static", sparsity=0.5, include=[head]).layers) == [head]

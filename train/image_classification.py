@@ -102,6 +102,8 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
     sparsifier = ts.sparsify(
         model, method, pattern=args.pattern, include=args.include, exclude=args.exclude, backend=args.backend,
         total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
+        # AC/DC, RigL and STR prune the last layer too.
+        output_heads=True,
     )  # fmt: skip
     optimizer = _optimizer(args, sparsifier)
     scheduler = make_scheduler(args, optimizer, batches.steps_per_epoch, total_steps)

@@ -47,6 +47,7 @@ def sparsify(
     seed: int = 0,
     embedding_sparsity: float | None = None,
     initial_mask: InitialMask = None,
+    output_heads: bool = False,
 ) -> Sparsifier:
     """Make the linear and convolution layers of `model` sparse, in place, and return the object that controls them.
 
@@ -77,6 +78,7 @@ def sparsify(
             weights have), or bool masks by layer name. None: the weights' own zeros if they are as many as asked for,
             else "magnitude" if the model was loaded from a checkpoint, else as the method's paper has it
             (initial_masks.py). The report says which.
+        output_heads: take classifiers and other output heads too, as papers on images do.
         seed: seed of every random choice of the method.
 
     Returns:
@@ -105,7 +107,7 @@ def sparsify(
         )
     check_backend(backend, chosen_pattern)
     _check_names(include, exclude)
-    modules, skipped = select(model, include, exclude)
+    modules, skipped = select(model, include, exclude, output_heads)
     clock = Clock(0, total_steps, steps_per_epoch)
     # The method may still refuse (a schedule without its length): it decides on the layers once re-classed, so a
     # refusal puts the stock classes back.

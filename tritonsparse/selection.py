@@ -84,7 +84,7 @@ def refuse_unfit(model: nn.Module) -> None:
 
 
 def select(
-    model: nn.Module, include: list[str] | None, exclude: list[str] | None
+    model: nn.Module, include: list[str] | None, exclude: list[str] | None, output_heads: bool = False
 ) -> tuple[dict[str, nn.Module], list[Skip]]:
     """The modules to sparsify by dotted name, in the model's order, and those skipped with the reason.
 
@@ -94,6 +94,7 @@ def select(
             head, a depthwise convolution or a `lora_*` layer, never although it is tied: that is refused where the
             module is named in full, skipped where a wildcard matches it. None = every module.
         exclude: fnmatch patterns on full names that are left dense.
+        output_heads: take output heads too.
 
     Raises:
         ValueError: nothing matched, a pattern that matches no module, or `include` names a tied module.
@@ -107,7 +108,7 @@ def select(
             if not any(fnmatchcase(name, pattern) for name in known):
                 raise ValueError(_nothing_matched(f"{label} pattern {pattern!r}", candidates))
     tied = _tied_parameters(model)
-    heads = _output_heads(model)
+    heads = set() if output_heads else _output_heads(model)
     readers = weight_readers(model)
     chosen: dict[str, nn.Module] = {}
     skipped: list[Skip] = []
@@ -192,9 +193,11 @@ def _tied_parameters(model: nn.Module) -> set[int]:
 
 
 def _output_heads(model: nn.Module) -> set[int]:
-    """ids of the modules that `get_output_embeddings()` of the model or a submodel returns."""
+    """ids of the modules that `get_output_embeddings()` of the model or a submodel returns, and of those outside a
+    transformers model's base that give one number a label or a token: classifiers, scores, spans, CTC."""
     heads = set()
     for module in model.modules():
+        heads |= _task_heads(module)
         getter = getattr(module, "get_output_embeddings", None)
         if getter is None:
             continue
@@ -204,6 +207,17 @@ def _output_heads(model: nn.Module) -> set[int]:
             # transformers raises where a model has no output embeddings.
             continue
     return heads
+
+
+def _task_heads(module: nn.Module) -> set[int]:
+    base = module._modules.get(getattr(module, "base_model_prefix", None) or "")
+    config = getattr(module, "config", None)
+    if base is None or config is None:
+        return set()
+    sizes = {getattr(config, name, None) for name in ("num_labels", "vocab_size")} - {None}
+    inside = {id(each) for each in base.modules()}
+    outputs = {id(each): getattr(each, "out_features", getattr(each, "nf", None)) for each in module.modules()}
+    return {each for each, size in outputs.items() if each not in inside and size is not None and size in sizes}
 
 
 def _other_weights(model: nn.Module, readers: Mapping[str, Reader]) -> list[Skip]:
