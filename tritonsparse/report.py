@@ -64,8 +64,7 @@ class Report:
     """What `Sparsifier.report()` returns: print it, or take `to_json()`.
 
     block: rows x columns of the blocks of `block_sparsity`, 0 columns being a whole row. convention, unit: how
-    `macs` were counted. statistics: `Method.statistics`. first_masks: what a method that
-    starts from masks chose the first by.
+    `macs` were counted. statistics: `Method.statistics`. first_masks: by what a method that starts from masks chose them.
     """
 
     method: str
@@ -176,13 +175,8 @@ def make_report(
         )
     block = _block(pattern or Unstructured())
     rows = [_row(name, layer, costs.get(name), rule, block) for name, layer in layers.items()]
-    return Report(
-        method.name, step, block, rule.name, rule.unit, rows, list(skipped), method.statistics(), _first_masks(method)
-    )
-
-
-def _first_masks(method: Method) -> str:
-    return "" if method.initial is None else str(method.initial)
+    first = str(method.initial or "")
+    return Report(method.name, step, block, rule.name, rule.unit, rows, list(skipped), method.statistics(), first)
 
 
 def _row(name: str, layer: SparseLayer, cost: Any, rule: Convention, block: tuple[int, int]) -> LayerRow:
@@ -290,7 +284,7 @@ def summary_line(
     if tables:
         count = sum(table.numel() for table in tables.values())
         embeddings = f"; {count:,} weights of embeddings at {table_sparsity:.0%} in sparse phases"
-    first = f"; first masks: {_first_masks(method)}" if method.initial is not None else ""
+    first = f"; first masks: {method.initial}" if method.initial else ""
     named = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
     return (
         f"tritonsparse: {method.name} on {_layers(len(layers))}, {weights:,} weights ({weights / total:.1%} of the "
