@@ -64,7 +64,7 @@ class Report:
     """What `Sparsifier.report()` returns: print it, or take `to_json()`.
 
     block: rows x columns of the blocks of `block_sparsity`, 0 columns being a whole row. convention, unit: how
-    `macs` were counted. statistics: `Method.statistics`. first_masks: by what they were chosen, if a run starts from masks.
+    `macs` were counted. statistics: `Method.statistics`. first_masks: by what they were chosen, if any.
     """
 
     method: str
