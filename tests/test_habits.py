@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -446,3 +447,47 @@ def test_a_state_that_a_method_cannot_read_changes_nothing(method: str) -> None:
             assert_same(everything(sparsifier), before)
             assert_same(sparsifier.state_dict(), saved)
     assert refused >= 2
+
+
+def _attach_on(rank: int, folder: Path) -> None:
+    """What attach says on each of two ranks whose models were drawn alike, and each for itself."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    said = []
+    for seed in (0, rank):
+        torch.manual_seed(seed)
+        model = nn.Linear(16, 16)
+        sparsifier = ts.sparsify(model, Static(sparsity=0.5, criterion="magnitude"))
+        try:
+            sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+            said.append("attached")
+        except RuntimeError as error:
+            said.append(str(error))
+    (folder / str(rank)).write_text("\n".join(said))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_that_chose_other_masks_are_refused_on_all_of_them(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(_attach_on, (tmp_path,), nprocs=2, start_method="fork")
+    for rank in ("0", "1"):
+        alike, apart = (tmp_path / rank).read_text().splitlines()
+        assert alike == "attached"
+        assert apart.startswith("attach: expected the same masks on all 2 ranks, got others on some; give every rank")
+
+
+def test_weights_that_were_cut_up_after_sparsify_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    sparsifier = ts.sparsify(model, "static", sparsity=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    layer, whole = model[0], model[0].weight
+    # As FSDP leaves a part of its flat parameter, under the name of a Parameter that is gone.
+    layer.register_parameter("weight", whole)
+    del layer._parameters["weight"]
+    layer.weight = whole.detach().view(8, 8)
+    with pytest.raises(ValueError, match=r"attach: expected whole weights, got no Parameter in '0'; sharding is not"):
+        sparsifier.attach(optimizer)
+    del layer.weight
+    layer.register_parameter("weight", nn.Parameter(whole.detach().reshape(4, 2, 8)))
+    with pytest.raises(ValueError, match=r"got a Parameter of shape \[4, 2, 8\] in '0'; sharding is not"):
+        sparsifier.attach(optimizer)
+    layer.register_parameter("weight", whole)
+    sparsifier.attach(optimizer)

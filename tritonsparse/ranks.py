@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .layers import SparseLayer
 
-__all__ = ["check_same_masks"]
+__all__ = ["check_same_masks", "refuse_sharded"]
 
 _PRIME = 2_147_483_647
+
+
+def refuse_sharded(function: str, layers: Mapping[str, SparseLayer]) -> None:
+    """Refuse layers whose weights an engine has cut up since `sparsify`.
+
+    Raises:
+        ValueError: a weight is a DTensor (fully_shard, tensor parallel), or no Parameter of its layer's shape (FSDP).
+    """
+    for name, layer in layers.items():
+        weight: Any = layer._parameters.get("weight")
+        dims = 3 if layer.compacted else 4 if isinstance(layer, nn.Conv2d) else 2
+        if hasattr(weight, "device_mesh") or not isinstance(weight, nn.Parameter) or weight.dim() != dims:
+            got = "no Parameter" if weight is None else f"a {type(weight).__name__} of shape {list(weight.shape)}"
+            raise ValueError(
+                f"{function}: expected whole weights, got {got} in {name!r}; sharding is not supported yet: train "
+                f"under DDP, or without fully_shard, FSDP or a tensor-parallel plan"
+            )
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from .methods import Method
 from .optimizer_state import check_stepping, gradient_scale, together, unwrap
 from .param_groups import check_thresholds, param_groups
 from .pattern import Pattern
-from .ranks import check_same_masks
+from .ranks import check_same_masks, refuse_sharded
 from .readers import check_called
 from .report import Report, make_report, summary_line
 from .selection import Skip
@@ -141,6 +141,7 @@ class Sparsifier:
                 f"attach: expected a floating-point cache_dtype, got {cache_dtype}; pass the dtype of the matrix "
                 f"products, torch.bfloat16 under bf16 autocast"
             )
+        refuse_sharded("attach", self.layers)
         check_thresholds("attach", self.layers, inner)
         check_same_masks("attach", self.layers)
         check_stepping("attach", parts)
