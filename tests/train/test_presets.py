@@ -132,7 +132,7 @@ def test_weights_and_multiply_adds_are_str_s(name: str, layers: int, depthwise: 
     sizes = {name: model.get_submodule(name).weight.numel() for name in found}
     assert (len(found), sum(sizes.values()), sum(found.values())) == (layers, weights, macs)
     # Depthwise convolutions are dense by default and sparse when named; all else is sparse.
-    chosen, skipped = select(model, None, None)
+    chosen, skipped = select(model, None, None, output_heads=True)
     assert len(chosen) == layers - depthwise
     assert [skip.reason for skip in skipped] == ["depthwise convolution"] * depthwise
     assert len(select(model, ["*"], None)[0]) == layers

@@ -183,7 +183,7 @@ def test_the_swat_recipe_leaves_the_first_convolution_dense_and_nothing_else() -
     assert (method.distribution, method.refresh_every, method.activation_sparsity) == ("uniform", 1000, None)
     with torch.device("meta"):
         model = build_model(args.preset, ["cat", "dog"], 3, 224)
-    selected, skipped = select(model, include=args.include, exclude=args.exclude)
+    selected, skipped = select(model, include=args.include, exclude=args.exclude, output_heads=True)
     assert [(skip.name, skip.reason) for skip in skipped] == [("resnet.embedder.embedder.convolution", "excluded")]
     # 16 blocks of 3 convolutions, 4 on the way down, and the classifier.
     assert len(selected) == 16 * 3 + 4 + 1
