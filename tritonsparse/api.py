@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from . import pattern as patterns
 from .checkpoint.files import freeze_unsaved
 from .checkpoint.sidecar import SIDECAR, read_sidecar
+from .checkpoint.state import only
 from .clock import Clock
 from .initial_masks import InitialMask, resolve
 from .layers import SparseLayer
@@ -154,7 +155,7 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
             f"load: expected {SIDECAR} in {directory}, got no such file; load the checkpoint with "
             f"{auto_class.__name__}.from_pretrained, it is an ordinary one"
         )
-    saved, _ = read_sidecar(directory)
+    saved, tensors = read_sidecar(directory)
     model = auto_class.from_pretrained(directory, **kwargs)
     if frozen := freeze_unsaved(model):
         logger.info("load: froze %s, which checkpoints of %s leave out", ", ".join(frozen), type(model).__name__)
@@ -183,7 +184,7 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
     with torch.no_grad():
         for name, weight in weights.items():
             sparsifier.layers[name].weight.copy_(weight)
-    sparsifier.restore(directory, partial=True)
+    sparsifier.restore_sidecar(only(saved, names), tensors, directory)
     return model, sparsifier
 
 

@@ -147,11 +147,9 @@ def _update_parameters(stock: Callable[..., Any], averaged: AveragedModel, model
             f"AveragedModel: expected a copy of a model with {len(layers)} sparse layers, got one with {len(copies)}; "
             f"make it after sparsify"
         )
-    pairs = list(zip(copies, layers, strict=True))
-    masks = [(copy, copy.mask, layer.view_tensor("mask")) for copy, layer in pairs]
-    if not averaged.use_buffers or not pairs:
+    if not averaged.use_buffers or not layers:
         return stock(averaged, model)
-    hidden = [(module, module.mask) for pair in pairs for module in pair]
+    hidden = [(module, module.mask) for module in (*copies, *layers)]
     for module, _ in hidden:
         module.mask = None
     try:
@@ -159,7 +157,8 @@ def _update_parameters(stock: Callable[..., Any], averaged: AveragedModel, model
     finally:
         for module, mask in hidden:
             module.mask = mask
-    for _, mask, today in masks:
-        if mask is not None and today is not None:
-            mask.copy_(today)
+    for copy, layer in zip(copies, layers, strict=True):
+        today = layer.view_tensor("mask")
+        if copy.mask is not None and today is not None:
+            copy.mask.copy_(today)
     return None

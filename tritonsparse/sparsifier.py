@@ -383,15 +383,11 @@ class Sparsifier:
         self.warn_off_target("save_pretrained")
         files.save_pretrained(self.model, self._state(), Path(directory))
 
-    def restore(self, directory: str | Path, *, partial: bool = False) -> None:
+    def restore(self, directory: str | Path) -> None:
         """Go on from what was saved in `directory`, whose weights have been loaded into the model.
 
         The folder is one that `save_pretrained` wrote, of this object, of the model or of a Trainer, or
         `accelerator.save_model`: views, thresholds, master weights, the clock and the method's state come back.
-
-        Args:
-            directory: a local folder.
-            partial: leave out layers that this model lacks, as it does under another head.
 
         Raises:
             FileNotFoundError: the folder has neither sidecar nor state.
@@ -403,9 +399,11 @@ class Sparsifier:
             # A checkpoint of version 0.1, or of a model without save_pretrained: its weights are the masters.
             self.load_state_dict(state.read_state(directory))
             return
-        saved, tensors = read_sidecar(directory)
-        if partial:
-            saved = state.only(saved, self.layers)
+        self.restore_sidecar(*read_sidecar(directory), directory)
+
+    def restore_sidecar(self, saved: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
+        """`restore` of what `read_sidecar` read in `directory`."""
+        self._require_live("restore")
         before = self.state_dict()
         self.load_state_dict(saved)
         try:
@@ -430,15 +428,18 @@ class Sparsifier:
             ValueError: a layer is missing in it; nothing has been changed then.
         """
         self._require_live("copy_views")
-        pairs = [(layer, dict(copy.named_modules()).get(name)) for name, layer in self.layers.items()]
-        for name, (layer, other) in zip(self.layers, pairs, strict=True):
+        modules = dict(copy.named_modules())
+        for name, layer in self.layers.items():
+            other = modules.get(name)
             if not isinstance(other, SparseLayer) or other.dense_shape != layer.dense_shape:
                 raise ValueError(
                     f"copy_views: expected a copy of the model, with a sparse layer at {name!r}, got "
                     f"{type(other).__name__}; pass what copy.deepcopy(model) returned"
                 )
-        for layer, other in pairs:
-            if isinstance(other, SparseLayer) and (mask := layer.view_tensor("mask")) is not None:
+        for name, layer in self.layers.items():
+            other = modules[name]
+            assert isinstance(other, SparseLayer)  # checked above
+            if (mask := layer.view_tensor("mask")) is not None:
                 other.hide(mask)
 
     def warn_off_target(self, function: str) -> None:
@@ -456,13 +457,12 @@ class Sparsifier:
         if abs(got - target) <= 0.01 + rounding and not never:
             return
         step, planned = self.step, self.clock.total_steps
-        why = (
-            "no step was counted: attach the optimizer that takes the steps"
-            if never
-            else f"the run stopped at step {step} of {planned}: train to its end, or plan it shorter"
-            if planned is not None and step < planned
-            else f"after {step} steps: see sparsifier.report()"
-        )
+        if never:
+            why = "no step was counted: attach the optimizer that takes the steps"
+        elif planned is not None and step < planned:
+            why = f"the run stopped at step {step} of {planned}: train to its end, or plan it shorter"
+        else:
+            why = f"after {step} steps: see sparsifier.report()"
         warnings.warn(
             f"{function}: expected a sparsity of {target:g} under method {self.method.name!r}, got {got:.3f}; {why}",
             stacklevel=3,
