@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from . import pattern as patterns
 from .checkpoint.files import freeze_unsaved
 from .checkpoint.sidecar import SIDECAR, read_sidecar
-from .checkpoint.state import only
+from .checkpoint.state import renamed
 from .clock import Clock
 from .initial_masks import InitialMask, resolve
 from .layers import SparseLayer
@@ -156,6 +156,11 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
             f"{auto_class.__name__}.from_pretrained, it is an ordinary one"
         )
     saved, tensors = read_sidecar(directory)
+    if "elsewhere" in saved:
+        raise ValueError(
+            f"load: expected a folder with the base, got adapters alone in {directory}; load their base, sparsify it "
+            f"as that run did, put the adapters on with PeftModel.from_pretrained, then sparsifier.restore(directory)"
+        )
     model = auto_class.from_pretrained(directory, **kwargs)
     if frozen := freeze_unsaved(model):
         logger.info("load: froze %s, which checkpoints of %s leave out", ", ".join(frozen), type(model).__name__)
@@ -184,7 +189,7 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
     with torch.no_grad():
         for name, weight in weights.items():
             sparsifier.layers[name].weight.copy_(weight)
-    sparsifier.restore_sidecar(only(saved, names), tensors, directory)
+    sparsifier.restore_sidecar(renamed(saved, {name: name for name in names}), tensors, directory)
     return model, sparsifier
 
 

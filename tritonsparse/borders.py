@@ -3,14 +3,18 @@
     PreTrainedModel.save_pretrained   writes effective weights, as an ordinary checkpoint, and the sidecar beside them
     Accelerator.save_model            the same
     AveragedModel.update_parameters   masks are copied, never averaged (with use_buffers=True torch averages buffers)
+    PeftModel.save_pretrained         writes the adapter, as ever, and the sidecar of the base that it leaves out
+    PEFT's merges                     change kept weights alone (merging.py)
 
-The first two read `state_dict()`, which holds master weights and masks because training goes on from it; nothing tells
-it that an export is meant. What has no sparse layers passes through, and so does a state dict that holds no views.
+The saves read `state_dict()`, which holds master weights and masks because training goes on from it; nothing tells it
+that an export is meant. What has no sparse layers passes through, and so does a state dict that holds no views.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import inspect
 import logging
 import weakref
@@ -24,10 +28,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
+from .checkpoint.adapters import base_model, carries_adapters, refuse_merged, stock_entries
 from .checkpoint.files import finalize_entries
 from .checkpoint.sidecar import SIDECAR
 from .layers import SparseLayer
 from .masks.embeddings import EmbeddingMasks
+from .merging import wrap_merges
 
 __all__ = ["guard", "release"]
 
@@ -39,34 +45,39 @@ class Owner(Protocol):
 
     embeddings: EmbeddingMasks | None
 
-    def write_sidecar(self, directory: str | Path) -> None: ...
+    def write_sidecar(self, directory: str | Path, of: str = "model") -> None: ...
 
 
 _owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
-_wrapped: set[str] = set()
+_wrapped: set[tuple[type, str]] = set()
 
 
 def guard(model: nn.Module, owner: Owner) -> None:
     """Let the calls above know whose sidecar belongs beside the model's weights."""
-    _owners[model] = weakref.ref(owner)
+    for each in (model, base_model(model)):
+        _owners[each] = weakref.ref(owner)
     # All ranks choose the same masks, so DDP need not send them at every forward.
     masks = [f"{name}.mask" if name else "mask" for name in _sparse(model)]
     vars(model).setdefault("_ddp_params_and_buffers_to_ignore", []).extend(masks)
     _wrap(PreTrainedModel, "save_pretrained", _save_pretrained)
     _wrap(Accelerator, "save_model", _save_model)
     _wrap(AveragedModel, "update_parameters", _update_parameters)
+    wrap_merges(_wrap)
+    if importlib.util.find_spec("peft") is not None:
+        _wrap(importlib.import_module("peft").PeftModel, "save_pretrained", _save_adapters)
 
 
 def release(model: nn.Module) -> None:
     """The model's layers are stock again."""
-    _owners.pop(model, None)
+    for each in (model, base_model(model)):
+        _owners.pop(each, None)
     vars(model).pop("_ddp_params_and_buffers_to_ignore", None)
 
 
 def _wrap(cls: type, name: str, around: Callable[..., Any]) -> None:
-    if name in _wrapped:
+    if (cls, name) in _wrapped:
         return
-    _wrapped.add(name)
+    _wrapped.add((cls, name))
     stock = getattr(cls, name)
 
     @functools.wraps(stock)
@@ -83,15 +94,41 @@ def _sparse(model: nn.Module) -> dict[str, SparseLayer]:
 def _save_pretrained(stock: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     call = inspect.signature(stock).bind(model, *args, **kwargs)
     given, layers = call.arguments.get("state_dict"), _sparse(model)
-    views = {f"{name}.{part}" for name in layers for part in ("mask", "threshold")}
-    if not layers or (given is not None and views.isdisjoint(given)):
+    if not layers or not _has_views(given, layers):
         return stock(model, *args, **kwargs)
-    call.arguments["state_dict"] = dict(model.state_dict() if given is None else given)
-    _finalize(call.arguments["state_dict"], model)
+    entries = dict(model.state_dict() if given is None else given)
+    _finalize(entries, model)
+    adapted = carries_adapters(model)
+    # With an adapter of `add_adapter` it writes that alone.
+    alone = adapted and vars(model).get("_hf_peft_config_loaded", False)
+    if adapted and not alone:
+        refuse_merged("save_pretrained", model)
+        entries = stock_entries(model, entries)
+    call.arguments["state_dict"] = entries
     result = stock(*call.args, **call.kwargs)
     if call.arguments.get("is_main_process", True):
-        _write_sidecar(model, Path(call.arguments["save_directory"]))
+        _write_sidecar(model, Path(call.arguments["save_directory"]), "adapters" if alone else "base")
     return result
+
+
+def _save_adapters(stock: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    layers = _sparse(model)
+    given = kwargs.get("state_dict")
+    if not layers or not _has_views(given, layers):
+        return stock(model, *args, **kwargs)
+    call = inspect.signature(stock).bind(model, *args, **kwargs)
+    entries = dict(model.state_dict() if given is None else given)
+    _finalize(entries, model)
+    call.arguments.setdefault("kwargs", {})["state_dict"] = entries
+    result = stock(*call.args, **call.kwargs)
+    if call.arguments.get("is_main_process", True):
+        _write_sidecar(model, Path(call.arguments["save_directory"]), "adapters")
+    return result
+
+
+def _has_views(entries: Any, layers: dict[str, SparseLayer]) -> bool:
+    """Whether a state dict is one with views; None is the model's own."""
+    return entries is None or any(f"{name}.{part}" in entries for name in layers for part in ("mask", "threshold"))
 
 
 def _save_model(
@@ -115,7 +152,7 @@ def _save_model(
 
 
 def _owner(model: nn.Module) -> Owner | None:
-    reference = _owners.get(model)
+    reference = _owners.get(model) or _owners.get(base_model(model))
     return None if reference is None else reference()
 
 
@@ -126,9 +163,9 @@ def _finalize(entries: MutableMapping[str, Tensor], model: nn.Module, prefix: st
         entries.update(owner.embeddings.apply(entries))
 
 
-def _write_sidecar(model: nn.Module, directory: Path) -> None:
+def _write_sidecar(model: nn.Module, directory: Path, of: str = "model") -> None:
     if (owner := _owner(model)) is not None:
-        owner.write_sidecar(directory)
+        owner.write_sidecar(directory, of)
         return
     # Of a copy, or of a model of which a part was made sparse: nothing here knows its method.
     (directory / SIDECAR).unlink(missing_ok=True)

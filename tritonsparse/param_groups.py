@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from .layers import SparseLayer
 from .methods import Method
 
-__all__ = ["check_thresholds", "param_groups"]
+__all__ = ["check_thresholds", "param_groups", "refuse_frozen"]
 
 
 def param_groups(
@@ -40,6 +40,21 @@ def param_groups(
             group["weight_decay"] = 0.0
         groups.append(group)
     return [group for group in groups if group["params"]]
+
+
+def refuse_frozen(function: str, layers: Mapping[str, SparseLayer], method: Method) -> None:
+    """Refuse layers that were frozen since `sparsify` under a method that means their weights to train.
+
+    Raises:
+        ValueError: as said, naming the layer.
+    """
+    frozen = [name for name, layer in layers.items() if not layer.weight.requires_grad]
+    if frozen and not method.takes_frozen:
+        raise ValueError(
+            f"{function}: expected weights that train under method {method.name!r}, got {frozen[0]} and "
+            f"{len(frozen) - 1} more frozen; freeze them before sparsify, and they stay dense, or prune frozen weights "
+            f"with 'static' or 'gmp'"
+        )
 
 
 def check_thresholds(function: str, layers: Mapping[str, SparseLayer], optimizer: Optimizer) -> None:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from . import borders
 from .checkpoint import bsr, files, state
+from .checkpoint.adapters import file_names, tuner_layers
 from .checkpoint.sidecar import SIDECAR, read_sidecar, restore_weights, write_sidecar
 from .clock import Clock
 from .compaction import Compaction
@@ -26,9 +27,10 @@ from .layers import SparseLayer
 from .losses import EpochLosses
 from .masks.embeddings import EmbeddingMasks
 from .masks.units import unit_size
+from .merging import check_adapters
 from .methods import Method
 from .optimizer_state import check_stepping, gradient_scale, together, unwrap
-from .param_groups import check_thresholds, param_groups
+from .param_groups import check_thresholds, param_groups, refuse_frozen
 from .pattern import Pattern
 from .ranks import check_same_masks, refuse_sharded
 from .readers import check_called
@@ -142,6 +144,8 @@ class Sparsifier:
                 f"products, torch.bfloat16 under bf16 autocast"
             )
         refuse_sharded("attach", self.layers)
+        check_adapters("attach", self.model)
+        refuse_frozen("attach", self.layers, self.method)
         check_thresholds("attach", self.layers, inner)
         check_same_masks("attach", self.layers)
         check_stepping("attach", parts)
@@ -352,6 +356,12 @@ class Sparsifier:
         if format not in ("dense", "bsr"):
             raise ValueError(f'finalize: expected format "dense" or "bsr", got {format!r}; choose one')
         self.expand()
+        if any(isinstance(layer.get_base_layer(), SparseLayer) for _, layer in tuner_layers(self.model)):
+            warnings.warn(
+                "finalize: expected adapters to be merged first, got some over sparse layers; a merge into what is "
+                "then an ordinary layer fills its zeros",
+                stacklevel=2,
+            )
         packed = bsr.plan_blocks(self.layers, self.pattern, max_density) if format == "bsr" else {}
         if self.method.name != "dense" and all(layer.kind == "dense" for layer in self.layers.values()):
             warnings.warn(
@@ -374,7 +384,8 @@ class Sparsifier:
         """Write a checkpoint that loads without this package, and beside it the sidecar to go on from.
 
         `directory` holds what `model.save_pretrained` writes, zeros baked in, and `tritonsparse.safetensors`
-        with views, thresholds and method, which `tritonsparse.load` reads. Neither is written in part.
+        with views, thresholds and method, which `tritonsparse.load` reads. Neither is written in part. Adapters of PEFT
+        go into `directory/adapters/<name>`, and the base is written under its stock names.
 
         Raises:
             TypeError: the model has no `save_pretrained`.
@@ -404,19 +415,32 @@ class Sparsifier:
     def restore_sidecar(self, saved: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
         """`restore` of what `read_sidecar` read in `directory`."""
         self._require_live("restore")
+        names = file_names(self.model, self.layers, "model")
+        for of in ("base", "adapters"):
+            if saved["kinds"].keys() != set(names.values()):
+                names = file_names(self.model, self.layers, of)
+        ours = {theirs: name for name, theirs in names.items()}
+        layers = {theirs: self.layers[name] for name, theirs in names.items()}
         before = self.state_dict()
-        self.load_state_dict(saved)
+        self.load_state_dict(saved if names.keys() == saved["kinds"].keys() else state.renamed(saved, ours))
         try:
-            restore_weights(self.layers, tensors, directory)
+            restore_weights(layers, tensors, directory, saved.get("elsewhere"))
         except ValueError:
             self.load_state_dict(before)
             raise
         self.refresh()
 
-    def write_sidecar(self, directory: str | Path) -> None:
-        """Write the sidecar beside an ordinary checkpoint that holds `finalized_state_dict()`."""
+    def write_sidecar(self, directory: str | Path, of: str = "model") -> None:
+        """Write the sidecar beside an ordinary checkpoint that holds `finalized_state_dict()`.
+
+        Args:
+            of: what the checkpoint holds of a model that carries adapters of PEFT: all of it under its present names
+                ("model"), its base under stock names ("base"), or the adapters without the base ("adapters").
+        """
         self._require_live("write_sidecar")
-        write_sidecar(self._state(), Path(directory))
+        elsewhere = file_names(self.model, self.layers, "base") if of == "adapters" else {}
+        names = file_names(self.model, self.layers, of)
+        write_sidecar(self._state(), Path(directory), names, elsewhere)
 
     def copy_views(self, copy: nn.Module) -> None:
         """Make a copy of the model, of averages that somebody else keeps, see its weights through today's masks.
@@ -473,6 +497,7 @@ class Sparsifier:
         assert optimizer is not None  # attached
         if self._first and not self.method.idle:
             check_called("attach", self.layers)
+            check_adapters("attach", self.model)
         self._first = False
         if self._cache is not None:
             self._cache.backward()

@@ -4,6 +4,7 @@ everywhere without this package."""
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -13,6 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import SparseLayer
+from .adapters import (
+    ADAPTERS,
+    as_plain,
+    base_model,
+    carries_adapters,
+    file_names,
+    is_peft_model,
+    refuse_merged,
+    stock_entries,
+    write_adapters,
+)
 from .sidecar import write_sidecar
 from .state import State
 
@@ -68,7 +80,7 @@ def save_pretrained(model: Any, state: State, directory: Path) -> None:
     Args:
         model: a transformers model with sparse layers.
         state: what its Sparsifier hands over.
-        directory: created if need be.
+        directory: created if need be. Adapters that the model carries go into a folder inside (adapters.py).
 
     Raises:
         TypeError: the model has no `save_pretrained`.
@@ -78,15 +90,27 @@ def save_pretrained(model: Any, state: State, directory: Path) -> None:
             f"save_pretrained: expected a transformers model, got {type(model).__name__}; save "
             f"sparsifier.finalized_state_dict() with safetensors instead"
         )
+    refuse_merged("save_pretrained", model)
     finalized = finalized_state_dict(model)
     if state.embeddings is not None:
         finalized = state.embeddings.apply(finalized)
+    base, names = base_model(model), file_names(model, state.layers, "base")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
-        model.save_pretrained(temporary, state_dict=finalized)
-        write_sidecar(state, Path(temporary))
+        written = Path(temporary)
+        adapted = carries_adapters(model) or is_peft_model(model)
+        if adapted:
+            write_adapters(model, finalized, written, directory)
+            inside = f"{next(name for name, module in model.named_modules() if module is base)}."
+            own = {key.removeprefix(inside): value for key, value in finalized.items() if key.startswith(inside)}
+            finalized = stock_entries(base, own if base is not model else finalized)
+        with as_plain(base):
+            base.save_pretrained(written, state_dict=finalized)
+        if names:
+            write_sidecar(state, written, names)
         directory.mkdir(exist_ok=True)
-        for file in Path(temporary).iterdir():
+        shutil.rmtree(directory / ADAPTERS, ignore_errors=True)
+        for file in written.iterdir():
             os.replace(file, directory / file.name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..layers import SparseLayer
 from . import bits
-from .state import State, pack
+from .state import State, pack, renamed
 
 __all__ = ["SIDECAR", "read_sidecar", "restore_weights", "write_sidecar"]
 
@@ -28,19 +28,31 @@ SIDECAR = "tritonsparse.safetensors"
 _METADATA = "tritonsparse"
 
 
-def write_sidecar(state: State, directory: Path) -> None:
-    """Write what a Sparsifier hands over into `directory`, in one move."""
-    packed = pack(state)
+def write_sidecar(
+    state: State, directory: Path, names: Mapping[str, str] | None = None, elsewhere: Collection[str] = ()
+) -> None:
+    """Write what a Sparsifier hands over into `directory`, in one move.
+
+    Args:
+        names: what the file calls each layer; layers that are not in it are left out. None: all, as they are called.
+        elsewhere: layers whose weights are not in `directory`: of the base beside adapters.
+    """
+    names = {name: name for name in state.layers} if names is None else names
+    packed = renamed(pack(state), names)
     tensors: dict[str, Tensor] = {f"view.{key}": value for key, value in packed["tensors"].items()}
-    for name, layer in state.layers.items():
+    nonzero = {}
+    for old, name in names.items():
+        layer = state.layers[old]
         if layer.threshold is not None:
             tensors[f"threshold.{name}"] = layer.threshold.detach().cpu().clone()
+        if old in elsewhere:
+            nonzero[name] = int(torch.count_nonzero(layer.effective_weight()))
         # Packed blocks are all that there is.
-        if not layer.compacted and not torch.equal(layer.effective_weight(), layer.weight):
+        elif not layer.compacted and not torch.equal(layer.effective_weight(), layer.weight):
             tensors[f"master.{name}"] = layer.weight.detach().cpu().contiguous().clone()
     tensors, shapes = bits.packed(tensors)
     head = {key: value for key, value in packed.items() if key != "tensors"}
-    head |= {"bits": shapes, "keys": sorted(tensors)}
+    head |= {"bits": shapes, "keys": sorted(tensors)} | ({"elsewhere": nonzero} if nonzero else {})
     temporary = directory / f".{SIDECAR}"
     save_file(tensors, temporary, metadata={_METADATA: json.dumps(head)})
     os.replace(temporary, directory / SIDECAR)
@@ -77,8 +89,17 @@ def read_sidecar(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def restore_weights(layers: Mapping[str, SparseLayer], tensors: Mapping[str, Tensor], directory: Path) -> None:
+def restore_weights(
+    layers: Mapping[str, SparseLayer],
+    tensors: Mapping[str, Tensor],
+    directory: Path,
+    elsewhere: Mapping[str, int] | None = None,
+) -> None:
     """Thresholds and master weights back into layers whose views are restored and whose weights are effective ones.
+
+    Args:
+        elsewhere: layers whose weights were not saved in `directory`, and how many of each were not 0: theirs are the
+            base's, and become 0 where they are pruned.
 
     Raises:
         ValueError: tensors are missing or of another shape, or the weights are not those that the sidecar was written
@@ -101,6 +122,13 @@ def restore_weights(layers: Mapping[str, SparseLayer], tensors: Mapping[str, Ten
                 given[part] = saved.to(there)
         weight = layer.weight
         effective = layer.effective_weight(given)
+        if elsewhere and name in elsewhere:
+            if (kept := int(torch.count_nonzero(effective))) != elsewhere[name]:
+                raise ValueError(
+                    f"restore: expected the base of {directory / SIDECAR}, with {elsewhere[name]} weights under the "
+                    f"mask of {name!r}, got {kept} that are not 0; load the base anew, and sparsify it as that run did"
+                )
+            continue
         close = 16 * torch.finfo(weight.dtype).eps
         if not torch.allclose(effective, weight, rtol=close, atol=close, equal_nan=True):
             raise ValueError(
@@ -112,4 +140,6 @@ def restore_weights(layers: Mapping[str, SparseLayer], tensors: Mapping[str, Ten
             layer.threshold.copy_(tensors[f"threshold.{name}"])
         if f"master.{name}" in tensors:
             layer.weight.copy_(tensors[f"master.{name}"])
+        if elsewhere and name in elsewhere:
+            layer.weight.copy_(layer.effective_weight())
         layer.unseen = ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ..methods import METHODS, Method
 from ..pattern import Pattern
 from . import bits
 
-__all__ = ["State", "as_dense", "pack", "read_state", "register", "unpack", "write_state"]
+__all__ = ["State", "as_dense", "pack", "read_state", "register", "renamed", "unpack", "write_state"]
 
 FORMAT_VERSION = 1
 _METHOD = "method:"
@@ -178,17 +178,28 @@ def _check(state: State, saved: Mapping[str, Any]) -> None:
             refuse(f"{key} of shape", list(shape), list(tensor.shape))
 
 
-def only(saved: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """The state of some of the layers."""
-    own = (_METHOD, _EMBEDDING)
+def renamed(saved: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The state of some of the layers under other names: old -> new."""
+
+    def in_method(key: str) -> str | None:
+        what, _, layer = key.partition("/")
+        return key if not layer else f"{what}/{names[layer]}" if layer in names else None
+
+    def in_tensors(key: str) -> str | None:
+        if key.startswith(_METHOD):
+            new = in_method(key.removeprefix(_METHOD))
+            return None if new is None else f"{_METHOD}{new}"
+        layer, _, part = key.rpartition(".")
+        return key if key.startswith(_EMBEDDING) else f"{names[layer]}.{part}" if layer in names else None
+
+    def over(entries: Mapping[str, Any], rename: Callable[[str], str | None]) -> dict[str, Any]:
+        return {new: value for key, value in entries.items() if (new := rename(key)) is not None}
+
     return {
         **saved,
-        "kinds": {name: kind for name, kind in saved["kinds"].items() if name in names},
-        "tensors": {
-            key: tensor
-            for key, tensor in saved["tensors"].items()
-            if key.startswith(own) or key.rpartition(".")[0] in names
-        },
+        "kinds": over(saved["kinds"], names.get),
+        "tensors": over(saved["tensors"], in_tensors),
+        "method_state": over(saved["method_state"], in_method),
     }
 
 

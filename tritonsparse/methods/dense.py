@@ -19,4 +19,5 @@ class Dense(Method):
     """No sparsity: bit-identical to the untouched model."""
 
     name: ClassVar[str] = "dense"
+    takes_frozen: ClassVar[bool] = True
     patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block, NM, Channel)

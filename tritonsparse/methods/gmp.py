@@ -54,6 +54,7 @@ class GMP(MaskMethod):
     """
 
     name: ClassVar[str] = "gmp"
+    takes_frozen: ClassVar[bool] = True
     starts_from_mask: ClassVar[bool] = True
     intervals: ClassVar[dict[str, int]] = {"update_every": 100}
     initial_sparsity: float = 0.0

@@ -36,6 +36,7 @@ class Static(MaskMethod):
     name: ClassVar[str] = "static"
     starts_from_mask: ClassVar[bool] = True
     one_shot: ClassVar[bool] = True
+    takes_frozen: ClassVar[bool] = True
     distribution: str = "uniform"
     criterion: str = "random"
 
