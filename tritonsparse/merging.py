@@ -170,8 +170,8 @@ def _say(tally: list[tuple[float, float]]) -> None:
     share = (dropped / added) ** 0.5
     shares = [(lost / all_of_it) ** 0.5 for all_of_it, lost in tally if all_of_it > 0]
     warnings.warn(
-        f"merge: the zeros of {len(tally)} sparse layers were kept, so {share:.1%} of the norm of what the adapters add to "
-        f"them was dropped ({max(shares):.1%} in the layer that lost most); outputs change by that",
+        f"merge: the zeros of {len(tally)} sparse layers were kept, so {share:.1%} of the norm of what the adapters "
+        f"add to them was dropped ({max(shares):.1%} in the layer that lost most); outputs change by that",
         stacklevel=4,
     )
 
