@@ -17,7 +17,7 @@ from tritonsparse import flops
 from tritonsparse.flops import LayerCost, Passes, TrainingMeter, forward_fraction, kept_counts, training_fraction
 from tritonsparse.layers.backend import BACKENDS
 from tritonsparse.layers.sparse_input import SparseInput
-from tritonsparse.methods import GMP, STR, AutoSparse, Static
+from tritonsparse.methods import ACDC, GMP, SET, STR, AutoSparse, Phases, Static
 from tritonsparse.report import _SKIPS, block_sparsity, cut_off
 
 constant = partial(AutoSparse, threshold_init=0.0, alpha=0.5, alpha_schedule="constant")
@@ -59,19 +59,80 @@ def test_the_forward_fraction_weighs_each_layers_density_by_its_cost(mlp: Build)
     assert training_fraction(sparsifier, {"": LayerCost(8, 8)}, convention="swat") == (1 + 1 + 0.25) / 3
 
 
-def test_the_meter_averages_over_steps_what_it_counted_last(mlp: Build) -> None:
+def test_the_meter_bills_every_step_by_the_masks_that_it_saw(mlp: Build) -> None:
     sparsifier = masked(mlp())
     meter, again = (TrainingMeter(sparsifier, {"0": 100, "3": 300}) for _ in range(2))
     assert meter.update() == 1.0
     for steps, *kept in ((10, 128, 64), (30, 64, 64), (20, 32, 16)):
-        sparsifier.clock.step += steps
         keep(sparsifier, *kept)
-        fraction = meter.update()
+        for _ in range(steps):
+            meter.before_step()
+            sparsifier.clock.step += 1
     # 10 (1) + 30 (50 + 300)/400 + 20 (25 + 75)/400 = 10 + 26.25 + 5
+    fraction = meter.update()
     assert fraction == pytest.approx(41.25 / 60) and meter.update() == fraction
     again.load_state_dict(through_json(meter.state_dict()))
     sparsifier.clock.step += 20
     assert again.update() == pytest.approx((41.25 + 5) / 80)
+
+
+def weights(*values: float) -> nn.Linear:
+    layer = nn.Linear(len(values), 1, bias=False)
+    layer.weight.data = torch.tensor([values], dtype=torch.float32)
+    return layer
+
+
+def cost_of(sparsifier: ts.Sparsifier, steps: int) -> tuple[float, list[float]]:
+    """Of real steps in one window, counted at its end; and the shares of the mask that they saw."""
+    meter, shares = TrainingMeter(sparsifier), []
+    layer = sparsifier.layers[""]
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=1.0))
+    sparsifier.attach(optimizer)
+    for _ in range(steps):
+        shares.append(1.0 if layer.mask is None else float(layer.mask.float().mean()))
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        optimizer.step()
+    return meter.update(), shares
+
+
+def test_a_window_that_spans_a_change_bills_each_step_by_what_it_was() -> None:
+    # Steps of AC/DC: dense, sparse, sparse, dense, of which a quarter is kept.
+    phases = Phases([(0, "dense"), (1, "sparse"), (3, "dense")], 4)
+    acdc = ts.sparsify(weights(1, 2, 3, 4), ACDC(sparsity=0.75, phases=phases), total_steps=4, steps_per_epoch=1)
+    assert cost_of(acdc, 4) == ((1 + 0.25 + 0.25 + 1) / 4, [1, 0.25, 0.25, 1])
+    gmp = GMP(sparsity=0.5, update_every=1, begin=0.0, end=0.75)
+    fraction, shares = cost_of(ts.sparsify(weights(1, 2, 3, 4), gmp, total_steps=4), 4)
+    assert fraction == sum(shares) / 4 and len(set(shares)) > 1
+
+
+def test_weights_that_have_just_grown_are_work_though_they_are_zero() -> None:
+    # SET drops one weight and grows another every step, at 0: two of four are always multiplied by.
+    sparsifier = ts.sparsify(
+        weights(1, 2, 3, 4), SET(sparsity=0.5, update_every=1, drop_fraction=0.5), total_steps=8, steps_per_epoch=4
+    )
+    assert cost_of(sparsifier, 4)[0] == 0.5
+    layer = sparsifier.layers[""]
+    assert int(layer.mask.sum()) == 2 and layer.kept_count() < 2
+    assert training_fraction(sparsifier) == 0.5 and forward_fraction(sparsifier) < 0.5
+
+
+def test_the_coming_epoch_s_alpha_does_not_bill_the_one_that_ends() -> None:
+    # Half of the weights pass. Epoch 0 of two steps has alpha, so dW is dense; epoch 1 has none.
+    method = AutoSparse(threshold_init=0.0, alpha=0.5, alpha_schedule="constant", zero_alpha_epoch=1)
+    for counted_at in (2, 4):
+        sparsifier = ts.sparsify(weights(0.9, 0.1, 0.8, 0.2), method, total_steps=4, steps_per_epoch=2)
+        spent = 2 * (0.5 + 0.5 + 1) / 3 + (counted_at - 2) * 0.5
+        assert cost_of(sparsifier, counted_at)[0] == pytest.approx(spent / counted_at)
+
+
+def test_what_passes_a_threshold_is_taken_to_drift_evenly_within_a_window() -> None:
+    sparsifier = ts.sparsify(weights(0.9, 0.1, 0.8, 0.2), STR(threshold_init=0.0))
+    meter, layer = TrainingMeter(sparsifier), sparsifier.layers[""]
+    sparsifier.clock.step += 4
+    layer.weight.data.fill_(0.9)
+    assert meter.update() == (0.5 + 1.0) / 2
+    sparsifier.clock.step += 4
+    assert meter.update() == (0.75 + 1.0) / 2
 
 
 def test_a_training_step_costs_what_the_paper_counts() -> None:
@@ -81,8 +142,9 @@ def test_a_training_step_costs_what_the_paper_counts() -> None:
         (STR(threshold_init=-float("inf")), 1.0),  # dense training
     ):
         sparsifier = half(method)
+        meter = TrainingMeter(sparsifier)
         sparsifier.clock.step = 1
-        assert TrainingMeter(sparsifier).update() == pytest.approx(fraction), method
+        assert meter.update() == training_fraction(sparsifier) == pytest.approx(fraction), method
 
 
 def test_the_meter_sums_each_layers_passes_over_the_steps() -> None:
@@ -93,12 +155,13 @@ def test_the_meter_sums_each_layers_passes_over_the_steps() -> None:
     # half of the weights pass; dW is dense, by SWAT's count half of the activations
     swat, head = meters["swat"], Passes(30, 30, 30)
     assert meters["autosparse"].layers == {"": Passes(150, 150, 300), "head": head}
-    assert swat.layers == {"": Passes(150, 600, 600), "head": head} and swat.totals() == Passes(180, 630, 630)
-    assert fractions == pytest.approx({"autosparse": 690 / (3 * 330), "swat": 1440 / (3 * 930)})
+    assert swat.layers == {"": Passes(150, 600, 600), "head": Passes(30, 30, 15)}
+    assert swat.totals() == Passes(180, 630, 615)
+    assert fractions == pytest.approx({"autosparse": 690 / (3 * 330), "swat": 1425 / (3 * 930)})
     overall = through_json(swat.overall())
     assert overall["train_flops_fraction"] == fractions["swat"]
     assert overall["train_flops"].pop("layers")[""] == {"forward": 150, "grad_input": 600, "grad_weight": 600}
-    total = {"forward": 180, "grad_input": 630, "grad_weight": 630}
+    total = {"forward": 180, "grad_input": 630, "grad_weight": 615}
     assert overall["train_flops"] == {"unit": "multiply-adds", "steps": 3, **total}
     again = TrainingMeter(sparsifier, costs, convention="swat")
     again.load_state_dict(through_json(swat.state_dict()))
@@ -116,8 +179,9 @@ def test_costs_of_no_sparse_layer_are_refused_and_known_counts_not_counted_again
     kept, expected = kept_counts(sparsifier), (forward_fraction(sparsifier), training_fraction(sparsifier))
     monkeypatch.setattr(type(sparsifier.layers["0"]), "kept_count", lambda layer: pytest.fail("counted again"))
     assert (forward_fraction(sparsifier, kept=kept), training_fraction(sparsifier, kept=kept)) == expected
+    meter = TrainingMeter(sparsifier)
     sparsifier.clock.step = 1
-    assert TrainingMeter(sparsifier).update(kept) == expected[1]
+    assert meter.update(kept) == expected[1]
 
 
 def test_the_report_shows_every_layer_and_why_the_rest_is_dense(mlp: Build) -> None:

@@ -172,15 +172,15 @@ def test_every_paper_s_figures_follow_by_its_own_count() -> None:
         share = CONVENTIONS["autosparse"].training_fraction({"a": 100}, {"a": Densities(0.2235, 0.2235, backward)})
         assert share == pytest.approx(of_one, abs=5e-4)
     # SWAT (arXiv:2001.01969), Table 3, W = A, the first layer dense: 76.1, 85.6 % fewer training FLOPs. Its equations
-    # 4-6 give 75.0 and 84.3 for ResNet-50 v1.5; the paper does not say which ResNet-50 it counted.
-    for density, equations, published in ((0.2, 0.750, 0.761), (0.1, 0.843, 0.856)):
+    # 4-6 give 76.4 and 85.7 for ResNet-50 v1.5; the paper does not say which ResNet-50 it counted.
+    for density, equations, published in ((0.2, 0.7637, 0.761), (0.1, 0.8574, 0.856)):
         saved = 1.0 - fraction("swat", uniform(density, FIRST, activations=density))
-        assert saved == pytest.approx(equations, abs=1e-3) and saved == pytest.approx(published, abs=0.015)
+        assert saved == pytest.approx(equations, abs=1e-4) and saved == pytest.approx(published, abs=3e-3)
     # It gives every other method half of the activations: a static mask of 20 %, the first layer dense. In 1e9:
     # f = 3.971 + 0.118, f_in = 5.937 + 0.472.
-    # (0.2 x 3.971 + 0.118 + 0.2 x 5.937 + 0.472 + 0.5 x 5.937 + 0.472) / (4.089 + 2 x 6.409) = 6.012 / 16.906
+    # (0.2 x 3.971 + 0.118 + 0.2 x 5.937 + 0.472 + 0.5 x 6.409) / (4.089 + 2 x 6.409) = 5.776 / 16.906
     found = {name: fraction(name, uniform(0.2, FIRST)) for name in ("swat", "rigl")}
-    assert found == pytest.approx({"swat": 0.3556, "rigl": 0.2231}, abs=1e-4)
+    assert found == pytest.approx({"swat": 0.3416, "rigl": 0.2231}, abs=1e-4)
 
 
 def test_every_convention_counts_one_layer_as_on_paper_and_says_what_it_needs() -> None:

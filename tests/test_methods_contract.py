@@ -15,6 +15,7 @@ import torch
 from small_runs import Optimizers, Run, assert_same, squares
 from torch import nn
 
+import tritonsparse as ts
 import tritonsparse.methods as m
 from tritonsparse.masks.topk import kept_count
 from tritonsparse.masks.units import to_units
@@ -215,6 +216,24 @@ def test_no_sparsity_trains_bit_for_bit_as_the_untouched_model(method: Method, o
         other.zero_grad()
     assert run.sparsifier.step == 5 and run.sparsifier.sparsity() == 0.0
     assert_same(run.model.state_dict(), untouched.state_dict())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_torchs_default_dtype_changes_neither_views_nor_masks(name: str) -> None:
+    def views(model: nn.Module) -> dict[str, torch.Tensor]:
+        sparsifier = ts.sparsify(model, TABLE[name], total_steps=STEPS, steps_per_epoch=3)
+        parts = ((key, layer.view._asdict()) for key, layer in sparsifier.layers.items())
+        return {f"{key}.{part}": value for key, view in parts for part, value in view.items() if value is not None}
+
+    wanted = views(build("linear"))
+    for dtype in (torch.float64, torch.bfloat16):
+        model = build("linear")
+        torch.set_default_dtype(dtype)
+        try:
+            found = views(model)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert_same(found, wanted)
 
 
 def test_every_method_is_in_the_tables_comes_back_from_json_and_names_its_paper_and_what_differs_from_it() -> None:

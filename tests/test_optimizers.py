@@ -164,6 +164,18 @@ def test_reset_moments_step_as_a_new_optimizer_would_also_after_zero_grad(optimi
     torch.testing.assert_close(used.weight, new.weight, rtol=1e-5, atol=1e-6)
 
 
+def test_a_reset_of_momentum_alone_keeps_adams_second_moments_and_step_counts() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    adam = Adam([weight], lr=0.1)
+    for _ in range(3):
+        weight.grad = torch.tensor([1.0, -2.0, 4.0])
+        adam.step()
+    second = adam.state[weight]["exp_avg_sq"].clone()
+    reset_state(adam, momentum_only=True)
+    state = adam.state[weight]
+    assert not state["exp_avg"].any() and torch.equal(state["exp_avg_sq"], second) and state["step"] == 3
+
+
 def test_momentum_is_sgds_buffer_and_adams_quotient_and_the_rate_is_of_the_group_that_holds_a_parameter() -> None:
     weight, gradient = nn.Parameter(torch.zeros(2, 2)), torch.tensor([[1.0, -2.0], [0.0, 4.0]])
     sgd, adam, plain = SGD([weight], lr=0.1, momentum=0.9), Adam([weight], lr=0.1), SGD([weight], lr=0.1)

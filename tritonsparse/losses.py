@@ -45,5 +45,5 @@ class EpochLosses:
     def restore(self, epochs: Sequence[float], total: float | None, count: int) -> None:
         """Go on from a saved run."""
         self.epochs = [float(loss) for loss in epochs]
-        self.total = None if total is None else torch.tensor(total)
+        self.total = None if total is None else torch.tensor(total, dtype=torch.float32)
         self.count = count

@@ -31,6 +31,8 @@ MOMENTS = {
     # Adafactor's, of rows and columns.
     *("row_var", "col_var", "variance", "exp_avg_sq_row", "exp_avg_sq_col"),
 }
+# Those of MOMENTS that are averages of the gradient itself.
+MOMENTA = {"momentum_buffer", "exp_avg", "exp_avg_diff", "state1", "grad_avg"}
 WEIGHTS = {"z", "ax", "slow_buffer"}
 
 # Their update of an element reads nothing of other elements, so that a part of a parameter can be updated alone.
@@ -213,10 +215,10 @@ def map_state(
 
 
 @torch.no_grad()
-def reset_state(optimizer: Optimizer) -> None:
+def reset_state(optimizer: Optimizer, momentum_only: bool = False) -> None:
     """Start every moment anew: 0 (NAdam's product of momenta 1, Adagrad's sum its first value), step counts included.
 
-    With the counts, because Adam's bias correction is what makes the first step after moments of 0 one of about
+    `momentum_only` leaves all but running averages of gradients as they are. Else with the counts, because Adam's bias correction is what makes the first step after moments of 0 one of about
     the learning rate; kept counts would make it lr (1 - beta1) / sqrt(1 - beta2), three times that.
     """
     for group in optimizer.param_groups:
@@ -224,6 +226,8 @@ def reset_state(optimizer: Optimizer) -> None:
             state = optimizer.state.get(parameter, {})
             _per_element(optimizer, state, parameter)  # refuses what is not known
             for key, value in list(state.items()):
+                if momentum_only and key not in MOMENTA:
+                    continue
                 if key in MOMENTS and isinstance(value, Tensor):
                     value.fill_(_zero_of(state, key, value) + _first(group, key))
                 elif key == "step":

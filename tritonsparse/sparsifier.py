@@ -7,6 +7,7 @@ layers for reports and export. Layers hold no reference to it.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -23,6 +24,7 @@ from .checkpoint.sidecar import SIDECAR, read_sidecar, restore_weights, write_si
 from .clock import Clock
 from .compaction import Compaction
 from .flops.conventions import Costs
+from .flops.fractions import TrainingMeter
 from .layers import SparseLayer
 from .losses import EpochLosses
 from .masks.embeddings import EmbeddingMasks
@@ -82,6 +84,8 @@ class Sparsifier:
         self._compaction = Compaction(layers, method, clock, pattern)
         # Kinds of the views that the last step was taken with; a method may change them right after it.
         self.trained_kinds: dict[str, str] = {}
+        # What is told of every step before it moves anything.
+        self.meters: weakref.WeakSet[TrainingMeter] = weakref.WeakSet()
         self._finalized = False
         self._mask_embeddings()
         self._topologies.write()
@@ -499,6 +503,8 @@ class Sparsifier:
             check_called("attach", self.layers)
             check_adapters("attach", self.model)
         self._first = False
+        for meter in self.meters:
+            meter.before_step()
         if self._cache is not None:
             self._cache.backward()
         if self.embeddings is not None:

@@ -167,6 +167,11 @@ def test_the_update_by_hand() -> None:
     before = kept.views[0].weight[0, 0].item()
     kept.step(-1.0, -1.0)
     assert kept.views[0].weight[0, 0].item() - before == pytest.approx(0.15)
+    # Of SGD the momentum is all there is.
+    again = start((0.0, 0.0, 0.0, -1.0), reset_moments="momentum")
+    before = again.views[0].weight[0, 0].item()
+    again.step(-1.0, -1.0)
+    assert again.views[0].weight[0, 0].item() - before == pytest.approx(0.1)
     # Uniform scope prunes each layer alike; strict keeps one less, as the published code.
     assert start((0.0, 0.0), scope="uniform").kept() == [2, 1]
     # k = ceil(6 x .5) = 3: what lies strictly above the third largest.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,27 @@ def test_the_penalty_is_one_on_a_and_one_over_the_density_on_the_rest_of_b_and_s
     run.give(0.0)
     run.before_step(8.0)
     assert run.view.weight.grad[0].tolist() == pytest.approx([3.2, -9.6, 6.4, 3.2])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_outside_b_nothing_moves_whatever_the_optimizer_remembers(optimizer: str) -> None:
+    model = linear([4.0, -3.0, 2.0, 1.0])
+    method = TopKAST(sparsity=0.75, backward_sparsity=0.5, penalty=0.0, refresh_every=2)
+    sparsifier = ts.sparsify(model, method)
+    (layer,) = sparsifier.layers.values()
+    kinds: dict[str, Any] = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}
+    stepper = kinds[optimizer](sparsifier.param_groups(lr=0.5, weight_decay=0.1))
+    sparsifier.attach(stepper)
+    sets = []
+    for gradient in ([0.0, -3.0, 0.0, 0.0], [0.0, -3.0, 0.0, 0.0], [0.5] * 4, [0.5] * 4, [0.5] * 4):
+        before, superset = layer.weight.detach().clone(), layer.mask | layer.grad_mask
+        sets.append(superset.int().tolist())
+        layer.weight.grad = torch.tensor([gradient])
+        stepper.step()
+        moved = layer.weight != before
+        assert not moved[~superset].any() and moved[superset].all()
+    # One has left B with its momentum, which would have moved it.
+    assert [[1, 1, 0, 0]] in sets and [[1, 0, 1, 0]] in sets
 
 
 @pytest.mark.parametrize("refresh_every", [1, 2])

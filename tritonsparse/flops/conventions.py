@@ -9,9 +9,10 @@ the layer, and d_f, d_x, d_w = the densities that the method reports (`Method.de
     acdc         operation      2 d_f f + e  = forward    = forward  AC/DC, appendix C.2 as its published code has it
     swat         multiply-add   d_f f        d_x f_in     a f_in     SWAT, appendix A.3, equations 4-6
 
-a is the density of the activations: what SWAT keeps of them, 1/2 for every other sparse layer ("default activation
-sparsity"), 1 for a dense layer; the mask of the weights does not enter equation 6. A layer without densities (the
-output head, attention) is dense in all three passes. Norms, activations, biases and pools count in "acdc" only; the
+a is the density of the activations: what SWAT keeps of them, and 1/2 for every other layer of a sparse model ("default
+activation sparsity"), layers that stayed dense among them; of the dense model that it is compared with, and of a layer
+in a dense phase, 1. The mask of the weights does not enter equation 6. A layer without densities (the output head,
+attention) is dense in all three passes otherwise. Norms, activations, biases and pools count in "acdc" only; the
 optimizer and the choosing of masks nowhere.
 
 Figures of different conventions do not compare: RigL at 80 % uniform costs 0.23 of dense by its own count and 0.33 by
@@ -34,6 +35,7 @@ __all__ = ["CONVENTIONS", "DENSE", "Convention", "Costs", "Passes", "convention_
 
 DENSE = Densities(1.0, 1.0, 1.0, activations=1.0)
 DEFAULT_ACTIVATION_DENSITY = 0.5
+_DENSE_AMONG_SPARSE = Densities(1.0, 1.0, 1.0)
 
 Costs = Mapping[str, int] | Mapping[str, LayerCost]
 
@@ -92,7 +94,8 @@ class Convention:
     def passes(self, macs: Costs, densities: Mapping[str, Densities]) -> dict[str, Passes]:
         """Name -> what its passes cost; a layer that `densities` lacks is dense."""
         costs = self.costs("passes", macs)
-        return {name: self.count(cost, densities.get(name, DENSE)) for name, cost in costs.items()}
+        other = _DENSE_AMONG_SPARSE if any(each != DENSE for each in densities.values()) else DENSE
+        return {name: self.count(cost, densities.get(name, other)) for name, cost in costs.items()}
 
     def forward_fraction(self, macs: Costs, densities: Mapping[str, Densities]) -> float:
         """Forward cost over the dense one ("Test F")."""

@@ -3,16 +3,23 @@
     costs = layer_costs(model, **batch)                       # dense, of one forward (`flops_counting`)
     forward_fraction(sparsifier, costs)                       # "Test F"
     meter = TrainingMeter(sparsifier, costs, convention="swat")
-    meter.update()                                            # "Train F", whenever densities are to be counted
+    meter.update()                                            # "Train F" of the steps so far
 
-Densities are those of the views; what a method's dX and dW need is the method's to say (`Method.densities`).
+Inference costs what is not zero. Training costs what the views keep: a mask's weights, zeros that have just grown among
+them; of thresholds, the weights that pass. What dX and dW need is the method's to say (`Method.densities`).
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
 
 from ..layers import SparseLayer
 from ..methods import Densities, Method
@@ -39,8 +46,8 @@ class Sparsified(Protocol):
 
     layers: dict[str, SparseLayer]
     method: Method
-    # Kinds of the views that the last step was taken with.
-    trained_kinds: dict[str, str]
+    # Told of every step before it moves anything.
+    meters: WeakSet[Any]
 
     @property
     def step(self) -> int: ...
@@ -87,7 +94,7 @@ def training_fraction(
     convention: str = "autosparse",
     kept: Mapping[str, int] | None = None,
 ) -> float:
-    """FLOPs of the last training step, or of the first one to come, over dense ("Train F" of one step).
+    """FLOPs of a training step through the views as they stand, over dense ("Train F" of one step).
 
     Arguments and errors as for `forward_fraction`.
     """
@@ -103,7 +110,7 @@ def training_passes(
     convention: str = "autosparse",
     kept: Mapping[str, int] | None = None,
 ) -> dict[str, Passes]:
-    """What forward, dX and dW of each layer cost in that step, in the convention's unit; arguments as there."""
+    """What forward, dX and dW of each layer cost in such a step, in the convention's unit; arguments as there."""
     rule = convention_named("training_passes", convention)
     costs = _costs("training_passes", sparsifier, macs, rule)
     return rule.passes(costs, _training_densities(sparsifier, kept))
@@ -123,32 +130,87 @@ def _costs(function: str, sparsifier: Sparsified, macs: Costs | None, rule: Conv
 
 
 def _training_densities(sparsifier: Sparsified, kept: Mapping[str, int] | None) -> dict[str, Densities]:
-    kept = kept_counts(sparsifier) if kept is None else kept
-    densities = {}
-    for name, layer in sparsifier.layers.items():
-        kind = sparsifier.trained_kinds.get(name, layer.kind)
-        if kind == "dense":
-            activations = 1.0 if layer.sparse_input is None else layer.sparse_input.density
-            packed = None if activations == 1 else Densities(1.0, 1.0, activations, activations=activations)
-            densities[name] = packed or DENSE
-            continue
-        share = kept[name] / layer.dense_shape.numel()
-        if layer.kind != kind and layer.mask is not None:
-            # A sparse phase has just ended: the weights are dense again, the step was not.
-            share = float(layer.mask.float().mean())
-        densities[name] = sparsifier.method.densities(layer, share)
-    return densities
+    return _Window.open(sparsifier, kept).densities()
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Steps whose views are alike: what they were, and what passed the thresholds when they began.
+
+    fixed: densities of dense layers and of masks. passing: of other layers, the share of their weights.
+    """
+
+    signature: _Signature
+    method: Method
+    layers: Mapping[str, SparseLayer]
+    fixed: dict[str, Densities]
+    passing: dict[str, float]
+
+    @classmethod
+    def open(cls, sparsifier: Sparsified, kept: Mapping[str, int] | None) -> _Window:
+        """kept: weights that are not zero, by layer, where they are known."""
+        layers, method = sparsifier.layers, sparsifier.method
+        # The method's own numbers change after a step: those of this moment are billed.
+        method = copy.copy(method)
+        masked = {name: layer.mask for name, layer in layers.items() if layer.kind == "mask" and layer.mask is not None}
+        counts = torch.stack([mask.sum().cpu() for mask in masked.values()]).tolist() if masked else []
+        fixed = {}
+        for name, count in zip(masked, counts, strict=True):
+            fixed[name] = method.densities(layers[name], count / layers[name].dense_shape.numel())
+        fixed |= {name: _dense(layer) for name, layer in layers.items() if layer.kind == "dense"}
+        passing = {name: layer for name, layer in layers.items() if name not in fixed}
+        shares = {
+            name: (layer.kept_count() if kept is None else kept[name]) / layer.dense_shape.numel()
+            for name, layer in passing.items()
+        }
+        return cls(_Signature.of(sparsifier), method, layers, fixed, shares)
+
+    def densities(self, passing: Mapping[str, float] | None = None) -> dict[str, Densities]:
+        """Of its steps, at whose end `passing` passed: their mean is taken as that of begin and end."""
+        ends = self.passing if passing is None else passing
+        found = {
+            name: self.method.densities(self.layers[name], (share + ends.get(name, share)) / 2)
+            for name, share in self.passing.items()
+        }
+        return {name: (self.fixed | found)[name] for name in self.layers}
+
+
+def _dense(layer: SparseLayer) -> Densities:
+    activations = 1.0 if layer.sparse_input is None else layer.sparse_input.density
+    return DENSE if activations == 1 else Densities(1.0, 1.0, activations, activations=activations)
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What the views of a step are known by, without a look at the device: their masks, held so that none is taken for
+    another one in its place, and all else."""
+
+    masks: list[Tensor | None]
+    rest: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, sparsifier: Sparsified) -> _Signature:
+        layers = sparsifier.layers.values()
+        masks = [mask for layer in layers for mask in (layer.mask, layer.grad_mask)]
+        versions = (None if mask is None else mask._version for mask in masks)
+        packed = (1.0 if layer.sparse_input is None else layer.sparse_input.density for layer in layers)
+        return cls(masks, (sparsifier.method.cost_state(), *(layer.kind for layer in layers), *versions, *packed))
+
+    def is_still(self, other: _Signature) -> bool:
+        return self.rest == other.rest and all(a is b for a, b in zip(self.masks, other.masks, strict=True))
 
 
 class TrainingMeter:
     """Training FLOPs of a run over those of a dense run of the same length ("Train F"), and what each layer spent.
 
-    Densities change from step to step; they are counted whenever `update` is called, and each count stands
-    for the steps since the one before.
+    The Sparsifier tells it of every step before the step moves anything, so each is billed by the views that it saw:
+    those of masks exactly, also where they change between two calls of `update`. What passes a threshold drifts; it
+    is counted when `update` is called and when a phase changes, and taken to have drifted evenly in between.
 
     Attributes:
         layers: name -> the three passes summed over the steps, in the convention's unit, as if every step were the
             forward that `macs` was counted on.
+        steps: how many steps were billed: those since it was made, or resumed.
 
     Raises:
         ValueError, TypeError: as `forward_fraction`.
@@ -162,16 +224,29 @@ class TrainingMeter:
         self.layers = dict.fromkeys(self.costs, Passes(0.0, 0.0, 0.0))
         self.spent = 0.0
         self.steps = 0
+        self._upto = sparsifier.step
+        self._window = _Window.open(sparsifier, None)
+        sparsifier.meters.add(self)
+
+    def before_step(self) -> None:
+        """A step is about to move weights: bill what came before, if its views were others."""
+        if not self._window.signature.is_still(_Signature.of(self.sparsifier)):
+            self._bill(None)
 
     def update(self, kept: Mapping[str, int] | None = None) -> float:
         """Count now (`kept`: `kept_counts`, where known); returns the fraction over the steps so far, 1.0 at first."""
-        since = self.sparsifier.step - self.steps
+        self._bill(kept)
+        return self.spent / self.steps if self.steps else 1.0
+
+    def _bill(self, kept: Mapping[str, int] | None) -> None:
+        window, since = self._window, self.sparsifier.step - self._upto
+        self._window = _Window.open(self.sparsifier, kept)
+        self._upto = self.sparsifier.step
         if since > 0:
-            passes = self.convention.passes(self.costs, _training_densities(self.sparsifier, kept))
+            passes = self.convention.passes(self.costs, window.densities(self._window.passing))
             self.layers = {name: self.layers[name] + each * since for name, each in passes.items()}
             self.spent += since * sum(each.training for each in passes.values()) / self.dense
-            self.steps = self.sparsifier.step
-        return self.spent / self.steps if self.steps else 1.0
+            self.steps += since
 
     def totals(self) -> Passes:
         """Forward, dX and dW summed over layers and steps."""
@@ -193,7 +268,7 @@ class TrainingMeter:
         return {"spent": self.spent, "steps": self.steps, "convention": self.convention.name, "layers": layers}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore `state_dict`.
+        """Restore `state_dict`, after the Sparsifier's own.
 
         Raises:
             ValueError: it was counted by another convention or over other layers.
@@ -206,3 +281,5 @@ class TrainingMeter:
             )
         self.spent, self.steps = float(saved["spent"]), int(saved["steps"])
         self.layers = {name: Passes(*map(float, saved["layers"][name])) for name in self.layers}
+        self._upto = self.sparsifier.step
+        self._window = _Window.open(self.sparsifier, None)

@@ -74,10 +74,15 @@ class Viewed(nn.Module):
         """`oriented` undone: [N, K] -> the weight's shape; a view that shares its memory."""
         return self.oriented(matrix)
 
+    def number(self, value: float, *shape: int) -> Tensor:
+        """A threshold or an alpha: `value` in float32, float64 beside such a weight, whatever torch's default dtype is."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return torch.full(shape, value, dtype=dtype, device=self.weight.device)
+
     def threshold_a_row(self, value: float) -> Tensor:
-        """A threshold for every output, [N] or, beside a transposed weight, [1, N]; float32, all of them `value`."""
+        """A threshold for every output, [N] or, beside a transposed weight, [1, N]; all of them `value`."""
         n = self.oriented(self.weight).shape[0]
-        return torch.full((1, n) if self.transposed else (n,), value, device=self.weight.device)
+        return self.number(value, 1, n) if self.transposed else self.number(value, n)
 
     @property
     def unit_shape(self) -> tuple[int, int]:

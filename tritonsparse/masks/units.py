@@ -167,4 +167,4 @@ def random_score(shape: Sequence[int], seed: int, *key: str | int) -> Tensor:
     device draws the same."""
     digest = hashlib.sha256("/".join(str(part) for part in (seed, *key)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.rand(tuple(shape), generator=generator)
+    return torch.rand(tuple(shape), generator=generator, dtype=torch.float32)

@@ -16,7 +16,8 @@ later: in between, at the end of the epoch, W is still the dense twin and the vi
 Differs from the paper in:
 - exact counts, ties to the lowest index; the published code keeps k - 1 of k and drops ties (`strict=True`).
 - the moments are reset whatever `.grad` is; the published reset skips parameters whose gradient is None, which
-  is all of them under today's `zero_grad`. Adam's step counts restart with them.
+  is all of them under today's `zero_grad`. The paper has SGD's momentum alone; of Adam and LAMB all moments and the
+  step counts restart, unless `reset_moments` is "momentum" (docs/experiments/acdc-reset.md).
 - momentum of pruned weights is cleared in sparse phases too; in the paper it decays unseen.
 - a dense phase counts as dense in training MACs; the paper leaves out weights that happen to be 0 still.
 """
@@ -132,14 +133,16 @@ class ACDC(MaskMethod):
     scope: "global" (one top-k over all layers) or "uniform" (one a layer). Norms of blocks are those of a layer's
         initialisation, give or take a few per cent: on blocks "global" may empty layers whole
         (docs/experiments/acdc-on-blocks.md).
-    reset_moments: restart the optimizer's moments where a dense phase starts.
+    reset_moments: what of the optimizer's state starts anew where a dense phase starts, for every parameter: True = all
+        moments and Adam's step counts; "momentum" = running averages of gradients alone, which is all that the paper's
+        SGD has; False = nothing.
     strict: the published code's count, which keeps one weight less and none that tie; unstructured only.
     """
 
     name: ClassVar[str] = "acdc"
     phases: Phases | str | None = None
     scope: str = "global"
-    reset_moments: bool = True
+    reset_moments: bool | str = True
     strict: bool = False
     _statistics: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     _scaled: Phases | None = field(default=None, init=False, repr=False, compare=False)
@@ -154,6 +157,10 @@ class ACDC(MaskMethod):
             raise ValueError(
                 f"acdc: expected phases as a Phases table or one of {', '.join(PHASES)}, got {self.phases!r}; choose "
                 f"one of them"
+            )
+        if self.reset_moments not in (True, False, "momentum"):
+            raise ValueError(
+                f"acdc: expected reset_moments True, False or 'momentum', got {self.reset_moments!r}; choose one"
             )
         if self.scope not in ("global", "uniform"):
             raise ValueError(f"acdc: expected scope 'global' or 'uniform', got {self.scope!r}; choose one")
@@ -207,7 +214,7 @@ class ACDC(MaskMethod):
             return
         self._rest(layers)
         if self.reset_moments:
-            reset_state(optimizer)
+            reset_state(optimizer, momentum_only=self.reset_moments == "momentum")
 
     def frozen_topology(self, clock: Clock) -> bool | None:
         # Not before its first step: until then W is the dense twin.

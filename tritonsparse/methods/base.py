@@ -150,6 +150,10 @@ class Method:
         """The passes' densities for a layer of which the fraction `kept` is not zero, by the paper's count."""
         return Densities(kept, kept, kept)
 
+    def cost_state(self) -> Any:
+        """What `densities` reads of the method itself: where it changes, the coming steps cost something else."""
+        return None
+
     def statistics(self) -> dict[str, float]:
         """What the method measured of its own course, as "<what> at step <step>", for results and plots."""
         return {}

@@ -78,7 +78,7 @@ class BlockGates:
         write_masks(layers, {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()})
         for name, (n, k) in shapes.items():
             size = (n // self.pattern.rows, k // self.pattern.columns)
-            self.scores[name] = torch.zeros(size, device=layers[name].weight.device)
+            self.scores[name] = layers[name].number(0.0, *size)
 
     def observe(self, layers: Layers, scale: Tensor | None) -> None:
         """Average this step's worth in; a layer without a gradient keeps its scores."""

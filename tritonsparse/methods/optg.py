@@ -80,7 +80,7 @@ class OptG(MaskMethod):
             dtype = torch.promote_types(layer.weight.dtype, torch.float32)
             self._scores[name] = torch.zeros_like(layer.weight, dtype=dtype)
             self._velocities[name] = torch.zeros_like(layer.weight, dtype=dtype)
-            layer.alpha = torch.ones((), device=layer.weight.device)
+            layer.alpha = layer.number(1.0)
         self._choose(layers, clock)
 
     def rise(self, clock: Clock) -> float:

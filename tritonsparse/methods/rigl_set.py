@@ -25,7 +25,7 @@ Differs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ class RigL(SET):
     def first_masks(self, layers: Layers, clock: Clock) -> None:
         super().first_masks(layers, clock)
         for layer in layers.values():
-            layer.alpha = torch.zeros((), device=layer.weight.device)
+            layer.alpha = layer.number(0.0)
         self._announce(layers, clock)
 
     def fraction(self, step: int, clock: Clock) -> float:
@@ -165,6 +165,9 @@ class RigL(SET):
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
         self.hold(layers, optimizer)
         self._announce(layers, clock)
+
+    def cost_state(self) -> Any:
+        return self._updating
 
     def densities(self, layer: SparseLayer, kept: float) -> Densities:
         if not self._updating:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class SNFS(SET):
         # Kept weights, of all layers: a function of shapes, so a resumed run finds the same.
         self._budget = sum(int(layer.mask.sum()) for layer in layers.values() if layer.mask is not None)
         for layer in layers.values():
-            layer.alpha = torch.ones((), device=layer.weight.device)
+            layer.alpha = layer.number(1.0)
 
     def fraction(self, step: int, clock: Clock) -> float:
         assert clock.total_steps is not None  # required in setup
@@ -131,6 +131,9 @@ class SNFS(SET):
             ranked = torch.where(stay, -1.0, to_units(momenta[name].float(), self._pattern))
             masks[name] = from_units(stay | topk_mask(ranked, grown[name]), self._pattern, shapes[name])
         return masks
+
+    def cost_state(self) -> Any:
+        return self._updating
 
     def densities(self, layer: SparseLayer, kept: float) -> Densities:
         return Densities(kept, kept, 1.0 if self._updating else kept)

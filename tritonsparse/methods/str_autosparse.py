@@ -43,7 +43,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -111,10 +111,9 @@ class STR(TargetSparsity):
         if self.sparsity is not None:
             self.check_length(layers, self.threshold_init, clock)
         for layer in layers.values():
-            device = layer.weight.device
             layer.kind = "soft"
-            layer.threshold = nn.Parameter(torch.full((1,), self.threshold_init, device=device))
-            layer.alpha = torch.zeros((), device=device)
+            layer.threshold = nn.Parameter(layer.number(self.threshold_init, 1))
+            layer.alpha = layer.number(0.0)
         if self.sparsity is not None:
             self.begin(layers)
 
@@ -253,7 +252,7 @@ class AutoSparse(STR):
     def _begin_blocks(self, layers: Layers, pattern: Block) -> None:
         super()._begin_blocks(layers, pattern)
         for layer in layers.values():
-            layer.alpha = torch.zeros((), device=layer.weight.device)
+            layer.alpha = layer.number(0.0)
 
     def current_alpha(self, clock: Clock) -> float:
         """alpha for the steps of epoch `clock.epoch`."""
@@ -310,8 +309,17 @@ class AutoSparse(STR):
         magnitude = layer.weight.detach().abs()
         return topk_mask(magnitude, kept_count(magnitude.numel(), round(1.0 - density, 12)))
 
+    def resume(self, layers: Layers) -> None:
+        super().resume(layers)
+        alphas = [layer.alpha for layer in layers.values() if layer.alpha is not None]
+        if self.refresh_every == 1 and alphas:
+            self._annealed = float(alphas[0])
+
+    def cost_state(self) -> Any:
+        return self._annealed > 0.0
+
     def densities(self, layer: SparseLayer, kept: float) -> Densities:
-        if layer.alpha is None or (float(layer.alpha) if self.refresh_every == 1 else self._annealed) == 0.0:
+        if layer.alpha is None or self._annealed == 0.0:
             return Densities(kept, kept, kept)
         reached = max(kept, 1.0 if self.backward_density is None else self.backward_density)
         return Densities(kept, kept, kept + (reached - kept) / self.refresh_every)

@@ -15,8 +15,8 @@ P-th step and reused between, on weights and on activations: a weight that cross
 and how many are kept varies. Tell `Sparsifier.set_row_mask` of padding: its rows count for no cut-off.
 
 Differs from the paper in:
-- exact counts and ties to the lowest index (units.py) on refresh steps; the published code keeps everything at or above
-  the k-th value always.
+- of weights exact counts and ties to the lowest index (units.py) on refresh steps. Of activations everything at or
+  above the k-th value is kept, ties too, as the published code does of both.
 - a cut-off is of elements: blocks, channels, N:M and structures are chosen exactly at every step, as the code does with
   its structures.
 - the published code compresses nothing: it saves Xhat dense.
@@ -119,7 +119,7 @@ class SWAT(MaskMethod):
         distribution = "uniform" if self.distribution == "momentum" else self.distribution
         sparsity = divide(distribution, self.dims(layers), self.sparsity)
         for layer in layers.values():
-            layer.alpha = torch.ones((), device=layer.weight.device)
+            layer.alpha = layer.number(1.0)
             layer.sparse_input = SparseInput(
                 scope=self.activation_scope, slack=self.slack, remembers=self.refresh_every > 1
             )

@@ -196,8 +196,8 @@ def common_offset(weights: list[Tensor], logits: list[Tensor], most: list[int], 
         float32 scalar on the first weight's device; 4 where `wanted` is out of reach. No host synchronisation.
     """
     device = weights[0].device
-    low = torch.full((), -_REACH, device=device)
-    high = torch.full((), _REACH, device=device)
+    low = torch.full((), -_REACH, dtype=torch.float32, device=device)
+    high = torch.full((), _REACH, dtype=torch.float32, device=device)
     for _ in range(_ROUNDS):
         middle = 0.5 * (low + high)
         counts = [

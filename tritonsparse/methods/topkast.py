@@ -7,8 +7,8 @@ is AutoSparse's "Top-KAST + GA" (arXiv:2304.06941, section 5.2).
     B = TopK(|W|, 1 - backward_sparsity) >= A  dW: 1 on A, alpha on B \\ A, 0 elsewhere
     loss += penalty/2 (sum_A W^2 + sum_{B \\ A} W^2 / D),   D = 1 - sparsity     section 2.3
 
-Weights outside A are kept, and those of B trained, so that they may come back; outside B nothing moves but by the
-optimizer's own decay. `backward_sparsity` 0 makes B everything.
+Weights outside A are kept, and those of B trained, so that they may come back. Outside B nothing moves, whatever
+momentum and decay the optimizer has. `backward_sparsity` 0 makes B everything.
 
 Differs from the paper in:
 - the penalty is the squared norm's, added as a gradient; the paper's text has it squared and unsquared.
@@ -17,7 +17,7 @@ Differs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -54,6 +54,8 @@ class TopKAST(MaskMethod):
     penalty: float = 1e-4
     refresh_every: int = 1
     distribution: str = "uniform"
+    # Weights outside B as they were before the step under way.
+    _still: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +82,7 @@ class TopKAST(MaskMethod):
                 f"group of {pattern.m} has no set between A and everything"
             )
         for layer in layers.values():
-            layer.alpha = torch.full((), self.alpha, device=layer.weight.device)
+            layer.alpha = layer.number(self.alpha)
         self._refresh(layers)
 
     def _refresh(self, layers: Layers) -> None:
@@ -108,8 +110,18 @@ class TopKAST(MaskMethod):
             weight.grad += (pull if scale is None else pull * scale).to(weight.grad.dtype)
         return False
 
+    def guard(self, layers: Layers, optimizer: Optimizer) -> None:
+        super().guard(layers, optimizer)
+        supersets = {name: layer for name, layer in layers.items() if layer.grad_mask is not None}
+        self._still = {name: layer.weight.detach().clone() for name, layer in supersets.items()}
+
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
+        for name, before in self._still.items():
+            mask, superset = layers[name].mask, layers[name].grad_mask
+            assert mask is not None and superset is not None  # written in setup
+            layers[name].weight.copy_(torch.where(mask | superset, layers[name].weight, before))
+        self._still = {}
         if clock.step % self.refresh_every == 0:
             self._refresh(layers)
 
