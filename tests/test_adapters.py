@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import tritonsparse as ts
-from tritonsparse.methods import GMP, AutoSparse, PowerProp, RigL, Static, TopKAST
+from tritonsparse.methods import DSR, GMP, MEST, SET, SNFS, AutoSparse, OptG, PowerProp, RigL, Static, TopKAST
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*low_cpu_mem_usage")
 TARGETS = ["q_proj", "v_proj"]
@@ -265,9 +265,9 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, Any]], str]] = {
         r"through a threshold .kind 'soft'",
     ),
     "initialised from the base": (pissa, r"0 where '.*q_proj' is pruned"),
-    "growing what does not train": (
-        lambda: adapters_last(method=RigL(sparsity=0.5, update_every=1), total_steps=20),
-        r"expected weights that train under method 'rigl'",
+    "scores of gradients that are not there": (
+        lambda: adapters_last(method=OptG(sparsity=0.5), total_steps=20, steps_per_epoch=5),
+        r"expected weights that train under method 'optg'",
     ),
 }
 
@@ -293,6 +293,31 @@ def test_adapters_that_do_not_fit_are_refused_at_attach(case: str) -> None:
             warnings.simplefilter("ignore")
             merged = model.merge_and_unload()
         assert (merged.model.layers[0].self_attn.q_proj.effective_weight() == 0).any()
+
+
+MOVING = [cls(sparsity=0.5, update_every=1) for cls in (SET, RigL, SNFS, DSR, MEST)]
+
+
+@pytest.mark.parametrize("method", MOVING, ids=lambda method: method.name)
+def test_masks_over_weights_that_do_not_train_stay_where_they_are(method: Any) -> None:
+    # What grew in a frozen layer would stay 0 for good, in the place of a weight that was not.
+    model, sparsifier = adapters_last(method=method, total_steps=20)
+    layers = sparsifier.layers.values()
+    for layer in list(layers)[:3]:
+        layer.weight.requires_grad_(True)
+    before = [layer.mask.clone() for layer in layers]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    sparsifier.attach(optimizer)
+    model.train()
+    kept = sum(int(mask.sum()) for mask in before)
+    for _ in range(6):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    same = [torch.equal(layer.mask, mask) for layer, mask in zip(layers, before, strict=True)]
+    assert not any(same[:3]) and all(same[3:])
+    # MEST keeps a few more until its last stage.
+    assert sum(int(layer.mask.sum()) for layer in layers) == kept or method.name == "mest"
 
 
 def test_a_trainer_saves_and_resumes_adapters_over_a_sparse_base(tmp_path: Path) -> None:

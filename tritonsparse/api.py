@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from .masks.embeddings import EmbeddingMasks
 from .methods import METHODS, Method
 from .pattern import Pattern
 from .readers import no_fast_path
-from .selection import refuse_unfit, select
+from .selection import named_sparsities, refuse_unfit, select
 from .sparsifier import Sparsifier
 
 __all__ = ["load", "sparsify"]
@@ -37,7 +38,7 @@ def sparsify(
     model: nn.Module,
     method: str | Method,
     *,
-    sparsity: float | None = None,
+    sparsity: float | Mapping[str, float] | None = None,
     pattern: str | Pattern = "unstructured",
     include: list[str] | None = None,
     exclude: list[str] | None = None,
@@ -61,7 +62,9 @@ def sparsify(
         model: any transformers model, or any `nn.Module`; changed in place.
         method: a name of `tritonsparse.methods.METHODS`, or a method object (copied, so that one object can
             configure several models).
-        sparsity: fraction of zeros to reach, in [0, 1), for methods that take it.
+        sparsity: fraction of zeros to reach, in [0, 1), for methods that take it; or such fractions by layer, fnmatch
+            patterns on module names of which the first that matches counts, for methods in which every layer keeps its
+            own. A layer that none matches stays dense.
         pattern: shape of the masks ("unstructured", "block:32", "2:4", "2:4:transposable", "channel"), as the method
             supports.
         include: fnmatch patterns on module names; naming a module overrides the default skips except ties.
@@ -109,6 +112,10 @@ def sparsify(
     check_backend(backend, chosen_pattern)
     _check_names(include, exclude)
     modules, skipped = select(model, include, exclude, output_heads)
+    if isinstance(by_layer := getattr(chosen_method, "distribution", None), Mapping):
+        modules, rest = named_sparsities(by_layer, modules, skipped)
+        skipped += rest
+    chosen_method.settle({name: tuple(cast(Tensor, module.weight).shape) for name, module in modules.items()})
     clock = Clock(0, total_steps, steps_per_epoch)
     # The method may still refuse (a schedule without its length): it decides on the layers once re-classed, so a
     # refusal puts the stock classes back.
@@ -195,8 +202,15 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
 
 def _resolve_method(method: str | Method, **overrides: Any) -> Method:
     given = {name: value for name, value in overrides.items() if value is not None}
+    if isinstance(given.get("sparsity"), Mapping) and given.keys() >= {"distribution"}:
+        raise ValueError(
+            f"sparsify: expected no distribution= beside sparsities by layer, got {given['distribution']!r}; leave "
+            f"it out"
+        )
     if isinstance(method, Method):
         for name, value in given.items():
+            if isinstance(value, Mapping) and getattr(method, "distribution", None) == dict(value):
+                continue
             if getattr(method, name, None) != value:
                 raise ValueError(
                     f"sparsify: expected {name}= to agree with the method object ({name} = "

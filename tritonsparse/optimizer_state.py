@@ -218,8 +218,9 @@ def map_state(
 def reset_state(optimizer: Optimizer, momentum_only: bool = False) -> None:
     """Start every moment anew: 0 (NAdam's product of momenta 1, Adagrad's sum its first value), step counts included.
 
-    `momentum_only` leaves all but running averages of gradients as they are. Else with the counts, because Adam's bias correction is what makes the first step after moments of 0 one of about
-    the learning rate; kept counts would make it lr (1 - beta1) / sqrt(1 - beta2), three times that.
+    `momentum_only` leaves all but running averages of gradients as they are. Else with the counts, because Adam's bias
+    correction is what makes the first step after moments of 0 one of about the learning rate; kept counts would make it
+    lr (1 - beta1) / sqrt(1 - beta2), three times that.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

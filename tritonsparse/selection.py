@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -20,9 +20,10 @@ from .layers import SparseLayer
 from .layers.base import RESERVED
 from .layers.classes import SPARSE_CLASSES
 from .layers.conv2d import is_depthwise
+from .masks.distribution import given
 from .readers import Reader, weight_readers
 
-__all__ = ["Skip", "refuse_unfit", "select"]
+__all__ = ["Skip", "named_sparsities", "refuse_unfit", "select"]
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,26 @@ def select(
         what = "linear or convolution layers to sparsify" if include is None else f"include patterns {include}"
         raise ValueError(_nothing_matched(what, candidates, skipped))
     return chosen, skipped
+
+
+def named_sparsities(
+    sparsities: Mapping[str, float], modules: dict[str, nn.Module], skipped: list[Skip]
+) -> tuple[dict[str, nn.Module], list[Skip]]:
+    """The modules to which sparsities by pattern give one above 0, and the others.
+
+    Raises:
+        ValueError: a pattern matches no module of those that can be sparse, or nothing is left.
+    """
+    known = {*modules, *(skip.name for skip in skipped)}
+    for pattern in sparsities:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise ValueError(_nothing_matched(f"sparsity pattern {pattern!r}", modules))
+    own = given(sparsities, modules)
+    chosen = {name: module for name, module in modules.items() if own.get(name)}
+    if not chosen:
+        raise ValueError(_nothing_matched("a sparsity above 0", modules, skipped))
+    weights = {name: cast(nn.Parameter, module.weight).numel() for name, module in modules.items()}
+    return chosen, [Skip(name, "no sparsity given", weights[name]) for name in modules if name not in chosen]
 
 
 def _carries_adapter(model: nn.Module, name: str) -> bool:

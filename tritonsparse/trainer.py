@@ -10,6 +10,7 @@ are those of `SparsityCallback`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -48,7 +49,7 @@ class SparseTrainer(Trainer):
         args: Any = None,
         *positional: Any,
         method: str | Method | None = None,
-        sparsity: float | None = None,
+        sparsity: float | Mapping[str, float] | None = None,
         pattern: str | Pattern = "unstructured",
         backend: str = "auto",
         initial_mask: InitialMask = None,

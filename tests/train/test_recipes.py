@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tritonsparse.methods import ACDC, METHODS
-from tritonsparse.methods.acdc import PHASES
+from tritonsparse.methods import ACDC, METHODS, PHASES
 from tritonsparse.selection import select
 from tritonsparse.train.images import arguments as image_arguments
 from tritonsparse.train.images.models import IMAGE_MODELS, build_model

@@ -9,6 +9,7 @@ on disk       tritonsparse_state.json and tritonsparse_state.safetensors
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import weakref
 from collections.abc import Callable, Mapping
@@ -118,6 +119,10 @@ def unpack(state: State, saved: Mapping[str, Any]) -> None:
         state.method.resume(state.layers)
 
 
+def _default(method: Method, name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(method) if field.name == name)
+
+
 def _plain(tensor: Tensor) -> Tensor:
     """A copy on the CPU, contiguous: safetensors takes no channels-last mask."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -146,6 +151,8 @@ def _check(state: State, saved: Mapping[str, Any]) -> None:
     config = state.method.to_dict()
     for key in config.keys() | saved["config"].keys():
         left_to_run = config.get(key) is None and key in state.method.fits()
+        if key not in saved["config"] and config[key] == _default(state.method, key):
+            continue  # a field that an older version had not
         if config.get(key) != saved["config"].get(key) and not left_to_run:
             refuse(f"{state.method.name}.{key} =", config.get(key), saved["config"].get(key))
     for key, value in (

@@ -75,7 +75,7 @@ class Viewed(nn.Module):
         return self.oriented(matrix)
 
     def number(self, value: float, *shape: int) -> Tensor:
-        """A threshold or an alpha: `value` in float32, float64 beside such a weight, whatever torch's default dtype is."""
+        """A threshold or an alpha: `value` in float32, float64 beside such a weight, whatever torch's default is."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         return torch.full(shape, value, dtype=dtype, device=self.weight.device)
 

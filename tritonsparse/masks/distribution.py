@@ -1,16 +1,23 @@
-"""Distributions: how one global sparsity is divided over layers."""
+"""Distributions: how one global sparsity is divided over layers.
+
+"uniform"   the same for every layer
+"erk"       by layers' shapes
+a mapping   fnmatch pattern on layer names -> sparsity; the first that matches counts
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from fnmatch import fnmatchcase
 
-__all__ = ["DISTRIBUTIONS", "apportion", "divide", "erk", "uniform"]
+__all__ = ["DISTRIBUTIONS", "Distribution", "apportion", "divide", "erk", "given", "overall", "uniform"]
 
 DISTRIBUTIONS = ("uniform", "erk")
 
 Shapes = Mapping[str, tuple[int, ...]]
+Distribution = str | Mapping[str, float]
 
 
 def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
@@ -42,12 +49,39 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
     return dict.fromkeys(shapes, 0.0)
 
 
-def divide(distribution: str, shapes: Shapes, sparsity: float) -> dict[str, float]:
-    """Sparsity per layer name under `distribution`.
+def given(patterns: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """The sparsity of every layer that a pattern matches."""
+    found: dict[str, float] = {}
+    for name in names:
+        matching = [sparsity for pattern, sparsity in patterns.items() if fnmatchcase(name, pattern)]
+        if matching:
+            found[name] = matching[0]
+    return found
+
+
+def overall(shapes: Shapes, sparsities: Mapping[str, float]) -> float:
+    """The share of zeros over all layers together."""
+    numel = {name: math.prod(shape) for name, shape in shapes.items()}
+    return sum(sparsities[name] * n for name, n in numel.items()) / sum(numel.values())
+
+
+def divide(distribution: Distribution, shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Sparsity per layer name under `distribution`, of `sparsity` over all.
+
+    Of a mapping, whose values have a mean of their own, every layer's in proportion: a ramp's beginning, or a larger
+    set. More than its own is at most half of what it keeps.
 
     Raises:
-        ValueError: the distribution is not one of `DISTRIBUTIONS`.
+        ValueError: the distribution is not one of `DISTRIBUTIONS`, or a value of a mapping is not in [0, 1).
     """
+    if isinstance(distribution, Mapping):
+        for pattern, value in distribution.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+                raise ValueError(f"sparsity: expected numbers in [0, 1), got {value!r} for {pattern!r}; correct it")
+        own = given(distribution, shapes)
+        mean = overall(shapes, own) if own else 0.0
+        factor = sparsity / mean if mean else 0.0
+        return {name: min(value * factor, max(value, (1.0 + value) / 2)) for name, value in own.items()}
     if distribution not in DISTRIBUTIONS:
         raise ValueError(
             f"distribution: expected one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}; choose one of them"

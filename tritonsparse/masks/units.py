@@ -144,15 +144,15 @@ def drop_grow(
     Args:
         mask: bool [N, K], obeying `pattern`.
         drop_score, grow_score: [N, K], no NaN.
-        count: units to drop and to grow; no more are grown than there are.
+        count: units to drop and to grow; no more than there are, of those that may grow either.
         allow_regrow: what was just dropped may grow again (RigL).
 
     Returns:
-        bool [N, K] with as many units as `mask`, where enough can grow.
+        bool [N, K] with as many units as `mask`.
     """
     kept = to_units(mask.float(), pattern) > 0
     total = int(kept.sum())
-    count = min(count, total)
+    count = min(count, total) if allow_regrow else min(count, total, kept.numel() - total)
     lowest = torch.finfo(torch.float32).min
     dropping = torch.where(kept, to_units(drop_score.float(), pattern), lowest)
     stays = topk_masks([dropping], total - count)[0]

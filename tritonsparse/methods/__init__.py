@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .acdc import ACDC, PHASES, Phases
+from .acdc import ACDC
 from .base import Densities, Method
 from .dense import Dense
 from .dsr import DSR
@@ -10,6 +10,7 @@ from .dst import DST
 from .gmp import GMP
 from .mest import MEST
 from .optg import OptG
+from .phases import PHASES, Phases
 from .powerprop import PowerProp
 from .rigl_set import SET, RigL
 from .snfs import SNFS

@@ -25,9 +25,8 @@ Differs from the paper in:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -35,89 +34,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
+from ..masks.distribution import Distribution, divide
 from ..masks.units import choose_masks
 from ..optimizer_state import reset_state
 from ..pattern import Unstructured
 from .base import Layers, MethodState
 from .masked import MaskMethod
+from .phases import PHASES, Phases
 
-__all__ = ["ACDC", "PHASES", "Phases"]
-
-
-@dataclass(frozen=True)
-class Phases:
-    """When phases start.
-
-    starts: (first epoch, from 0, "dense" or "sparse"), rising from epoch 0; parts of epochs are allowed.
-    epochs: length of the whole run.
-
-    Raises:
-        ValueError: the table does not start at 0, does not rise within `epochs`, or names another phase.
-    """
-
-    starts: Sequence[tuple[float, str]]
-    epochs: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "starts", tuple((float(epoch), str(kind)) for epoch, kind in self.starts))
-        when = [*(epoch for epoch, _ in self.starts), self.epochs]
-        rises = all(low < high for low, high in pairwise(when))
-        if (
-            not self.starts
-            or when[0] != 0
-            or not rises
-            or any(kind not in ("dense", "sparse") for _, kind in self.starts)
-        ):
-            raise ValueError(
-                f"Phases: expected (epoch, 'dense' or 'sparse') rising from epoch 0 to below {self.epochs}, got "
-                f"{list(self.starts)}; correct the table"
-            )
-
-    @classmethod
-    def alternating(cls, epochs: float, *, warmup: float, sparse: float, dense: float, final: float) -> Phases:
-        """Dense for `warmup` epochs, then sparse and dense in turn, sparse for the `final` epochs.
-
-        The dense phase before the last sparse one takes what is left over, as in the paper's tables.
-        """
-        starts: list[tuple[float, str]] = [(0, "dense")]
-        at = warmup
-        while at + sparse + dense <= epochs - final:
-            starts += [(at, "sparse"), (at + sparse, "dense")]
-            at += sparse + dense
-        return cls([*starts, (epochs - final, "sparse")], epochs)
-
-    def scaled(self, epochs: float) -> Phases:
-        """The same table stretched or shrunk to a run of `epochs` epochs."""
-        return Phases([(epoch * epochs / self.epochs, kind) for epoch, kind in self.starts], epochs)
-
-    def at(self, step: int, steps_per_epoch: int) -> str:
-        """The phase that step `step` (from 0) belongs to: a function of the step alone, so it survives resuming."""
-        current = self.starts[0][1]
-        for epoch, kind in self.starts:
-            if step >= math.floor(epoch * steps_per_epoch + 0.5):
-                current = kind
-        return current
-
-
-def _imagenet(epochs: int) -> Phases:
-    """Tables of the published configurations: 5 and 5 from epoch 10, at the end 10 dense and 15 sparse."""
-    return Phases.alternating(epochs, warmup=10, sparse=5, dense=5, final=15)
-
-
-def _turns(*begins: int, sparse: int, last: int) -> list[tuple[float, str]]:
-    """Sparse phases of `sparse` epochs from each of `begins`, dense in between, sparse from `last` on."""
-    turns = [turn for begin in begins for turn in ((begin, "sparse"), (begin + sparse, "dense"))]
-    return [(0, "dense"), *turns, (last, "sparse")]
-
-
-PHASES: dict[str, Phases] = {
-    "imagenet100": _imagenet(100),
-    "imagenet150": _imagenet(150),
-    "imagenet200": _imagenet(200),
-    "cifar100": Phases(_turns(10, 50, 90, 130, sparse=20, last=170), 200),
-    # From the text of section 4.3: 5 epochs dense, 3 and 3 in turn, epochs 33 to 39 dense, 40 to 48 sparse.
-    "transfoxl48": Phases(_turns(5, 11, 17, 23, 29, sparse=3, last=39), 48),
-}
+__all__ = ["ACDC"]
 
 
 _LAST = "last/"
@@ -133,6 +58,7 @@ class ACDC(MaskMethod):
     scope: "global" (one top-k over all layers) or "uniform" (one a layer). Norms of blocks are those of a layer's
         initialisation, give or take a few per cent: on blocks "global" may empty layers whole
         (docs/experiments/acdc-on-blocks.md).
+    distribution: of scope "uniform": "uniform", "erk", or sparsities by layer (masks/distribution.py).
     reset_moments: what of the optimizer's state starts anew where a dense phase starts, for every parameter: True = all
         moments and Adam's step counts; "momentum" = running averages of gradients alone, which is all that the paper's
         SGD has; False = nothing.
@@ -142,6 +68,7 @@ class ACDC(MaskMethod):
     name: ClassVar[str] = "acdc"
     phases: Phases | str | None = None
     scope: str = "global"
+    distribution: Distribution = "uniform"
     reset_moments: bool | str = True
     strict: bool = False
     _statistics: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -158,6 +85,14 @@ class ACDC(MaskMethod):
                 f"acdc: expected phases as a Phases table or one of {', '.join(PHASES)}, got {self.phases!r}; choose "
                 f"one of them"
             )
+        if self.scope == "global" and self.distribution != "uniform":
+            raise ValueError(
+                f"acdc: expected scope 'uniform' with sparsities by layer, got 'global', where layers compete; pass "
+                f"ACDC(scope='uniform', sparsity={self.distribution!r})"
+            )
+        if self.strict and self.distribution != "uniform":
+            raise ValueError(f"acdc: expected distribution 'uniform' with strict, got {self.distribution!r}; drop one")
+        divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
         if self.reset_moments not in (True, False, "momentum"):
             raise ValueError(
                 f"acdc: expected reset_moments True, False or 'momentum', got {self.reset_moments!r}; choose one"
@@ -233,9 +168,10 @@ class ACDC(MaskMethod):
         scores = self.magnitudes(layers)
         if self.strict:
             masks = _published(scores, self.sparsity, self.scope)
+        elif self.scope == "global":
+            masks = choose_masks(scores, self.sparsity, self._pattern, "global")
         else:
-            scope = "global" if self.scope == "global" else "layer"
-            masks = choose_masks(scores, self.sparsity, self._pattern, scope)
+            masks = choose_masks(scores, divide(self.distribution, self.dims(layers), self.sparsity), self._pattern)
         total = sum(score.numel() for score in scores.values())
         zeros = sum(int((score == 0).sum()) for score in scores.values())
         self._statistics[f"dead at step {clock.step}"] = zeros / total

@@ -59,8 +59,8 @@ class Method:
     patterns: ClassVar[tuple[type, ...]] = (Unstructured,)
     # Whether the model is as sparse as it will be before the first step.
     one_shot: ClassVar[bool] = False
-    # Whether it prunes weights that do not train, under an adapter for instance, as it prunes others.
-    takes_frozen: ClassVar[bool] = False
+    # Whether it prunes weights that do not train, under an adapter for instance.
+    takes_frozen: ClassVar[bool] = True
     # Whether its layers have masks from the start on, and what they were chosen by (initial_masks.py).
     starts_from_mask: ClassVar[bool] = False
     initial: Any = field(default=None, init=False, repr=False, compare=False)
@@ -71,6 +71,9 @@ class Method:
 
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
         """Give every layer its view. All checks come before the first change."""
+
+    def settle(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """The layers' shapes are known."""
 
     @classmethod
     def fits(cls) -> set[str]:

@@ -19,5 +19,4 @@ class Dense(Method):
     """No sparsity: bit-identical to the untouched model."""
 
     name: ClassVar[str] = "dense"
-    takes_frozen: ClassVar[bool] = True
     patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block, NM, Channel)

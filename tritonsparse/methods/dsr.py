@@ -34,11 +34,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..masks.distribution import apportion
+from ..masks.distribution import Distribution, apportion
 from ..masks.topk import topk_mask
 from ..masks.units import from_units, random_score, to_units, unit_size
 from ..optimizer_state import clear_state
 from .base import Layers, MethodState
+from .masked import still
 from .rigl_set import SET
 
 __all__ = ["DSR"]
@@ -58,11 +59,12 @@ class DSR(SET):
     """
 
     name: ClassVar[str] = "dsr"
+    keeps_distribution: ClassVar[bool] = False
     drop_fraction: float = 0.05
     threshold_init: float = 1e-3
     doublings: Sequence[float] = (0.25, 0.5, 0.75)
     stop_at: float = 0.95
-    distribution: str = "uniform"
+    distribution: Distribution = "uniform"
     _threshold: float = field(default=0.0, init=False, repr=False, compare=False)
     _budget: int = field(default=0, init=False, repr=False, compare=False)
 
@@ -92,11 +94,12 @@ class DSR(SET):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self._due(clock.step, clock):
-            self._reallocate(layers, clock.step, optimizer)
+        if self._due(clock.step, clock) and (moving := self.moving(layers)):
+            self._reallocate(moving, clock.step, optimizer, self._budget - still(layers, moving))
         self.hold(layers, optimizer)
 
-    def _reallocate(self, layers: Layers, step: int, optimizer: Optimizer) -> None:
+    def _reallocate(self, layers: Layers, step: int, optimizer: Optimizer, budget: int) -> None:
+        """budget: weights that the layers keep together."""
         shapes = self.shapes(layers)
         size = {name: unit_size(shape, self._pattern) for name, shape in shapes.items()}
         old: dict[str, Tensor] = {}
@@ -113,7 +116,8 @@ class DSR(SET):
         remain = {name: int(stay.sum()) for name, stay in stays.items()}
         self._adapt(sum(held.values()) - sum(remain.values()), self.drop_fraction * sum(held.values()))
 
-        grown = self._share_out(remain, {name: kept.numel() - held[name] for name, kept in old.items()}, old, size)
+        left = budget - sum(remain[name] * size[name] for name in remain)
+        grown = self._share_out(left, remain, old, size)
         masks = {}
         for name, stay in stays.items():
             score = to_units(random_score(shapes[name], self._seed, self.name, name, step), self._pattern)
@@ -128,10 +132,10 @@ class DSR(SET):
         self.write(layers, masks)
 
     def _share_out(
-        self, remain: Mapping[str, int], free: Mapping[str, int], old: Mapping[str, Tensor], size: Mapping[str, int]
+        self, left: int, remain: Mapping[str, int], old: Mapping[str, Tensor], size: Mapping[str, int]
     ) -> dict[str, int]:
-        """Units to grow by layer: in proportion to the weights that remain in it."""
-        left = self._budget - sum(remain[name] * size[name] for name in remain)
+        """Units to grow by layer, `left` weights together: in proportion to the weights that remain in it."""
+        free = {name: kept.numel() - int(kept.sum()) for name, kept in old.items()}
         shares = {name: float(count * size[name]) for name, count in remain.items()}
         if sum(free[name] * size[name] for name in free) < left:
             free = {name: kept.numel() - remain[name] for name, kept in old.items()}

@@ -27,7 +27,7 @@ import torch
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..masks.distribution import divide
+from ..masks.distribution import Distribution, divide
 from ..masks.topk import check_sparsity, kept_count
 from ..masks.units import choose_masks, to_units
 from ..pattern import NM
@@ -50,18 +50,17 @@ class GMP(MaskMethod):
     initial_sparsity: p_i.
     begin, end: t_0 and t_1 as fractions of total_steps.
     update_every: steps between mask updates (the paper's Delta t); None = a hundredth of the run, at most 100.
-    distribution: "uniform" or "erk".
+    distribution: "uniform", "erk", or sparsities by layer (masks/distribution.py).
     """
 
     name: ClassVar[str] = "gmp"
-    takes_frozen: ClassVar[bool] = True
     starts_from_mask: ClassVar[bool] = True
     intervals: ClassVar[dict[str, int]] = {"update_every": 100}
     initial_sparsity: float = 0.0
     begin: float = 0.0
     end: float = 0.75
     update_every: int | None = None
-    distribution: str = "uniform"
+    distribution: Distribution = "uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..held_zeros import HeldZeros
+from ..masks.distribution import divide, given, overall
 from ..masks.topk import check_sparsity
 from ..masks.units import check_pattern, choose_masks, random_score
 from ..pattern import NM, Block, Channel, Pattern, Unstructured
 from .base import Layers, Method
 
-__all__ = ["MaskMethod", "write_masks"]
+__all__ = ["MaskMethod", "still", "write_masks"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +30,54 @@ def write_masks(layers: Layers, masks: Mapping[str, Tensor]) -> None:
         layer.hide(layer.stored(masks[name]))
 
 
+def still(layers: Layers, moving: Layers) -> int:
+    """Weights that the masks keep of layers whose masks do not move."""
+    return sum(int(layer.mask.sum()) for name, layer in layers.items() if name not in moving and layer.mask is not None)
+
+
 @dataclass(kw_only=True)
 class MaskMethod(Method):
-    """Base of the methods that keep a mask a layer. sparsity: fraction of zeros, in [0, 1); 0 runs dense."""
+    """Base of the methods that keep a mask a layer.
+
+    sparsity: fraction of zeros, in [0, 1); 0 runs dense. A mapping from fnmatch patterns on layer names to fractions
+        becomes the `distribution`, and this what it comes to over all layers.
+    """
 
     patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block, Channel, NM)
     sparsity: float
+    # Whether every layer keeps the sparsity that its distribution gave it.
+    keeps_distribution: ClassVar[bool] = True
     _pattern: Pattern = field(default_factory=Unstructured, init=False, repr=False, compare=False)
     _seed: int = field(default=0, init=False, repr=False, compare=False)
     _empty: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _zeros: HeldZeros = field(default_factory=HeldZeros, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.sparsity, Mapping):
+            if not self.keeps_distribution or not hasattr(self, "distribution"):
+                raise ValueError(
+                    f"{self.name}: expected one sparsity, which this method shares out over the layers itself, got "
+                    f"{dict(self.sparsity)}; pass a number"
+                )
+            # By layer: what it is over all is known once the layers are (`settle`).
+            setattr(self, "distribution", dict(self.sparsity))  # noqa: B010 - a field of subclasses
+            divide(dict(self.sparsity), {}, 0.0)  # refuses what is no sparsity
+            self.sparsity = max(self.sparsity.values(), default=0.0)
         self.sparsity = check_sparsity(self.name, self.sparsity)
+
+    def settle(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        by_layer = getattr(self, "distribution", None)
+        if isinstance(by_layer, Mapping):
+            self.sparsity = check_sparsity(self.name, overall(shapes, given(by_layer, shapes)))
 
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
         check_pattern(self.name, {name: layer.unit_shape for name, layer in layers.items()}, pattern)
+        by_layer = getattr(self, "distribution", None)
+        if isinstance(pattern, NM) and isinstance(by_layer, Mapping) and len(set(by_layer.values()) - {0.0}) > 1:
+            raise ValueError(
+                f"{self.name}: expected one sparsity with pattern '{pattern}', got {dict(by_layer)}; leave layers out "
+                f"that are to be dense"
+            )
         if isinstance(pattern, NM) and self.sparsity and abs(self.sparsity - (1 - pattern.n / pattern.m)) > 1e-6:
             raise ValueError(
                 f"{self.name}: expected sparsity {1 - pattern.n / pattern.m:g}, which pattern '{pattern}' has, got "
@@ -102,6 +135,10 @@ class MaskMethod(Method):
                 "%s: step %d: no weight is kept in %s; nothing passes through a layer without weights (said once)",
                 *(self.name, step, ", ".join(names)),
             )
+
+    def moving(self, layers: Layers) -> Layers:
+        """Those whose masks move: weights that do not train keep theirs, as what would grow in them stays 0."""
+        return {name: layer for name, layer in layers.items() if layer.weight.requires_grad}
 
     def write(self, layers: Layers, masks: Mapping[str, Tensor]) -> None:
         """`write_masks`, for methods that look at what they write."""

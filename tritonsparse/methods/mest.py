@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..masks.distribution import divide
+from ..masks.distribution import Distribution, divide
 from ..masks.topk import kept_count, topk_mask
 from ..masks.units import choose_masks, from_units, random_score, to_units
 from ..optimizer_state import clear_state
@@ -52,7 +52,7 @@ class MEST(MaskMethod):
     stages: fractions of the run at which the next stage begins, one less than there are stages.
     update_every: steps between updates (the paper: 5 epochs); None = a hundredth of the run, at most 100.
     gradient_weight: lambda, the weight of |dL/dW| in the importance.
-    distribution: "uniform" or "erk".
+    distribution: "uniform", "erk", or sparsities by layer (masks/distribution.py).
     """
 
     name: ClassVar[str] = "mest"
@@ -64,7 +64,7 @@ class MEST(MaskMethod):
     stages: Sequence[float] = (0.5625, 0.75)
     update_every: int | None = None
     gradient_weight: float = 0.0
-    distribution: str = "uniform"
+    distribution: Distribution = "uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +117,7 @@ class MEST(MaskMethod):
         if not self._due(clock.step, clock):
             return False
         stage = self.stage(clock.step, clock)
-        importance = {}
+        importance, layers = {}, self.moving(layers)
         for name, layer in layers.items():
             value = layer.weight.detach().abs()
             if self.gradient_weight and layer.weight.grad is not None:

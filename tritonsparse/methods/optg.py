@@ -60,6 +60,8 @@ class OptG(MaskMethod):
     """
 
     name: ClassVar[str] = "optg"
+    # Scores are made of gradients.
+    takes_frozen: ClassVar[bool] = False
     beta: float = 1.0
     score_momentum: float = 0.9
     _scores: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)

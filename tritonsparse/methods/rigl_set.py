@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..layers import SparseLayer
-from ..masks.distribution import divide
+from ..masks.distribution import Distribution, divide
 from ..masks.units import drop_grow, random_score, to_units
 from ..optimizer_state import clear_state
 from ..pattern import Block, Channel, Unstructured
@@ -52,7 +52,7 @@ class SET(MaskMethod):
     drop_fraction: share of the kept units replaced at an update (zeta in SET, alpha in RigL).
     update_every: steps between updates (Delta T); None = a hundredth of the run, at most 100.
     stop_at: updates end at this fraction of total_steps (T_end).
-    distribution: "uniform" or "erk".
+    distribution: "uniform", "erk", or sparsities by layer (masks/distribution.py).
     """
 
     name: ClassVar[str] = "set"
@@ -62,7 +62,7 @@ class SET(MaskMethod):
     drop_fraction: float = 0.3
     update_every: int | None = None
     stop_at: float = 1.0
-    distribution: str = "erk"
+    distribution: Distribution = "erk"
     _updating: bool = field(default=True, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +111,6 @@ class SET(MaskMethod):
             # A weight that was not kept is 0 and forgotten by the optimizer already; see hold.
             clear_state(optimizer, layer.weight, layer.stored(masks[name] & ~mask))
         self.write(layers, masks)
-        self.hold(layers, optimizer)
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
@@ -120,9 +119,8 @@ class SET(MaskMethod):
                 name: random_score(shape, self._seed, self.name, name, clock.step)
                 for name, shape in self.shapes(layers).items()
             }
-            self._update(layers, clock, clock.step, optimizer, scores, allow_regrow=False)
-        else:
-            self.hold(layers, optimizer)
+            self._update(self.moving(layers), clock, clock.step, optimizer, scores, allow_regrow=False)
+        self.hold(layers, optimizer)
 
 
 @dataclass(kw_only=True)
@@ -153,12 +151,13 @@ class RigL(SET):
     def before_step(self, layers: Layers, clock: Clock, optimizer: Optimizer, scale: Tensor | None) -> bool:
         if not self._due(clock.step, clock):
             return False
-        gradients = {}
-        for name, layer in layers.items():
+        gradients, moving = {}, self.moving(layers)
+        for name, layer in moving.items():
             grad = layer.weight.grad
-            # A layer that took no part in this step (LayerDrop, a frozen one) has a gradient of 0.
+            # A layer that took no part in this step (LayerDrop) has a gradient of 0.
             gradients[name] = layer.oriented(torch.zeros_like(layer.weight) if grad is None else grad.abs())
-        self._update(layers, clock, clock.step, optimizer, gradients, allow_regrow=True)
+        self._update(moving, clock, clock.step, optimizer, gradients, allow_regrow=True)
+        self.hold(layers, optimizer)
         return True
 
     @torch.no_grad()

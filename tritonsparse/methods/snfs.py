@@ -38,12 +38,13 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..layers import SparseLayer
-from ..masks.distribution import apportion
+from ..masks.distribution import Distribution, apportion
 from ..masks.topk import topk_mask
 from ..masks.units import from_units, to_units, unit_size
 from ..optimizer_state import momentum
 from ..schedules import cosine
 from .base import Densities, Layers
+from .masked import still
 from .rigl_set import SET
 
 __all__ = ["SNFS"]
@@ -64,8 +65,9 @@ class SNFS(SET):
     """
 
     name: ClassVar[str] = "snfs"
+    keeps_distribution: ClassVar[bool] = False
     drop_fraction: float = 0.5
-    distribution: str = "uniform"
+    distribution: Distribution = "uniform"
     _budget: int = field(default=0, init=False, repr=False, compare=False)
 
     @torch.no_grad()
@@ -88,9 +90,10 @@ class SNFS(SET):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, clock: Clock, optimizer: Optimizer) -> None:
-        if self._due(clock.step, clock):
+        if self._due(clock.step, clock) and (moving := self.moving(layers)):
             rate = self.fraction(clock.step, clock)
-            self.write(layers, self._redistribute(layers, _momenta(layers, optimizer), rate))
+            budget = self._budget - still(layers, moving)
+            self.write(moving, self._redistribute(moving, _momenta(moving, optimizer), rate, budget))
         if self._updating:
             # Momentum outside the masks stays: it is what growth reads.
             self.hold(layers, None)
@@ -100,8 +103,10 @@ class SNFS(SET):
             assert layer.alpha is not None  # given in setup
             layer.alpha.zero_()
 
-    def _redistribute(self, layers: Layers, momenta: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
-        """The masks after an update: bool [N, K] by layer."""
+    def _redistribute(
+        self, layers: Layers, momenta: Mapping[str, Tensor], rate: float, budget: int
+    ) -> dict[str, Tensor]:
+        """The masks after an update, of `budget` weights together: bool [N, K] by layer."""
         shapes, magnitudes = self.shapes(layers), self.magnitudes(layers)
         old = {name: layer.oriented(layer.mask) for name, layer in layers.items() if layer.mask is not None}
         shares = {name: float(momenta[name][mask].mean()) for name, mask in old.items()}
@@ -121,7 +126,7 @@ class SNFS(SET):
             stays[name] = topk_mask(ranked, count - drop)
             size[name] = unit_size(shapes[name], self._pattern)
             room[name] = total - (count - drop)
-        left = self._budget - sum(int(stay.sum()) * size[name] for name, stay in stays.items())
+        left = budget - sum(int(stay.sum()) * size[name] for name, stay in stays.items())
         capped = {name: math.floor(_ROOM * free) for name, free in room.items()}
         # Where all layers are full to the cap, what the cap leaves free is needed.
         within = capped if sum(capped[name] * size[name] for name in room) >= left else room

@@ -17,7 +17,7 @@ import torch
 from torch.optim import Optimizer
 
 from ..clock import Clock
-from ..masks.distribution import divide
+from ..masks.distribution import Distribution, divide
 from .base import Layers
 from .masked import MaskMethod
 
@@ -29,15 +29,14 @@ class Static(MaskMethod):
     """One mask for the whole run.
 
     sparsity: fraction of zeros over the sparsified layers, in [0, 1).
-    distribution: "uniform" or "erk".
+    distribution: "uniform", "erk", or sparsities by layer (masks/distribution.py).
     criterion: "random" (seeded) or "magnitude".
     """
 
     name: ClassVar[str] = "static"
     starts_from_mask: ClassVar[bool] = True
     one_shot: ClassVar[bool] = True
-    takes_frozen: ClassVar[bool] = True
-    distribution: str = "uniform"
+    distribution: Distribution = "uniform"
     criterion: str = "random"
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ from ..clock import Clock
 from ..kernels.activation.cutoff import SCOPES
 from ..layers import SparseLayer
 from ..layers.sparse_input import SparseInput
-from ..masks.distribution import apportion, divide
+from ..masks.distribution import DISTRIBUTIONS, Distribution, apportion, divide
 from ..masks.topk import check_sparsity, kept_count, topk_mask
 from ..masks.units import choose_masks, unit_count
 from ..optimizer_state import momentum
@@ -54,8 +54,6 @@ from .masked import MaskMethod
 __all__ = ["SWAT"]
 
 logger = logging.getLogger(__name__)
-
-DISTRIBUTIONS = ("uniform", "erk", "momentum")
 
 
 @dataclass(kw_only=True)
@@ -73,7 +71,7 @@ class SWAT(MaskMethod):
 
     name: ClassVar[str] = "swat"
     activation_sparsity: float | None = None
-    distribution: str = "uniform"
+    distribution: Distribution = "uniform"
     structure: str | None = None
     refresh_every: int = 1
     activation_scope: str = "batch"
@@ -88,8 +86,12 @@ class SWAT(MaskMethod):
         super().__post_init__()
         if self.activation_sparsity is not None:
             self.activation_sparsity = check_sparsity(self.name, self.activation_sparsity)
+        if isinstance(self.distribution, str) and self.distribution not in (*DISTRIBUTIONS, "momentum"):
+            raise ValueError(
+                f"swat: expected distribution to be one of {', '.join(DISTRIBUTIONS)}, momentum, got "
+                f"{self.distribution!r}"
+            )
         for name, value, known in (
-            ("distribution", self.distribution, DISTRIBUTIONS),
             ("structure", self.structure, (None, "channel", "filter")),
             ("activation_scope", self.activation_scope, SCOPES),
         ):
@@ -116,8 +118,7 @@ class SWAT(MaskMethod):
 
     def first_masks(self, layers: Layers, clock: Clock) -> None:
         # Before the first step there is no momentum: layers share as with "uniform".
-        distribution = "uniform" if self.distribution == "momentum" else self.distribution
-        sparsity = divide(distribution, self.dims(layers), self.sparsity)
+        sparsity = divide(self._settled, self.dims(layers), self.sparsity)
         for layer in layers.values():
             layer.alpha = layer.number(1.0)
             layer.sparse_input = SparseInput(
@@ -137,6 +138,10 @@ class SWAT(MaskMethod):
                 kept = layer.weight.detach().abs().masked_fill(~layer.mask, torch.inf)
                 self._weight_cutoffs[name] = kept.amin().float()
         self._size_activations(layers)
+
+    @property
+    def _settled(self) -> Distribution:
+        return "uniform" if self.distribution == "momentum" else self.distribution
 
     @property
     def _by_elements(self) -> bool:
@@ -197,9 +202,7 @@ class SWAT(MaskMethod):
                     sparse.cutoff = self._cutoffs[name] = sparse.last_cutoff
             self._reuse(layers)
             return
-        sparsity = divide(
-            "uniform" if self.distribution == "momentum" else self.distribution, self.dims(layers), self.sparsity
-        )
+        sparsity = divide(self._settled, self.dims(layers), self.sparsity)
         if self.distribution == "momentum":
             sparsity = self._by_momentum(layers, optimizer)
         self._refresh(layers, sparsity)

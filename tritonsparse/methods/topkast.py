@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from ..clock import Clock
 from ..layers import SparseLayer
-from ..masks.distribution import divide
+from ..masks.distribution import Distribution, divide
 from ..masks.topk import check_sparsity
 from ..masks.units import choose_masks
 from ..pattern import NM
@@ -45,7 +45,7 @@ class TopKAST(MaskMethod):
     alpha: multiplier on the gradient of B outside A, in [0, 1]; 1 is Top-KAST.
     penalty: coefficient of the exploration regulariser.
     refresh_every: steps between choices of A and B (the paper: 1, and 100 as good).
-    distribution: "uniform" or "erk".
+    distribution: "uniform", "erk", or sparsities by layer (masks/distribution.py).
     """
 
     name: ClassVar[str] = "topkast"
@@ -53,7 +53,7 @@ class TopKAST(MaskMethod):
     alpha: float = 1.0
     penalty: float = 1e-4
     refresh_every: int = 1
-    distribution: str = "uniform"
+    distribution: Distribution = "uniform"
     # Weights outside B as they were before the step under way.
     _still: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
