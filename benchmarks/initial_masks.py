@@ -5,7 +5,7 @@
 
 Method "static", so that the mask alone is looked at. Sentences are the embedded corpus's. Against the dense model: the
 mean cosine of a sentence's two embeddings, and the share of sentences whose nearest neighbour is the same; right after
-`sparsify`, and after 200 steps that pull embeddings to the dense model's. "zeros" is a checkpoint that was pruned by
+`sparsify`, and after 50 steps that pull embeddings to the dense model's. "zeros" is a checkpoint that was pruned by
 magnitude to that sparsity, saved, loaded, and made sparse with `initial_mask=None`.
 """
 
@@ -30,7 +30,7 @@ from tritonsparse.eval.machine import commit, processor
 from tritonsparse.train.embedded.corpus import generate
 
 SPARSITIES = (0.5, 0.8, 0.9)
-STEPS, BATCH, RATE = 200, 32, 2e-4
+STEPS, BATCH, RATE = 50, 16, 3e-4
 
 
 def packaged() -> str:
@@ -105,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("tritonsparse").setLevel(logging.ERROR)
     folder = args.model or packaged()
-    pairs = generate(sizes={"train": STEPS * BATCH, "test": 500})
+    pairs = generate(sizes={"train": STEPS * BATCH, "test": 250})
     texts = {split: [english for english, _ in part] for split, part in pairs.items()}
     encode, rows = Encoder(folder), []
     where = {"cpu": processor(), "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit()}

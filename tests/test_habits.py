@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from small_runs import assert_same
 from torch import Tensor, nn
 
@@ -491,3 +493,20 @@ def test_weights_that_were_cut_up_after_sparsify_are_refused() -> None:
         sparsifier.attach(optimizer)
     layer.register_parameter("weight", whole)
     sparsifier.attach(optimizer)
+
+
+def test_deepspeeds_engine_is_refused_by_name() -> None:
+    # Its ZeRO steps the inner optimizer once for every flat group of copies: the clock would run too fast.
+    engine = type("DeepSpeedEngine", (nn.Module,), {"__module__": "deepspeed.runtime.engine"})()
+    with pytest.raises(ValueError, match=r"sparsify: expected an unwrapped model, got DeepSpeedEngine"):
+        ts.sparsify(engine, "str")
+    sparsifier = ts.sparsify(nn.Linear(8, 8), "static", sparsity=0.5)
+    inner = torch.optim.SGD(sparsifier.param_groups(lr=0.1))
+    zero = type("DeepSpeedZeroOptimizer", (), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})()
+    zero.optimizer = inner
+    for optimizer in (DeepSpeedOptimizerWrapper(inner), zero, AcceleratedOptimizer(inner)):
+        if isinstance(optimizer, AcceleratedOptimizer) and not isinstance(optimizer, DeepSpeedOptimizerWrapper):
+            sparsifier.attach(optimizer)
+            continue
+        with pytest.raises(ValueError, match=r"attach: expected an optimizer that steps .* got DeepSpeed's"):
+            sparsifier.attach(optimizer)

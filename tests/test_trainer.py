@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import Build, assert_same
 from torch import nn
-from transformers import GPT2LMHeadModel, MarianMTModel, Seq2SeqTrainingArguments, TrainingArguments
+from transformers import GPT2LMHeadModel, MarianMTModel, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 import tritonsparse as ts
 from tritonsparse.methods import ACDC, GMP, STR, AutoSparse, Phases, RigL, TopKAST
@@ -44,6 +44,24 @@ def trainer(model: Any, folder: Path, method: Any = None, **options: Any) -> ts.
     }
     data = {"train_dataset": DATA, "eval_dataset": DATA[:4]}
     return ts.SparseTrainer(model, arguments(folder, **options), method=method, **data, **given)
+
+
+@pytest.mark.parametrize("method", ["gmp", "rigl", "acdc", "optg", "mest", "str", "autosparse"])
+def test_a_run_goes_on_longer_than_it_was_planned_and_a_shorter_one_is_refused(
+    gpt2: Build, tmp_path: Path, method: str
+) -> None:
+    trainer(gpt2(), tmp_path / "a", method, sparsity=0.7).train()
+    longer = trainer(gpt2(), tmp_path / "b", method, sparsity=0.7, num_train_epochs=8)
+    first: list[float] = []
+    longer.sparsifier.model.register_forward_pre_hook(lambda *_: first.append(longer.sparsifier.sparsity()))
+    longer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-12"))
+    assert (longer.sparsifier.step, longer.sparsifier.clock.total_steps) == (24, 24)
+    # It began where the other had ended, or in the phase of the longer plan, and ends as sparse.
+    assert first[0] == pytest.approx(0.0 if method == "acdc" and first[0] == 0.0 else 0.7, abs=0.02)
+    assert longer.sparsifier.sparsity() == pytest.approx(0.7, abs=0.02)
+    shorter = trainer(gpt2(), tmp_path / "c", method, sparsity=0.7, num_train_epochs=4)
+    with pytest.raises(ValueError, match=r"expected total_steps = 12, got 24"):
+        shorter.sparsifier.restore(tmp_path / "b" / "checkpoint-24", longer=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -102,7 +120,8 @@ def test_thresholds_get_a_group_of_their_own_in_every_optimizer(gpt2: Build, tmp
     assert len(held) == len(set(held)) == sum(p.requires_grad for p in run.model.parameters())
 
 
-def test_a_model_without_save_pretrained_is_saved_with_zeros_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_model_without_save_pretrained_is_saved_with_zeros_and_resumed(tmp_path: Path, stock: bool) -> None:
     class Plain(nn.Module):
         def __init__(self, seed: int) -> None:
             super().__init__()
@@ -116,13 +135,24 @@ def test_a_model_without_save_pretrained_is_saved_with_zeros_and_resumed(tmp_pat
     data = [{"x": torch.full((8,), float(i)), "labels": torch.arange(8.0)} for i in range(12)]
     runs = []
     for seed, options in ((0, {}), (3, {"resume_from_checkpoint": str(tmp_path / "checkpoint-6")})):
-        run = ts.SparseTrainer(Plain(seed), arguments(tmp_path), train_dataset=data, method=STR(sparsity=0.5))
+        model, args = Plain(seed), arguments(tmp_path)
+        if stock:
+            sparsifier = ts.sparsify(model, STR(sparsity=0.5), total_steps=12, steps_per_epoch=3)
+            optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=1e-2))
+            callback = ts.SparsityCallback(sparsifier, resume_from=options.get("resume_from_checkpoint"))
+            parts: dict[str, Any] = {"callbacks": [callback], "optimizers": (optimizer, None)}
+            run: Any = Trainer(model, args, train_dataset=data, **parts)
+        else:
+            run = ts.SparseTrainer(model, args, train_dataset=data, method=STR(sparsity=0.5))
+            sparsifier = run.sparsifier
         run.train(**options)
         runs.append(run)
     assert_same({**runs[1].model.state_dict()}, {**runs[0].model.state_dict()})
     runs[0].save_model(str(tmp_path / "saved"))
-    finalized = runs[0].sparsifier.finalized_state_dict()
+    # Both runs ended in the same place.
+    finalized = sparsifier.finalized_state_dict()
     assert_same(load_file(tmp_path / "saved" / "model.safetensors"), finalized)
+    assert any(bool((weight == 0).any()) for weight in finalized.values())
 
 
 def test_sequences_to_sequences(marian: Build, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
     PreTrainedModel.save_pretrained   writes effective weights, as an ordinary checkpoint, and the sidecar beside them
     Accelerator.save_model            the same
     AveragedModel.update_parameters   masks are copied, never averaged (with use_buffers=True torch averages buffers)
+    Trainer._save                     the same of a model without save_pretrained, once a SparsityCallback runs in one
     PeftModel.save_pretrained         writes the adapter, as ever, and the sidecar of the base that it leaves out
     PEFT's merges                     change kept weights alone (merging.py)
 
@@ -35,7 +36,7 @@ from .layers import SparseLayer
 from .masks.embeddings import EmbeddingMasks
 from .merging import wrap_merges
 
-__all__ = ["guard", "release"]
+__all__ = ["guard", "guard_trainer", "release"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ def guard(model: nn.Module, owner: Owner) -> None:
     wrap_merges(_wrap)
     if importlib.util.find_spec("peft") is not None:
         _wrap(importlib.import_module("peft").PeftModel, "save_pretrained", _save_adapters)
+
+
+def guard_trainer() -> None:
+    """Called where transformers' Trainer is imported anyway, which takes a second."""
+    _wrap(importlib.import_module("transformers").Trainer, "_save", _save_module)
 
 
 def release(model: nn.Module) -> None:
@@ -124,6 +130,19 @@ def _save_adapters(stock: Callable[..., Any], model: nn.Module, *args: Any, **kw
     if call.arguments.get("is_main_process", True):
         _write_sidecar(model, Path(call.arguments["save_directory"]), "adapters")
     return result
+
+
+def _save_module(
+    stock: Callable[..., Any], trainer: Any, output_dir: str | None = None, state_dict: Any = None
+) -> None:
+    owner = _owner(trainer.model)
+    plain = owner is not None and not hasattr(trainer.model, "save_pretrained")
+    if plain and _has_views(state_dict, _sparse(trainer.model)):
+        state_dict = dict(trainer.model.state_dict() if state_dict is None else state_dict)
+        _finalize(state_dict, trainer.model)
+    stock(trainer, output_dir, state_dict)
+    if plain and trainer.args.should_save:
+        _write_sidecar(trainer.model, Path(output_dir or trainer.args.output_dir))
 
 
 def _has_views(entries: Any, layers: dict[str, SparseLayer]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from . import borders
 from .checkpoint.sidecar import SIDECAR
 from .checkpoint.state import write_state
 from .report import cut_off
@@ -47,9 +48,11 @@ class SparsityCallback(TrainerCallback):
                 f"SparsityCallback: expected total_steps of the run, {state.max_steps}, got a Sparsifier of {planned}, "
                 f"whose schedules would end elsewhere; pass total_steps={state.max_steps} to sparsify"
             )
+        borders.guard_trainer()
         self.sparsifier.attach(kwargs["optimizer"])
         if state.global_step > 0:
-            self.sparsifier.restore(self.resume_from or _checkpoint(args, state))
+            # As the learning rate's, the sparsity's schedule is the one of the run as it is planned now.
+            self.sparsifier.restore(self.resume_from or _checkpoint(args, state), longer=True)
         if self.compact:
             self.sparsifier.compact()
 

@@ -47,8 +47,16 @@ def unwrap(optimizer: Any) -> Optimizer:
 
     Raises:
         TypeError: it is no `torch.optim.Optimizer`.
+        ValueError: DeepSpeed's, which steps the inner one several times a step, on flat copies of the weights.
     """
-    while not isinstance(inner := getattr(optimizer, "optimizer", None), type(None)):
+    while True:
+        if any("deepspeed" in cls.__module__ for cls in type(optimizer).__mro__):
+            raise ValueError(
+                f"attach: expected an optimizer that steps the model's own parameters once a step, got DeepSpeed's "
+                f"{type(optimizer).__name__}, which steps flat copies of them; train with DDP"
+            )
+        if (inner := getattr(optimizer, "optimizer", None)) is None:
+            break
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise TypeError(

@@ -47,7 +47,7 @@ def refuse_unfit(model: nn.Module) -> None:
         raise TypeError(f"sparsify: expected an nn.Module, got {type(model).__name__}; pass the model itself")
     kind = type(model).__name__
     if isinstance(model, DistributedDataParallel | DataParallel) or kind.startswith(
-        ("FSDP", "FullyShardedDataParallel")
+        ("FSDP", "FullyShardedDataParallel", "DeepSpeedEngine")
     ):
         raise ValueError(
             f"sparsify: expected an unwrapped model, got {kind}; call sparsify before wrapping or "

@@ -294,8 +294,12 @@ class Sparsifier:
     def _state(self) -> state.State:
         return state.State(self.method, self.pattern, self.seed, self.layers, self.clock, self._losses, self.embeddings)
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any], *, longer: bool = False) -> None:
         """Restore `state_dict`.
+
+        Args:
+            longer: take the state of a run that was planned with fewer `total_steps`: it goes on at its step by the
+                schedules of this one.
 
         Raises:
             ValueError: it is of another method or another model; nothing has been changed then.
@@ -304,7 +308,7 @@ class Sparsifier:
         self._compaction.refuse_load()
         before = state.pack(self._state())
         try:
-            state.unpack(self._state(), saved)
+            state.unpack(self._state(), saved, longer)
         except Exception as error:
             # What a method makes of its own part is not known before it does.
             state.unpack(self._state(), before)
@@ -398,11 +402,12 @@ class Sparsifier:
         self.warn_off_target("save_pretrained")
         files.save_pretrained(self.model, self._state(), Path(directory))
 
-    def restore(self, directory: str | Path) -> None:
+    def restore(self, directory: str | Path, *, longer: bool = False) -> None:
         """Go on from what was saved in `directory`, whose weights have been loaded into the model.
 
         The folder is one that `save_pretrained` wrote, of this object, of the model or of a Trainer, or
         `accelerator.save_model`: views, thresholds, master weights, the clock and the method's state come back.
+        `longer` as in `load_state_dict`.
 
         Raises:
             FileNotFoundError: the folder has neither sidecar nor state.
@@ -412,11 +417,13 @@ class Sparsifier:
         directory = Path(directory)
         if not (directory / SIDECAR).is_file():
             # A checkpoint of version 0.1, or of a model without save_pretrained: its weights are the masters.
-            self.load_state_dict(state.read_state(directory))
+            self.load_state_dict(state.read_state(directory), longer=longer)
             return
-        self.restore_sidecar(*read_sidecar(directory), directory)
+        self.restore_sidecar(*read_sidecar(directory), directory, longer)
 
-    def restore_sidecar(self, saved: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
+    def restore_sidecar(
+        self, saved: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path, longer: bool = False
+    ) -> None:
         """`restore` of what `read_sidecar` read in `directory`."""
         self._require_live("restore")
         names = file_names(self.model, self.layers, "model")
@@ -426,7 +433,8 @@ class Sparsifier:
         ours = {theirs: name for name, theirs in names.items()}
         layers = {theirs: self.layers[name] for name, theirs in names.items()}
         before = self.state_dict()
-        self.load_state_dict(saved if names.keys() == saved["kinds"].keys() else state.renamed(saved, ours))
+        saved = saved if names.keys() == saved["kinds"].keys() else state.renamed(saved, ours)
+        self.load_state_dict(saved, longer=longer)
         try:
             restore_weights(layers, tensors, directory, saved.get("elsewhere"))
         except ValueError:

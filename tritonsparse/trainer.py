@@ -101,17 +101,6 @@ class SparseTrainer(Trainer):
             self._callback.resume_from = get_last_checkpoint(self.args.output_dir) if folder is True else folder
         return super().train(resume_from_checkpoint, *args, **options)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        plain = not hasattr(self.sparsifier.model, "save_pretrained")
-        if plain and state_dict is None:
-            # The Trainer would write the state dict as it is: master weights and masks.
-            state_dict = self.sparsifier.finalized_state_dict()
-        super()._save(output_dir, state_dict)
-        if plain and self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            assert folder is not None  # saved into
-            self.sparsifier.write_sidecar(folder)
-
 
 def _separate(optimizer: Optimizer, sparsifier: Sparsifier, args: Any) -> None:
     """Move the thresholds out of the groups that the Trainer made."""

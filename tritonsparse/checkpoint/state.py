@@ -92,9 +92,9 @@ def pack(state: State) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def unpack(state: State, saved: Mapping[str, Any]) -> None:
-    """Restore what `pack` returned; everything is checked before anything changes."""
-    _check(state, saved)
+def unpack(state: State, saved: Mapping[str, Any], longer: bool = False) -> None:
+    """Restore what `pack` returned; everything is checked before anything changes. `longer`: of a shorter run too."""
+    _check(state, saved, longer)
     tensors: Mapping[str, Tensor] = saved["tensors"]
     if state.embeddings is not None:
         masks = {key.removeprefix(_EMBEDDING): mask for key, mask in tensors.items() if key.startswith(_EMBEDDING)}
@@ -117,6 +117,8 @@ def unpack(state: State, saved: Mapping[str, Any]) -> None:
     state.method.load_state_dict({**saved["method_state"], **own})
     if not state.method.idle:
         state.method.resume(state.layers)
+        if saved["total_steps"] != state.clock.total_steps:
+            state.method.replan(state.layers, state.clock)
 
 
 def _default(method: Method, name: str) -> Any:
@@ -135,7 +137,7 @@ def _beside(weight: Tensor, tensor: Tensor) -> Tensor:
     return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
 
 
-def _check(state: State, saved: Mapping[str, Any]) -> None:
+def _check(state: State, saved: Mapping[str, Any], longer: bool) -> None:
     def refuse(what: str, expected: object, got: object) -> None:
         raise ValueError(
             f"load_state_dict: expected {what} {expected!r}, got {got!r}; sparsify the model with the arguments of "
@@ -161,6 +163,8 @@ def _check(state: State, saved: Mapping[str, Any]) -> None:
         ("steps_per_epoch", state.clock.steps_per_epoch),
         ("embedding_sparsity", None if state.embeddings is None else state.embeddings.sparsity),
     ):
+        if key == "total_steps" and longer and value and saved[key] and saved[key] <= value:
+            continue
         if saved.get(key) != value:
             refuse(f"{key} =", value, saved[key])
     names, others = set(state.layers), set(saved["kinds"])

@@ -208,6 +208,14 @@ class ACDC(MaskMethod):
             # Version 0.1 left the masks of the sparse phase before in the layers.
             self._rest(resting)
 
+    @torch.no_grad()
+    def replan(self, layers: Layers, clock: Clock) -> None:
+        dense = all(layer.kind == "dense" for layer in layers.values())
+        if self._phase(clock.step, clock) == "dense" and not dense:
+            self._rest(layers)
+        elif self._phase(clock.step, clock) == "sparse" and dense:
+            self._compress(layers, clock)
+
     def to_dict(self) -> dict[str, Any]:
         fields = super().to_dict()
         if isinstance(self.phases, Phases):

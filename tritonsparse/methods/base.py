@@ -161,6 +161,9 @@ class Method:
         """What the method measured of its own course, as "<what> at step <step>", for results and plots."""
         return {}
 
+    def replan(self, layers: Layers, clock: Clock) -> None:
+        """A run that was planned shorter goes on: views and state are restored, and schedules are the new run's."""
+
     def state_dict(self) -> MethodState:
         """What has changed since construction: numbers, and tensors (one a layer: "<what>/<layer name>")."""
         return {}
