@@ -18,7 +18,7 @@ from .checkpoint.files import freeze_unsaved
 from .checkpoint.sidecar import SIDECAR, read_sidecar
 from .checkpoint.state import renamed
 from .clock import Clock
-from .initial_masks import InitialMask, resolve
+from .initial_masks import Initial, InitialMask, resolve
 from .layers import SparseLayer
 from .layers.backend import check_backend, check_semi_structured
 from .layers.classes import SPARSE_CLASSES
@@ -126,8 +126,11 @@ def sparsify(
     }
     try:
         chosen_method.fit(clock)
-        chosen_method.initial = resolve(initial_mask, model, chosen_method, layers)
+        initial = resolve(initial_mask, model, chosen_method, layers)
+        # `load` says what the masks are, so that none need be chosen.
+        chosen_method.initial = chosen_method.initial or initial
         chosen_method.setup(layers, clock, chosen_pattern, seed)
+        chosen_method.initial = initial
     except Exception:
         for layer in layers.values():
             layer.restore()
@@ -183,9 +186,13 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
     # What `sparsify` does to the weights of a new run (zeros outside its first masks) is undone.
     weights = {name: model.get_submodule(name).weight.detach().clone() for name in names}
     config = {key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()}
+    method = METHODS[saved["method"]](**config)
+    masks = {name: saved["tensors"][key] for name in names if (key := f"{name}.mask") in saved["tensors"]}
+    if masks.keys() == set(names):
+        method.initial = Initial("restored", "", masks)
     sparsifier = sparsify(
         model,
-        METHODS[saved["method"]](**config),
+        method,
         pattern=saved["pattern"],
         include=names,
         total_steps=saved["total_steps"],

@@ -30,8 +30,10 @@ InitialMask = str | Mapping[str, Tensor] | None
 
 @dataclass(frozen=True)
 class Initial:
-    """kind: "random", "magnitude", "zeros", "given" or "paper". why: for the report. masks: bool, as the weights are
-    stored, by layer, where they are known."""
+    """kind: "random", "magnitude", "zeros", "given", "paper" or, of a saved run, "restored". why: for the report.
+
+    masks: bool, as the weights are stored, by layer, where they are known.
+    """
 
     kind: str
     why: str

@@ -130,7 +130,9 @@ def restore_weights(
                 )
             continue
         close = 16 * torch.finfo(weight.dtype).eps
-        if not torch.allclose(effective, weight, rtol=close, atol=close, equal_nan=True):
+        if not torch.equal(effective, weight) and not torch.allclose(
+            effective, weight, rtol=close, atol=close, equal_nan=True
+        ):
             raise ValueError(
                 f"restore: expected the weights that {directory / SIDECAR} was written beside, got others in {name!r}; "
                 f"load the weights of the same folder first"

@@ -129,7 +129,7 @@ class ACDC(MaskMethod):
                 f"acdc: expected a run of {self.table.epochs:g} epochs, as the phases have, got {clock.total_epochs}; "
                 f"pass phases=Phases(...).scaled({clock.total_epochs}) or another table"
             )
-        if self._phase(clock.step, clock) == "sparse":
+        if self._phase(clock.step, clock) == "sparse" and self.restored(layers) is None:
             self._compress(layers, clock)
 
     def _phase(self, step: int, clock: Clock) -> str:

@@ -85,7 +85,7 @@ class GMP(MaskMethod):
         if own is None:
             own = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
         self.write(layers, {name: layer.oriented(own[name]) for name, layer in layers.items()})
-        if clock.step >= self._span(clock)[0]:
+        if clock.step >= self._span(clock)[0] and self.restored(layers) is None:
             self._prune(layers, clock)
 
     def _span(self, clock: Clock) -> tuple[int, int]:

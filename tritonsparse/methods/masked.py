@@ -98,6 +98,14 @@ class MaskMethod(Method):
     def first_masks(self, layers: Layers, clock: Clock) -> None:
         """Write the first masks, of a sparsity above 0; further checks come before the first change."""
 
+    def restored(self, layers: Layers) -> dict[str, Tensor] | None:
+        """Masks of the saved run that is being loaded, [N, K] by layer: to write, and choose none."""
+        if self.initial is None or self.initial.kind != "restored":
+            return None
+        return {
+            name: layer.oriented(self.initial.masks[name].to(layer.weight.device)) for name, layer in layers.items()
+        }
+
     def choose_first(
         self, layers: Layers, key: str, sparsity: Mapping[str, float], paper: str = "random"
     ) -> Mapping[str, Tensor]:

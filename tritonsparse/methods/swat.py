@@ -128,7 +128,10 @@ class SWAT(MaskMethod):
 
     def _refresh(self, layers: Layers, sparsity: Mapping[str, float]) -> None:
         """Choose masks exactly, and remember by what."""
-        self._choose(layers, sparsity)
+        if masks := self.restored(layers):
+            self.write(layers, masks)
+        else:
+            self._choose(layers, sparsity)
         for name, layer in layers.items():
             assert layer.mask is not None  # just written
             self._sparsities[name] = 1.0 - float(layer.mask.double().mean())

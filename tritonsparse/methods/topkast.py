@@ -83,7 +83,10 @@ class TopKAST(MaskMethod):
             )
         for layer in layers.values():
             layer.alpha = layer.number(self.alpha)
-        self._refresh(layers)
+        if masks := self.restored(layers):
+            self.write(layers, masks)
+        else:
+            self._refresh(layers)
 
     def _refresh(self, layers: Layers) -> None:
         scores, dims = self.magnitudes(layers), self.dims(layers)
