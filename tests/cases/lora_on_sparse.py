@@ -1,7 +1,7 @@
 """LoRA over a live sparse model: what is saved loads, and a merge keeps the zeros and says what it dropped.
 
-Corrected: the base under a loaded adapter is the saved one, for no adapter can prune a dense one. A merge that is cut to
-the masks is what is right, and it is not silent: its outputs are PEFT's own, with the zeros put back.
+Corrected: the base under a loaded adapter is the saved one, for no adapter can prune a dense one. A merge that is cut
+to the masks is what is right, and it is not silent: its outputs are those of PEFT, with the zeros put back.
 """
 
 import sys
