@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -243,11 +244,16 @@ def test_a_finalized_model_saves_as_it_always_did(gpt2: Build, tmp_path: Path) -
     assert_same({**GPT2LMHeadModel.from_pretrained(tmp_path).state_dict()}, {**model.state_dict()})
 
 
-def damaged(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
+def damaged(change: Callable[[dict[str, Tensor]], Any], checked: bool = False) -> Callable[[Path], None]:
+    """checked: with the checksum left in, which version 0.1 did not write."""
+
     def spoil(folder: Path) -> None:
         file = folder / "tritonsparse.safetensors"
         with safe_open(str(file), "pt") as opened:
             metadata = opened.metadata()
+        if not checked:
+            head = json.loads(metadata["tritonsparse"])
+            metadata = {"tritonsparse": json.dumps({key: value for key, value in head.items() if key != "crc32"})}
         tensors = load_file(file)
         change(tensors)
         save_file(tensors, file, metadata=metadata)
@@ -262,6 +268,10 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another shape": (
         damaged(lambda t: t.update({f"master.{NAME}": torch.ones(3, 3)})),
         r"of shape \[16, 48\].*\[3, 3\]",
+    ),
+    "one bit of a mask": (
+        damaged(lambda t: t[f"view.{NAME}.mask"][:1].bitwise_xor_(1), checked=True),
+        "damaged file .its checksum is another",
     ),
     "cut off": (lambda f: (f / "tritonsparse.safetensors").write_bytes(b"12345678"), "damaged file"),
     "other weights": (

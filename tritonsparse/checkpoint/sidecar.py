@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..layers import SparseLayer
 from . import bits
+from .checksum import KEY, checksum
 from .state import State, pack, renamed
 
 __all__ = ["SIDECAR", "read_sidecar", "restore_weights", "write_sidecar"]
@@ -53,6 +54,7 @@ def write_sidecar(
     tensors, shapes = bits.packed(tensors)
     head = {key: value for key, value in packed.items() if key != "tensors"}
     head |= {"bits": shapes, "keys": sorted(tensors)} | ({"elsewhere": nonzero} if nonzero else {})
+    head[KEY] = checksum(head, tensors)
     temporary = directory / f".{SIDECAR}"
     save_file(tensors, temporary, metadata={_METADATA: json.dumps(head)})
     os.replace(temporary, directory / SIDECAR)
@@ -73,6 +75,9 @@ def read_sidecar(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(str(file), framework="pt") as opened:
             head: dict[str, Any] = json.loads(opened.metadata()[_METADATA])
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
+        # Version 0.1 wrote none.
+        if (written := head.pop(KEY, None)) is not None and written != checksum(head, tensors):
+            raise ValueError("its checksum is another")
         if sorted(tensors) != head.pop("keys", sorted(tensors)):
             raise ValueError("tensors are missing")
         tensors = bits.unpacked(tensors, head.pop("bits", {}))

@@ -30,6 +30,7 @@ from ..masks.embeddings import EmbeddingMasks
 from ..methods import METHODS, Method
 from ..pattern import Pattern
 from . import bits
+from .checksum import KEY, checksum
 
 __all__ = ["State", "as_dense", "pack", "read_state", "register", "renamed", "unpack", "write_state"]
 
@@ -236,6 +237,7 @@ def write_state(saved: Mapping[str, Any], directory: Path, number: int = 0) -> N
     tensors, shapes = bits.packed(saved["tensors"])
     save_file(tensors, directory / _numbered(_TENSORS, number))
     rest = {key: value for key, value in saved.items() if key != "tensors"} | {"bits": shapes}
+    rest[KEY] = checksum(rest, tensors)
     (directory / _numbered(_JSON, number)).write_text(json.dumps(rest, indent=1), encoding="utf-8")
 
 
@@ -258,8 +260,11 @@ def read_state(directory: Path, number: int = 0) -> dict[str, Any]:
         )
     tensors = directory / _numbered(_TENSORS, number)
     try:
-        saved = json.loads(head.read_text(encoding="utf-8"))
-        return {**saved, "tensors": bits.unpacked(load_file(tensors), saved.pop("bits", {}))}
+        saved, loaded = json.loads(head.read_text(encoding="utf-8")), load_file(tensors)
+        # Version 0.1 wrote none.
+        if (written := saved.pop(KEY, None)) is not None and written != checksum(saved, loaded):
+            raise ValueError("its checksum is another")
+        return {**saved, "tensors": bits.unpacked(loaded, saved.pop("bits", {}))}
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"load_state: expected {head} and {tensors.name} as they were written, got a damaged file ({error}); take "
