@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tritonsparse.eval.language_models import encode, load_language_model, read_lines
+from tritonsparse.eval.language_models import encode, load_language_model
+from tritonsparse.eval.text_files import parallel_lines, read_lines
 from tritonsparse.eval.windows import IGNORED, Ids, equal_windows, segments, windows
 from tritonsparse.models.transfo_xl import TransfoXLLMHeadModel, Vocabulary
 
@@ -221,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = _run(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2
     print(result)
     print(json.dumps({**asdict(result), "first": options.first, "second": options.second}))
     return 0
@@ -240,7 +241,7 @@ def _run(options: argparse.Namespace) -> Agreement:
         first, tokenizer = load_seq2seq(options.first, options.device)
         second, other = load_seq2seq(options.second, options.device)
         _refuse_other_words(tokenizer.get_vocab(), other.get_vocab())
-        sources, references = (read_lines("agreement", name) for name in (options.source_file, options.reference_file))
+        sources, references = parallel_lines("agreement", options.source_file, options.reference_file)
         return translation(first, second, tokenizer, sources, references, batch_size=options.batch_size)
     first, encoder = load_language_model("agreement", options.first, options.device)
     second, other = load_language_model("agreement", options.second, options.device)

@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tritonsparse.eval.language_models import encode, load_language_model, read_lines
+from tritonsparse.eval.language_models import encode, load_language_model
+from tritonsparse.eval.text_files import read_lines
 from tritonsparse.eval.windows import IGNORED, Ids, equal_windows, refuse_short, segment_settings, segments, windows
 from tritonsparse.models.transfo_xl import TransfoXLLMHeadModel
 
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result, seconds = _run(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2
     print(result)
     print(json.dumps({**result.as_dict(), "model": options.model, "seconds": round(seconds, 3)}))
     return 0
