@@ -26,7 +26,7 @@ from .agreement import Agreement, classification
 from .checkpoints import load_pretrained
 from .image_files import UnfitImage
 from .image_sets import ImageSet, load_images
-from .labelled_images import MATCHES, matched
+from .labelled_images import MATCHES, class_names, matched
 from .preprocessing import Preprocessing
 
 __all__ = ["Accuracy", "Sums", "accuracy", "accuracy_sums", "main", "twins_agreement"]
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"accuracy: expected a mean for each of the {expected} channels that {args.model} reads, got "
                 f"{channels} in its preprocessor_config.json; correct it"
             )
-        names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        names = class_names(model.config, args.model)
         images = matched("accuracy", images, names, args.model, args.match_classes == "position")
         twin = None if args.twin is None else _load_twin(args.twin, model, preprocessing).to(args.device)
         result = asdict(accuracy(model, images, preprocessing, batch_size=args.batch_size))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tritonsparse.eval.language_models import encode, load_language_model
 from tritonsparse.eval.text_files import parallel_lines, read_lines
-from tritonsparse.eval.windows import IGNORED, Ids, equal_windows, segments, windows
+from tritonsparse.eval.windows import IGNORED, Ids, equal_windows, refuse_other_ids, segments, windows
 from tritonsparse.models.transfo_xl import TransfoXLLMHeadModel, Vocabulary
 
 __all__ = ["Agreement", "Predictions", "agreement", "classification", "language", "translation"]
@@ -107,6 +107,9 @@ def language(
         raise ValueError(
             "agreement: expected two models of one kind, got one with a memory and one without; their tokens differ"
         )
+    for model in (first, second):
+        config: Any = model.config
+        refuse_other_ids("agreement", stream, config.vocab_size)
     if recurrent[0]:
         return agreement(_evaluating(first, second, lambda: _by_segments(first, second, stream, tgt_len, batch_size)))
     return agreement(_evaluating(first, second, lambda: _by_windows(first, second, stream, window, batch_size)))

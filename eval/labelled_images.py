@@ -8,13 +8,15 @@ the number itself.
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["MATCHES", "ImageSet", "held", "match", "matched", "numbered"]
+__all__ = ["MATCHES", "ImageSet", "class_names", "held", "match", "matched", "numbered"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,26 @@ def match(images: ImageSet, classes: Sequence[str], by_position: bool = False) -
     return replace(images, classes=theirs)
 
 
+def class_names(config: Any, model: str) -> list[str]:
+    """The names of a model's labels, in their order; `model`, for messages, is its own name.
+
+    Raises:
+        ValueError: some number has no name.
+    """
+    names = dict(config.id2label)
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(
+            f"classes: expected names for the labels 0, 1, ... in id2label of {model}, got {sorted(names)[:5]}; "
+            f"correct its config.json"
+        )
+    return [str(names[number]) for number in range(len(names))]
+
+
+def _letters(name: str) -> str:
+    """A name whatever its case, and however a file system composes its accents."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
 def matched(function: str, images: ImageSet, classes: Sequence[str], whose: str, by_position: bool = False) -> ImageSet:
     """`match`, or a sentence that says what does not fit.
 
@@ -103,13 +125,10 @@ def matched(function: str, images: ImageSet, classes: Sequence[str], whose: str,
     """
     found = match(images, classes, by_position)
     if found is None:
-        by_letters = {name.casefold(): name for name in classes}
+        by_letters = {_letters(name): name for name in classes}
         others = [name for name in images.classes if name not in classes]
-        hints = [
-            f"{name!r} is written {by_letters[name.casefold()]!r} there"
-            for name in others
-            if name.casefold() in by_letters
-        ]
+        alike = [(name, by_letters[_letters(name)]) for name in others if _letters(name) in by_letters]
+        hints = [f"{name!a} is written {there!a} there" for name, there in alike]
         got = f"{len(images.classes)} classes, among them {others[:5]}" if others else f"{len(images.classes)} classes"
         raise ValueError(
             f"{function}: expected classes of {whose}, {len(classes)} such as {list(classes)[:5]}, got {got}"

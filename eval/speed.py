@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import tritonsparse as ts
 
-from .checkpoints import load_pretrained
+from .checkpoints import load_beside, load_pretrained
 from .csr import use_csr
 from .machine import commit, processor
 from .preprocessing import Preprocessing
@@ -105,7 +105,8 @@ def load_any(folder: str) -> nn.Module:
     import tritonsparse.models.cifar_resnet
     import tritonsparse.models.transfo_xl
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    load = functools.partial(transformers.AutoConfig.from_pretrained, folder)
+    config = load_beside("load_any", folder, "a configuration", load)
     name = (config.architectures or ["AutoModel"])[0]
     for module in (transformers, tritonsparse.models.cifar_resnet, tritonsparse.models.transfo_xl):
         if hasattr(module, name):

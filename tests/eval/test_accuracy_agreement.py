@@ -201,6 +201,7 @@ def test_a_model_agrees_with_itself_and_what_cannot_be_compared_is_refused(trans
         (lambda: agreement([(zeros[:1], torch.zeros(1, 3), None)]), r"equal shape, got \[1, 2\] and \[1, 3\]"),
         (lambda: agreement([(zeros, zeros, torch.zeros(2, dtype=torch.bool))]), "at least one prediction"),
         (lambda: language(transfo_xl(), gpt(), STREAM), "two models of one kind"),
+        (lambda: language(gpt(), gpt(vocab_size=30), STREAM), "agreement: expected ids of .* 30 types, got 3[89]"),
         (lambda: translation(None, None, None, ["a"], []), "a reference for each source"),
     ):
         with pytest.raises(ValueError, match=words):

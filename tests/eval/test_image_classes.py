@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tritonsparse.eval import accuracy as program
 from tritonsparse.eval.image_sets import ImageSet, load_images
-from tritonsparse.eval.labelled_images import match, matched, numbered
+from tritonsparse.eval.labelled_images import class_names, match, matched, numbered
 from tritonsparse.eval.preprocessing import Preprocessing
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from tritonsparse.train.images.models import load_model, saved_classes
@@ -90,6 +90,11 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
     refused(r"load_images \(validation\): expected classes of train, 3 such as .*, got 4 .* \['dog'\]; rename")
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "Bee")
     refused("'Bee' is written 'bee' there")
+    # As macOS composes an accent, and as others do.
+    with pytest.raises(ValueError, match=r"'me\\u0301re' is written 'm\\xe9re' there"):
+        matched("x", labelled("me\u0301re"), ["m\xe9re", "b"], "y")
+    with pytest.raises(ValueError, match=r"names for the labels 0, 1, ... in id2label of z, got \[1, 2\]"):
+        class_names(type("Config", (), {"id2label": {1: "a", 2: "b"}}), "z")
     (tmp_path / "train" / "zebra").mkdir()
     refused(f"expected images in every folder of {tmp_path}/train, got none in zebra; remove the folder")
     (tmp_path / "train" / "loose.JPG").touch()

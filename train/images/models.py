@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tritonsparse.eval.checkpoints import load_beside, load_pretrained
-from tritonsparse.eval.labelled_images import numbered
+from tritonsparse.eval.labelled_images import class_names, numbered
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 
 __all__ = ["IMAGE_MODELS", "build_model", "load_model", "saved_classes"]
@@ -111,8 +111,8 @@ def saved_classes(path: str) -> list[str]:
     Raises:
         ValueError: there is no such classifier.
     """
-    labels = load_beside("image_classification", path, "a configuration", lambda: AutoConfig.from_pretrained(path))
-    return [labels.id2label[number] for number in range(labels.num_labels)]
+    config = load_beside("image_classification", path, "a configuration", lambda: AutoConfig.from_pretrained(path))
+    return class_names(config, path)
 
 
 def _heads(path: str, classes: int) -> list[str]:

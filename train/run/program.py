@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import tritonsparse as ts
-from tritonsparse.eval.image_files import UnfitImage
 from tritonsparse.methods import METHODS
 
 from . import arguments, checkpoints, results
@@ -68,9 +67,6 @@ def run_program(
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except UnfitImage as error:  # large sets are decoded as they are needed
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     finish(run)
     return 0
 
