@@ -88,7 +88,13 @@ def agreement(pairs: Iterable[Predictions]) -> Agreement:
 
 
 def language(
-    first: nn.Module, second: nn.Module, stream: Ids, *, tgt_len: int = 64, window: int = 256, batch_size: int = 1
+    first: nn.Module,
+    second: nn.Module,
+    stream: Ids,
+    *,
+    tgt_len: int = 64,
+    window: int | None = None,
+    batch_size: int = 1,
 ) -> Agreement:
     """Two language models over one token stream, every token but the first predicted once.
 
@@ -96,23 +102,34 @@ def language(
         first, second: two `TransfoXLLMHeadModel`s, each with its own memory and settings, or two other causal models.
         stream: ids `[tokens]` of the vocabulary that both share.
         tgt_len: Transformer-XL: tokens of a segment.
-        window: other models: tokens read at a time, scored in its second half.
+        window: other models: tokens read at a time, scored in its second half; None: the models' positions, at most 256.
         batch_size: columns of the text, or windows at a time.
 
     Raises:
-        ValueError: one model has a memory and the other has not, or a text that is too short.
+        ValueError: one model has a memory and the other has not, a text that is too short, or one of other ids, or a
+            window that is longer than a model's positions.
     """
     recurrent = [isinstance(model, TransfoXLLMHeadModel) for model in (first, second)]
     if recurrent[0] != recurrent[1]:
         raise ValueError(
             "agreement: expected two models of one kind, got one with a memory and one without; their tokens differ"
         )
+    positions = []
     for model in (first, second):
         config: Any = model.config
         refuse_other_ids("agreement", stream, config.vocab_size)
+        # Some models say -1 where any length does.
+        positions += [
+            longest for longest in [getattr(config, "max_position_embeddings", None)] if longest and longest > 0
+        ]
     if recurrent[0]:
         return agreement(_evaluating(first, second, lambda: _by_segments(first, second, stream, tgt_len, batch_size)))
-    return agreement(_evaluating(first, second, lambda: _by_windows(first, second, stream, window, batch_size)))
+    least = min([window or 256, *positions])
+    if window is not None and window > least:
+        raise ValueError(
+            f"agreement: expected a window of at most the models' {least} positions, got {window}; lower --window"
+        )
+    return agreement(_evaluating(first, second, lambda: _by_windows(first, second, stream, least, batch_size)))
 
 
 def translation(
@@ -217,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source_file", help="translation: one sentence a line")
     parser.add_argument("--reference_file", help="translation: one reference a line")
     parser.add_argument("--tgt_len", type=int, default=64, help="Transformer-XL: tokens of a segment")
-    parser.add_argument("--window", type=int, default=256, help="other language models: tokens read at a time")
+    parser.add_argument("--window", type=int, help="other language models: tokens read at a time (256, or fewer)")
     parser.add_argument("--batch_size", type=int, default=1, help="columns, windows or pairs at a time")
     parser.add_argument("--device", help="default: the GPU if there is one")
     options = parser.parse_args(arguments)

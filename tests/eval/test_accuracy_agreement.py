@@ -201,6 +201,7 @@ def test_a_model_agrees_with_itself_and_what_cannot_be_compared_is_refused(trans
         (lambda: agreement([(zeros[:1], torch.zeros(1, 3), None)]), r"equal shape, got \[1, 2\] and \[1, 3\]"),
         (lambda: agreement([(zeros, zeros, torch.zeros(2, dtype=torch.bool))]), "at least one prediction"),
         (lambda: language(transfo_xl(), gpt(), STREAM), "two models of one kind"),
+        (lambda: language(gpt(), gpt(), STREAM, window=17), "at most the models' 16 positions, got 17; lower --window"),
         (lambda: language(gpt(), gpt(vocab_size=30), STREAM), "agreement: expected ids of .* 30 types, got 3[89]"),
         (lambda: translation(None, None, None, ["a"], []), "a reference for each source"),
     ):
@@ -227,7 +228,8 @@ def test_causal_models_are_compared_on_every_token_once(gpt: Build) -> None:
         end = 16 if place <= 16 else min(49, 16 + -(-(place - 16) // 8) * 8)
         ids = torch.from_numpy(STREAM[max(0, end - 16) : place])[None]
         pairs.append((*(model(ids).logits[0, -1:] for model in models), None))
-    same(language(*models, STREAM, window=16, batch_size=2), agreement(pairs), 49, rel=1e-9)
+    for window in (16, None):
+        same(language(*models, STREAM, window=window, batch_size=2), agreement(pairs), 49, rel=1e-9)
 
 
 @torch.no_grad()
