@@ -102,7 +102,7 @@ def language(
         first, second: two `TransfoXLLMHeadModel`s, each with its own memory and settings, or two other causal models.
         stream: ids `[tokens]` of the vocabulary that both share.
         tgt_len: Transformer-XL: tokens of a segment.
-        window: other models: tokens read at a time, scored in its second half; None: the models' positions, at most 256.
+        window: other models: tokens read at a time, scored in its second half; None: 256, or fewer.
         batch_size: columns of the text, or windows at a time.
 
     Raises:
@@ -118,10 +118,9 @@ def language(
     for model in (first, second):
         config: Any = model.config
         refuse_other_ids("agreement", stream, config.vocab_size)
+        longest = getattr(config, "max_position_embeddings", None)
         # Some models say -1 where any length does.
-        positions += [
-            longest for longest in [getattr(config, "max_position_embeddings", None)] if longest and longest > 0
-        ]
+        positions += [longest] if longest and longest > 0 else []
     if recurrent[0]:
         return agreement(_evaluating(first, second, lambda: _by_segments(first, second, stream, tgt_len, batch_size)))
     least = min([window or 256, *positions])

@@ -121,18 +121,17 @@ def _tsv(path: str, source: str, target: str) -> Iterator[Pair]:
 
 
 def _csv(path: str, source: str, target: str) -> Iterator[Pair]:
-    rows = _csv_rows(path)
+    rows = [(number, row) for number, row in _csv_rows(path) if row] or [(1, [""])]
     _, first = rows[0]
     header = [cell.strip() for cell in first]
     left, right = _places(header, source, target, path)
     for number, row in rows[1:]:
-        if len(row) not in (0, len(header)):
+        if len(row) != len(header):
             raise ValueError(
                 f"load_parallel: expected {len(header)} columns as in line 1 ({path}, line {number}), got {len(row)}; "
                 'put a side that holds commas between quotes: "Yes, sir"'
             )
-        if row:
-            yield row[left], row[right]
+        yield row[left], row[right]
 
 
 def _csv_rows(path: str) -> list[tuple[int, list[str]]]:
@@ -208,6 +207,8 @@ def sides(row: Any, source: str, target: str, where: str) -> Pair:
             f"got {type(left).__name__} and {type(right).__name__}; convert the values to strings"
         )
     for side in (left, right):
+        if "\0" in (side or ""):
+            raise ValueError(f"load_parallel: expected text ({where}), got a NUL character; leave it out")
         try:
             (side or "").encode()
         except UnicodeEncodeError as error:

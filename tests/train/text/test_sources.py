@@ -33,7 +33,7 @@ FORMATS = {
     "nested.jsonl": NESTED, "flat.jsonl": FLAT, "flat.json": FLAT, "bom.jsonl": "\ufeff" + FLAT,
     "array.json": json.dumps([{"en": en, "de": de} for en, de in PAIRS], indent=1), "plain.csv": CSV,
     "windows.csv": CSV.replace("\n", "\r\n"), "plain.tsv": TSV,
-    "spaced.csv": CSV.replace("de,en\n", "de, en\n\n"), "noted.csv": "id,de,en\n" + "".join(
+    "spaced.csv": "\n" + CSV.replace("de,en\n", "de, en\n\n"), "noted.csv": "id,de,en\n" + "".join(
         '7,"{}","{}"\n'.format(de, en.replace('"', '""')) for en, de in PAIRS
     ),
     "named.tsv": "id\tde\ten\n" + "".join(f"7\t{de}\t{en}\n" for en, de in PAIRS),
@@ -110,6 +110,8 @@ def test_parquet_is_read_and_half_empty_pairs_are_dropped(tmp_path: Path, caplog
         ("a.jsonl", b"[" * 100_000, "JSON in .*line 1; write one"),
         ("a.jsonl", b'{"en": "x", "de": "y"}\n{"en": "\\ud83d", "de": "y"}\n', r"line 2.*lone surrogate U\+D83D"),
         ("a.csv", b"english,de\nx,y\n", "line 1.*english, de; rename the keys"),
+        ("a.jsonl", b'{"en": "x", "de": "a\\u0000b"}\n', "line 1.*a NUL character; leave it out"),
+        ("a.csv", b"\n\n", "line 1"),
         ("a.csv", b"en,de,en\nx,y,z\n", "line 1.*en, de, en; rename the others"),
         ("a.csv", b"en;de\nx;y\n", "line 1.*got en;de; rename the keys"),
         ("a.csv", b"en,de\nx,y\nHello, world,Hallo\n", "2 columns as in line 1.*line 3.*got 3; put a side.*quotes"),
