@@ -23,7 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .agreement import Agreement, classification
+from .checkpoints import load_pretrained
+from .image_files import UnfitImage
 from .image_sets import ImageSet, load_images
+from .labelled_images import MATCHES, class_names, matched
 from .preprocessing import Preprocessing
 
 __all__ = ["Accuracy", "Sums", "accuracy", "accuracy_sums", "main", "twins_agreement"]
@@ -123,7 +126,22 @@ def batches(
     """(pixels [B, C, H, W] uint8, their numbers [B]) of every `world`-th image from `rank` on, in order."""
     mine = torch.arange(rank, len(images), world)
     for indices in mine.split(batch_size):
-        yield torch.stack([preprocessing.cut(images.image(index)) for index in indices.tolist()]), indices
+        yield stacked([preprocessing.cut(images.image(index)) for index in indices.tolist()]), indices
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """[C, H, W] each -> [B, C, H, W].
+
+    Raises:
+        UnfitImage: they are of different sizes.
+    """
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1:
+        raise UnfitImage(
+            f"images: expected a batch of one size, got {' and '.join(map(str, shapes[:2]))}, as channels, height "
+            f"and width; train with --image_size, which is saved with the model, or make all files of one size"
+        )
+    return torch.stack(list(images))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,6 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset_config_name", default=None)
     parser.add_argument("--data_dir", default=None, help="a folder of IDX files, npz files or images")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument(
+        "--match_classes", default="name", choices=MATCHES, help="of the set with the model's: by name, or one by one"
+    )
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--max_samples", type=int, default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -145,13 +166,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         preprocessing = Preprocessing.load(args.model)
         channels = len(preprocessing.mean)
-        sets = load_images(args.dataset_name, args.dataset_config_name, args.data_dir, channels)
+        sets = load_images(args.dataset_name, args.dataset_config_name, args.data_dir, channels, (args.split,))
         if args.split not in sets:
-            raise ValueError(f"accuracy: expected --split among {', '.join(sets)}, got {args.split!r}; choose one")
+            raise ValueError(f"accuracy: expected a split {args.split!r}, got none; choose another --split")
         images = sets[args.split]
         if args.max_samples is not None:
             images = images.subset(torch.arange(min(args.max_samples, len(images))))
-        model = load_classifier(args.model).to(args.device)
+        model: Any = load_classifier(args.model).to(args.device)
+        expected = getattr(model.config, "num_channels", channels)
+        if expected != channels:
+            raise ValueError(
+                f"accuracy: expected a mean for each of the {expected} channels that {args.model} reads, got "
+                f"{channels} in its preprocessor_config.json; correct it"
+            )
+        names = class_names(model.config, args.model)
+        images = matched("accuracy", images, names, args.model, args.match_classes == "position")
         twin = None if args.twin is None else _load_twin(args.twin, model, preprocessing).to(args.device)
         result = asdict(accuracy(model, images, preprocessing, batch_size=args.batch_size))
         if twin is not None:
@@ -177,12 +206,12 @@ def _load_twin(folder: str, model: Any, preprocessing: Preprocessing) -> nn.Modu
 
 
 def load_classifier(folder: str) -> nn.Module:
-    """Any checkpoint of `AutoModelForImageClassification`, this package's models included."""
+    """Any checkpoint of `AutoModelForImageClassification`, in float32; this package's models included."""
     from transformers import AutoModelForImageClassification
 
     import tritonsparse.models.cifar_resnet  # noqa: F401 - registers itself
 
-    model: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
+    model: nn.Module = load_pretrained("accuracy", AutoModelForImageClassification, folder, "an image classifier")
     return model
 
 

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tritonsparse.eval.language_models import encode, load_language_model, read_lines
-from tritonsparse.eval.windows import IGNORED, Ids, equal_windows, segments, windows
+from tritonsparse.eval.language_models import encode, load_language_model
+from tritonsparse.eval.text_files import parallel_lines, read_lines
+from tritonsparse.eval.windows import IGNORED, Ids, equal_windows, refuse_other_ids, segments, windows
 from tritonsparse.models.transfo_xl import TransfoXLLMHeadModel, Vocabulary
 
 __all__ = ["Agreement", "Predictions", "agreement", "classification", "language", "translation"]
@@ -87,7 +88,13 @@ def agreement(pairs: Iterable[Predictions]) -> Agreement:
 
 
 def language(
-    first: nn.Module, second: nn.Module, stream: Ids, *, tgt_len: int = 64, window: int = 256, batch_size: int = 1
+    first: nn.Module,
+    second: nn.Module,
+    stream: Ids,
+    *,
+    tgt_len: int = 64,
+    window: int | None = None,
+    batch_size: int = 1,
 ) -> Agreement:
     """Two language models over one token stream, every token but the first predicted once.
 
@@ -95,20 +102,33 @@ def language(
         first, second: two `TransfoXLLMHeadModel`s, each with its own memory and settings, or two other causal models.
         stream: ids `[tokens]` of the vocabulary that both share.
         tgt_len: Transformer-XL: tokens of a segment.
-        window: other models: tokens read at a time, scored in its second half.
+        window: other models: tokens read at a time, scored in its second half; None: 256, or fewer.
         batch_size: columns of the text, or windows at a time.
 
     Raises:
-        ValueError: one model has a memory and the other has not, or a text that is too short.
+        ValueError: one model has a memory and the other has not, a text that is too short, or one of other ids, or a
+            window that is longer than a model's positions.
     """
     recurrent = [isinstance(model, TransfoXLLMHeadModel) for model in (first, second)]
     if recurrent[0] != recurrent[1]:
         raise ValueError(
             "agreement: expected two models of one kind, got one with a memory and one without; their tokens differ"
         )
+    positions = []
+    for model in (first, second):
+        config: Any = model.config
+        refuse_other_ids("agreement", stream, config.vocab_size)
+        longest = getattr(config, "max_position_embeddings", None)
+        # Some models say -1 where any length does.
+        positions += [longest] if longest and longest > 0 else []
     if recurrent[0]:
         return agreement(_evaluating(first, second, lambda: _by_segments(first, second, stream, tgt_len, batch_size)))
-    return agreement(_evaluating(first, second, lambda: _by_windows(first, second, stream, window, batch_size)))
+    least = min([window or 256, *positions])
+    if window is not None and window > least:
+        raise ValueError(
+            f"agreement: expected a window of at most the models' {least} positions, got {window}; lower --window"
+        )
+    return agreement(_evaluating(first, second, lambda: _by_windows(first, second, stream, least, batch_size)))
 
 
 def translation(
@@ -213,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source_file", help="translation: one sentence a line")
     parser.add_argument("--reference_file", help="translation: one reference a line")
     parser.add_argument("--tgt_len", type=int, default=64, help="Transformer-XL: tokens of a segment")
-    parser.add_argument("--window", type=int, default=256, help="other language models: tokens read at a time")
+    parser.add_argument("--window", type=int, help="other language models: tokens read at a time (256, or fewer)")
     parser.add_argument("--batch_size", type=int, default=1, help="columns, windows or pairs at a time")
     parser.add_argument("--device", help="default: the GPU if there is one")
     options = parser.parse_args(arguments)
@@ -221,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = _run(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2
     print(result)
     print(json.dumps({**asdict(result), "first": options.first, "second": options.second}))
     return 0
@@ -240,7 +260,7 @@ def _run(options: argparse.Namespace) -> Agreement:
         first, tokenizer = load_seq2seq(options.first, options.device)
         second, other = load_seq2seq(options.second, options.device)
         _refuse_other_words(tokenizer.get_vocab(), other.get_vocab())
-        sources, references = (read_lines("agreement", name) for name in (options.source_file, options.reference_file))
+        sources, references = parallel_lines("agreement", options.source_file, options.reference_file)
         return translation(first, second, tokenizer, sources, references, batch_size=options.batch_size)
     first, encoder = load_language_model("agreement", options.first, options.device)
     second, other = load_language_model("agreement", options.second, options.device)

@@ -15,18 +15,20 @@ As a program it scores any sequence-to-sequence checkpoint:
 from __future__ import annotations
 
 import argparse
-import gzip
+import functools
 import json
 import os
 import re
 import sys
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tritonsparse.eval.bleu_tokenizers import choose_tokenizer, refuse_tokenizer
+from tritonsparse.eval.checkpoints import load_pretrained, load_tokenizer
+from tritonsparse.eval.text_files import parallel_lines, read_lines
 from tritonsparse.eval.translate import translate
 
 __all__ = ["BleuResult", "compound_split", "compound_split_bleu", "corpus_bleu", "load_seq2seq", "translate"]
@@ -57,13 +59,14 @@ def corpus_bleu(
         hypotheses: detokenised translations of the whole test set, in its order.
         references: the untouched reference of each.
         lowercase: ignore case, as NVIDIA's published Transformer numbers do.
-        tokenize: a sacreBLEU tokenizer; "13a" is what published scores use.
+        tokenize: a sacreBLEU tokenizer; "13a" is what published scores use, but for languages that
+            `tokenizer_for` knows others of.
 
     Returns:
         The score, its line and its signature.
 
     Raises:
-        ValueError: unequal counts, nothing to score, or an unknown tokenizer.
+        ValueError: unequal counts, nothing to score, or a tokenizer that is unknown or not installed.
 
     Example:
         >>> round(corpus_bleu(["the cat sat on the old mat"], ["the cat sat on the mat"]).score, 1)
@@ -72,11 +75,7 @@ def corpus_bleu(
     from sacrebleu.metrics.bleu import BLEU
 
     _check_pairs("corpus_bleu", hypotheses, references)
-    if tokenize not in BLEU.TOKENIZERS:
-        raise ValueError(
-            f"corpus_bleu: expected tokenize to be one of {', '.join(sorted(BLEU.TOKENIZERS))}, "
-            f"got {tokenize!r}; use '13a' unless the language needs another"
-        )
+    refuse_tokenizer("corpus_bleu", tokenize)
     return _score(BLEU(lowercase=lowercase, tokenize=tokenize), hypotheses, references)
 
 
@@ -125,14 +124,12 @@ def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str], *,
     return _score(metric, split(hypotheses), split(references))
 
 
-def _check_pairs(
-    function: str, hypotheses: Sequence[str], references: Sequence[str], names: str = "hypotheses"
-) -> None:
+def _check_pairs(function: str, hypotheses: Sequence[str], references: Sequence[str]) -> None:
     if isinstance(hypotheses, str) or isinstance(references, str):
         raise ValueError(f"{function}: expected lists of sentences, got one string; pass [sentence]")
     if len(hypotheses) != len(references):
         raise ValueError(
-            f"{function}: expected one reference for each sentence, got {len(hypotheses)} {names} and "
+            f"{function}: expected one reference for each sentence, got {len(hypotheses)} hypotheses and "
             f"{len(references)} references; check that both cover the same test set"
         )
     if not hypotheses:
@@ -156,25 +153,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--extra_tokens", type=int, default=50, help="longest translation = source + this")
     parser.add_argument("--max_tokens_per_batch", type=int, default=4096, help="source tokens with padding")
     parser.add_argument("--lowercase", action="store_true", help="ignore case")
-    parser.add_argument("--tokenize", default="13a", help="sacreBLEU tokenizer")
+    parser.add_argument("--tokenize", help="sacreBLEU's tokenizer; by default its choice for the language, or 13a")
+    parser.add_argument("--target_lang", help="language of the references; the file's ending (.zh) by default")
     parser.add_argument("--compound_split", metavar="LANGUAGE", help="add the older papers' score")
     parser.add_argument("--output_file", help="write the translations here, one per line")
     parser.add_argument("--device", help="default: the GPU if there is one")
     options = parser.parse_args(arguments)
     try:
         summary = _run(options)
-    except (ValueError, OSError, ImportError, EOFError, zlib.error) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2
     print(json.dumps(summary))
     return 0
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    sources, references = _read_lines(options.source_file), _read_lines(options.reference_file)
-    _check_pairs("bleu", sources, references, names="source lines")
+    sources, references = parallel_lines("bleu", options.source_file, options.reference_file)
     # A bad option must fail here, not after minutes of search.
-    corpus_bleu(references[:1], references[:1], lowercase=options.lowercase, tokenize=options.tokenize)
+    language = options.target_lang or Path(options.reference_file.removesuffix(".gz")).suffix[1:]
+    tokenize = choose_tokenizer("bleu", language, references, options.tokenize)
     if options.compound_split:
         compound_split_bleu(references[:1], references[:1], language=options.compound_split)
     model, tokenizer = load_seq2seq(options.model, options.device)
@@ -195,7 +193,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         partial = Path(f"{options.output_file}.partial")
         partial.write_text("".join(f"{text}\n" for text in translations), encoding="utf-8", newline="\n")
         os.replace(partial, options.output_file)
-    result = corpus_bleu(translations, references, lowercase=options.lowercase, tokenize=options.tokenize)
+    result = corpus_bleu(translations, references, lowercase=options.lowercase, tokenize=tokenize)
     print(f"BLEU {result.score:.2f}\n{result.line}\nsignature {result.signature}")
     summary: dict[str, Any] = {"bleu": result.score, **asdict(result), "sentences": len(sources)}
     if options.compound_split:
@@ -207,46 +205,22 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     return summary | {"seconds": round(seconds, 3)}
 
 
-def _read_lines(path: str) -> list[str]:
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        # Only "\n" ends a line: corpora carry stray "\r" and U+2028, and splitting there shifts the pairs.
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            return [line.rstrip("\r\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"bleu: expected UTF-8 text in {path}, got {error.reason}; convert it") from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"bleu: expected a readable file, got {path} ({reason}); check the path") from error
+# The name of the first edition.
+_read_lines = functools.partial(read_lines, "bleu")
 
 
 def load_seq2seq(name: str, device: str | None) -> tuple[Any, Any]:
-    """A sequence-to-sequence checkpoint and its tokenizer; `device` None: the GPU if there is one.
+    """A sequence-to-sequence checkpoint, in float32, and its tokenizer; `device` None: the GPU if there is one.
 
     Raises:
         ValueError: there is no such checkpoint, or weights are missing.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForSeq2SeqLM
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(name, output_loading_info=True)
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            f"bleu: expected a sequence-to-sequence checkpoint with its tokenizer, "
-            f"got {name!r} ({reason}); give the directory that save_pretrained wrote for both"
-        ) from error
-    if info["missing_keys"]:  # transformers fills these with random numbers and goes on
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(
-            f"bleu: expected a complete checkpoint, got {name!r} without {missing}; "
-            "export the model with save_pretrained (sparse layers: after finalize())"
-        )
-    return model, tokenizer
+    model = load_pretrained("bleu", AutoModelForSeq2SeqLM, name, "a sequence-to-sequence checkpoint")
+    tokenizer = load_tokenizer("bleu", name)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 
 if __name__ == "__main__":

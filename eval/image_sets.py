@@ -4,17 +4,12 @@
     a hub id          "ILSVRC/imagenet-1k", "uoft-cs/cifar10": any dataset with an image and a class label
     a folder          of IDX files (MNIST, Fashion-MNIST), of <split>.npz, or of <split>/<class>/<image>
 
-Pixels are uint8 [channels, height, width]. Small sets lie in memory as one tensor; large ones are decoded when asked.
+Pixels are uint8 [channels, height, width]. Small sets are decoded at once; large ones when asked, image by image.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +17,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .image_files import UnfitImage, decode, read
+from .image_folders import SPLITS, load_folder
+from .labelled_images import ImageSet, held, matched
+
 __all__ = ["ImageSet", "decode", "load_folder", "load_images"]
-
-# The names under which folders and the hub know a split, in the order they are looked for.
-_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test", "t10k")}
-# Hub sets up to this many bytes of pixels (CIFAR) are decoded once; their images are of one size.
-_IN_MEMORY = 1 << 29
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """One split.
-
-    labels: [n], int64. classes: the names of the labels. pixels: [n, channels, height, width], uint8, or a function
-    from a number below n to [channels, height, width], uint8, which any thread may call.
-    """
-
-    labels: Tensor
-    classes: list[str]
-    pixels: Tensor | Callable[[int], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Tensor:
-        """[channels, height, width], uint8."""
-        return self.pixels[index] if isinstance(self.pixels, Tensor) else self.pixels(index)
-
-    def subset(self, indices: Tensor) -> ImageSet:
-        """The images at `indices`, in that order; a lazy set stays lazy."""
-        pixels = self.pixels
-        if isinstance(pixels, Tensor):
-            return ImageSet(self.labels[indices], self.classes, pixels[indices])
-        table = indices.tolist()
-        return ImageSet(self.labels[indices], self.classes, lambda number: pixels(table[number]))
 
 
 def load_images(
-    name: str | None, config: str | None = None, folder: str | Path | None = None, channels: int | None = None
+    name: str | None,
+    config: str | None = None,
+    folder: str | Path | None = None,
+    channels: int | None = None,
+    splits: Collection[str] = tuple(SPLITS),
 ) -> dict[str, ImageSet]:
-    """The splits of a set: those there are of "train", "validation" and "test", whose classes agree.
+    """The splits of a set: those there are of "train", "validation" and "test".
+
+    All have the classes of train, by name; where train is not loaded, each has its own.
 
     Args:
         name: "embedded", or a hub id; None where `folder` is given.
         config: the hub dataset's configuration.
         folder: a folder of IDX files, npz files or images.
-        channels: 1 or 3: decoded images are made grey or coloured; None = as they are, coloured if they differ.
+        channels: 1 or 3: decoded images are made grey or coloured; None = coloured.
+        splits: which to load.
 
     Raises:
-        ValueError: none or both of name and folder, or nothing there that is understood.
+        ValueError: none or both of name and folder, nothing there that is understood, an image that cannot be decoded,
+            a class of another split that train has not, or one of train without an image.
         ImportError: what reads the set is not installed.
     """
     if (name is None) == (folder is None):
@@ -79,56 +52,16 @@ def load_images(
             f"load_images: expected a dataset's name or a folder, got {name!r} and {folder!r}; give one of them"
         )
     if folder is not None:
-        return load_folder(Path(folder), channels)
-    if name == "embedded":
-        return _digits()
-    return _from_hub(str(name), config, channels)
-
-
-def load_folder(folder: Path, channels: int | None = None) -> dict[str, ImageSet]:
-    """The splits that lie in `folder`, as IDX files, as <split>.npz or as folders of classes; see `load_images`.
-
-    Raises:
-        ValueError: none of these is there, or a file is not what its name says.
-    """
-    found: dict[str, ImageSet] = {}
-    for split, names in _SPLITS.items():
-        for name in names:
-            idx = sorted(folder.glob(f"{name}-images*idx3-ubyte*"))
-            if idx:
-                found[split] = _from_idx(idx[0])
-            elif (folder / f"{name}.npz").is_file():
-                found[split] = _from_npz(folder / f"{name}.npz")
-            elif (folder / name).is_dir():
-                found[split] = _from_classes(folder / name, channels or 3)
-            else:
-                continue
-            break
-    if "train" not in found and not found:
-        raise ValueError(
-            f"load_folder: expected IDX files, <split>.npz or folders of classes (train, validation, test) in "
-            f"{folder}, got none; correct the path"
-        )
+        found = load_folder(Path(folder), channels, splits)
+    elif name == "embedded":
+        found = {split: images for split, images in _digits().items() if split in splits}
+    else:
+        found = _from_hub(str(name), config, channels, splits)
+    if "train" in found:
+        train = found["train"]
+        for split in found:
+            found[split] = matched(f"load_images ({split})", found[split], train.classes, "train")
     return found
-
-
-def decode(data: bytes, channels: int) -> Tensor:
-    """An image file's bytes as uint8 [channels, height, width].
-
-    Raises:
-        ImportError: Pillow is not installed.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("decode: expected Pillow to decode images, got none; pip install pillow") from error
-    with Image.open(io.BytesIO(data)) as image:
-        return _from_pil(image, channels)
-
-
-def _from_pil(image: Any, channels: int) -> Tensor:
-    array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(array.copy()).reshape(*array.shape[:2], channels).permute(2, 0, 1).contiguous()
 
 
 def _digits() -> dict[str, ImageSet]:
@@ -150,85 +83,22 @@ def _digits() -> dict[str, ImageSet]:
     }
 
 
-def _read(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-
-
-def _idx(path: Path, dimensions: int) -> Tensor:
-    """An IDX file: two zero bytes, the type (8 = uint8), the number of dimensions, the sizes, the elements."""
-    data = _read(path)
-    head = 4 + 4 * dimensions
-    sizes = struct.unpack(f">{dimensions}I", data[4:head]) if len(data) >= head else ()
-    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) != head + int(np.prod(sizes)):
-        raise ValueError(
-            f"load_folder: expected an IDX file of uint8 with {dimensions} dimensions, got {path.name} of "
-            f"{len(data)} bytes beginning {data[:4].hex()}; download it again"
-        )
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=head).copy()).reshape(sizes)
-
-
-def _from_idx(path: Path) -> ImageSet:
-    partner = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    if not partner.is_file():
-        raise ValueError(f"load_folder: expected {partner.name} beside {path.name}, got no such file; add it")
-    pixels, labels = _idx(path, 3)[:, None], _idx(partner, 1).long()
-    return _checked(labels, _numbers(labels), pixels, path)
-
-
-def _from_npz(path: Path) -> ImageSet:
-    """Arrays `labels` and `images` ([n, h, w] or [n, h, w, c], uint8), or `jpeg` (files end to end) and `offsets`."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
-    labels = torch.from_numpy(arrays["labels"].astype(np.int64)) if "labels" in arrays else None
-    if labels is None or not ("images" in arrays or {"jpeg", "offsets"} <= arrays.keys()):
-        raise ValueError(
-            f"load_folder: expected arrays labels and images, or labels, jpeg and offsets, got {sorted(arrays)} in "
-            f"{path.name}; rename them"
-        )
-    if "images" in arrays:
-        images = torch.from_numpy(arrays["images"])
-        pixels = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-    else:
-        data, offsets = arrays["jpeg"].tobytes(), arrays["offsets"].tolist()
-        pixels = torch.stack([decode(data[first:last], 3) for first, last in pairwise(offsets)])
-    return _checked(labels, _numbers(labels), pixels, path)
-
-
-def _numbers(labels: Tensor) -> list[str]:
-    return [str(number) for number in range(int(labels.max()) + 1)]
-
-
-def _checked(labels: Tensor, classes: list[str], pixels: Tensor, path: Path) -> ImageSet:
-    if len(labels) != len(pixels) or pixels.dtype != torch.uint8 or pixels.dim() != 4:
-        raise ValueError(
-            f"load_folder: expected as many uint8 images as labels, got {list(pixels.shape)} {pixels.dtype} and "
-            f"{len(labels)} labels in {path.name}; correct the file"
-        )
-    return ImageSet(labels, classes, pixels)
-
-
-def _from_classes(folder: Path, channels: int) -> ImageSet:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    files = [
-        (path, number)
-        for number, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-    ]
-    if not files:
-        raise ValueError(f"load_folder: expected images in folders of classes, got none in {folder}; correct the path")
-    labels = torch.tensor([number for _, number in files])
-    return ImageSet(labels, classes, lambda index: decode(files[index][0].read_bytes(), channels))
-
-
-def _from_hub(name: str, config: str | None, channels: int | None) -> dict[str, ImageSet]:
+def _from_hub(name: str, config: str | None, channels: int | None, splits: Collection[str]) -> dict[str, ImageSet]:
     from datasets import ClassLabel, Image, load_dataset
+    from datasets.exceptions import DatasetsError
 
-    loaded = load_dataset(name, config)
+    try:
+        loaded = load_dataset(name, config)
+    except (ValueError, OSError, RuntimeError, ImportError, DatasetsError) as error:
+        raise ValueError(
+            f"load_images: expected a dataset that can be loaded, got {name!r}, configuration {config!r} "
+            f"({type(error).__name__}: {' '.join(str(error).split())}); check the name, the configuration and the "
+            f"network, or give --data_dir"
+        ) from error
     result = {}
-    for split, names in _SPLITS.items():
+    for split, names in SPLITS.items():
         known = next((each for each in names if each in loaded), None)
-        if known is None:
+        if known is None or split not in splits:
             continue
         part = loaded[known]
         columns = [key for key, feature in part.features.items() if isinstance(feature, Image)]
@@ -238,18 +108,32 @@ def _from_hub(name: str, config: str | None, channels: int | None) -> dict[str, 
                 f"load_images: expected a column of images and one of class labels in {name!r}, got "
                 f"{list(part.features)}; name another dataset"
             )
-        labels = torch.tensor(part[targets[0]][:])
-        if (labels < 0).any():
+        numbers = part[targets[0]][:]
+        if None in numbers:
+            raise ValueError(
+                f"load_images: expected a label in every row of {name!r}, got none in row {numbers.index(None) + 1} of "
+                f"{known}; leave such rows out"
+            )
+        labels = torch.tensor(numbers)
+        if not len(labels) or (labels < 0).any():
             # The hub's test sets of competitions come without labels.
             continue
-        opener = _opener(part, columns[0], channels or 3)
-        small = len(labels) * opener(0).numel() <= _IN_MEMORY
-        pixels = torch.stack([opener(index) for index in range(len(labels))]) if small else opener
-        result[split] = ImageSet(labels, part.features[targets[0]].names, pixels)
-    if "train" not in result:
-        raise ValueError(f"load_images: expected a train split in {name!r}, got {list(loaded)}; name another dataset")
+        # The files themselves: `datasets` would decode them in its own way.
+        files = part.cast_column(columns[0], Image(decode=False))
+        opener = _opener(files, columns[0], channels or 3, f"of {name}, {known}")
+        result[split] = ImageSet(labels, part.features[targets[0]].names, held(opener, len(labels)))
+    if not result:
+        raise ValueError(f"load_images: expected {', '.join(splits)} in {name!r}, got {list(loaded)}; name another one")
     return result
 
 
-def _opener(part: Sequence[Any], column: str, channels: int) -> Callable[[int], Tensor]:
-    return lambda index: _from_pil(part[index][column], channels)
+def _opener(part: Sequence[Any], column: str, channels: int, where: str) -> Callable[[int], Tensor]:
+    def image(number: int) -> Tensor:
+        row, place = part[number][column], f"row {number + 1} {where}"
+        if row is None:
+            raise UnfitImage(f"load_images: expected an image in {place}, got none; leave such rows out")
+        if row["bytes"] is None:
+            return read(Path(row["path"]), channels, place)
+        return decode(row["bytes"], channels, place)
+
+    return image

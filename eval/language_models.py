@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +12,16 @@ from torch import nn
 
 from tritonsparse.models.transfo_xl import TransfoXLLMHeadModel, Vocabulary
 
+from .checkpoints import load_beside, load_pretrained, load_tokenizer
+from .text_files import read_lines
+
 __all__ = ["VOCABULARY_FILE", "encode", "load_language_model", "read_lines"]
 
 VOCABULARY_FILE = "vocabulary.txt"
 
 
-def read_lines(program: str, path: str) -> list[str]:
-    """Lines of a UTF-8 file, `.gz` or not, without their ends.
-
-    Raises:
-        ValueError: it is not there, or no such text.
-    """
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            return [line.rstrip("\r\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{program}: expected UTF-8 text in {path}, got {error.reason}; convert it") from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{program}: expected a readable file, got {path} ({reason}); check the path") from error
-
-
 def load_language_model(program: str, name: str, device: str | None = None) -> tuple[nn.Module, Any]:
-    """A checkpoint and its `Vocabulary` (Transformer-XL) or tokenizer (any other causal model).
+    """A checkpoint, in float32, and its `Vocabulary` (Transformer-XL) or tokenizer (any other causal model).
 
     Args:
         program: who asks, for messages.
@@ -47,27 +31,14 @@ def load_language_model(program: str, name: str, device: str | None = None) -> t
     Raises:
         ValueError: there is no such checkpoint, weights are missing, or vocabulary and model are of different sizes.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True)
-        model, info = loaded
-        if isinstance(model, TransfoXLLMHeadModel):
-            encoder: Any = Vocabulary.load(Path(name) / VOCABULARY_FILE)
-        else:
-            encoder = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            f"{program}: expected a language model with its vocabulary or tokenizer, got {name!r} ({reason}); give the "
-            f"output folder of a training run"
-        ) from error
-    if info["missing_keys"]:  # transformers fills these with random numbers and goes on
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(
-            f"{program}: expected all weights in {name!r}, got none for {missing}; give a whole checkpoint"
-        )
+    model = load_pretrained(program, AutoModelForCausalLM, name, "a causal language model")
+    if isinstance(model, TransfoXLLMHeadModel):
+        file = Path(name) / VOCABULARY_FILE
+        encoder: Any = load_beside(program, name, "a vocabulary", lambda: Vocabulary.load(file))
+    else:
+        encoder = load_tokenizer(program, name)
     if isinstance(encoder, Vocabulary) and len(encoder) != model.config.vocab_size:
         raise ValueError(
             f"{program}: expected a vocabulary of the model's {model.config.vocab_size} types, got {len(encoder)} "

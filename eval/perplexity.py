@@ -29,8 +29,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tritonsparse.eval.language_models import encode, load_language_model, read_lines
-from tritonsparse.eval.windows import IGNORED, Ids, equal_windows, refuse_short, segment_settings, segments, windows
+from tritonsparse.eval.language_models import encode, load_language_model
+from tritonsparse.eval.text_files import read_lines
+from tritonsparse.eval.windows import (
+    IGNORED,
+    Ids,
+    equal_windows,
+    refuse_other_ids,
+    refuse_short,
+    segment_settings,
+    segments,
+    windows,
+)
 from tritonsparse.models.transfo_xl import TransfoXLLMHeadModel
 
 __all__ = ["Perplexity", "causal_perplexity", "segment_perplexity"]
@@ -96,7 +106,7 @@ def segment_perplexity(
         ValueError: a text shorter than one segment a column, a setting without sense, or an id that is not the model's.
     """
     config: Any = model.config
-    _refuse_other_ids(stream, config.vocab_size)
+    refuse_other_ids("perplexity", stream, config.vocab_size)
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     tokens, mems = 0, None
@@ -147,7 +157,7 @@ def causal_perplexity(
         )
     stride = window if stride is None else stride
     refuse_short("perplexity", stream, 2)
-    _refuse_other_ids(stream, config.vocab_size)
+    refuse_other_ids("perplexity", stream, config.vocab_size)
     device = next(model.parameters()).device
     total, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     training = model.training
@@ -167,15 +177,6 @@ def causal_perplexity(
         model.train(training)
     settings = {"window": window, "stride": stride, "vocabulary": config.vocab_size}
     return Perplexity(float(total), tokens, settings, words)
-
-
-def _refuse_other_ids(stream: Ids, vocabulary: int) -> None:
-    largest = int(np.max(stream)) if len(stream) else 0
-    if largest >= vocabulary:
-        raise ValueError(
-            f"perplexity: expected ids of the model's vocabulary of {vocabulary} types, got {largest}; give the "
-            f"vocabulary that the model was trained with"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result, seconds = _run(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2
     print(result)
     print(json.dumps({**result.as_dict(), "model": options.model, "seconds": round(seconds, 3)}))
     return 0

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 import tritonsparse as ts
 
+from .checkpoints import load_beside, load_pretrained
 from .csr import use_csr
 from .machine import commit, processor
-from .preprocessing import FILE, Preprocessing
+from .preprocessing import Preprocessing
 
 __all__ = ["Timing", "load_any", "main", "measure", "pruned", "relative_error"]
 
@@ -98,17 +99,18 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def load_any(folder: str) -> nn.Module:
-    """A saved transformers model, this package's included, by the class that its configuration names."""
+    """A saved transformers model, in float32, of the class that its configuration names; this package's included."""
     import transformers
 
     import tritonsparse.models.cifar_resnet
     import tritonsparse.models.transfo_xl
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    load = functools.partial(transformers.AutoConfig.from_pretrained, folder)
+    config = load_beside("load_any", folder, "a configuration", load)
     name = (config.architectures or ["AutoModel"])[0]
     for module in (transformers, tritonsparse.models.cifar_resnet, tritonsparse.models.transfo_xl):
         if hasattr(module, name):
-            model: nn.Module = getattr(module, name).from_pretrained(folder)
+            model: nn.Module = load_pretrained("load_any", getattr(module, name), folder, "a checkpoint")
             return model.eval()
     raise ValueError(f"load_any: expected a class of transformers or of this package, got {name} in {folder}")
 
@@ -118,10 +120,12 @@ def make_inputs(model: Any, folder: str, batch_size: int, length: int, device: s
     generator = torch.Generator().manual_seed(0)
     config = model.config
     if getattr(model, "main_input_name", "input_ids") == "pixel_values":
-        side = getattr(config, "image_size", 224)
-        if (Path(folder) / FILE).is_file():
-            side = Preprocessing.load(folder).crop or side
-        shape = (batch_size, getattr(config, "num_channels", 3), side, side)
+        size = getattr(config, "image_size", 224)
+        preprocessing = Preprocessing.find(folder)
+        if preprocessing is not None:
+            size = preprocessing.shape or size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, getattr(config, "num_channels", 3), height, width)
         return {"pixel_values": torch.randn(shape, generator=generator).to(device)}
     tokens = torch.randint(config.vocab_size, (batch_size, length), generator=generator).to(device)
     inputs = {"input_ids": tokens}

@@ -14,7 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["IGNORED", "Ids", "equal_windows", "refuse_short", "segment_settings", "segments", "windows"]
+__all__ = [
+    "IGNORED",
+    "Ids",
+    "equal_windows",
+    "refuse_other_ids",
+    "refuse_short",
+    "segment_settings",
+    "segments",
+    "windows",
+]
 
 Ids = NDArray[np.integer[Any]]
 IGNORED = -100
@@ -25,6 +34,15 @@ def refuse_short(function: str, stream: Ids, least: int) -> None:
         raise ValueError(
             f"{function}: expected a text of at least {least} tokens, one segment and the token after it, got "
             f"{len(stream)}; give more text, or shorter segments or fewer columns"
+        )
+
+
+def refuse_other_ids(function: str, stream: Ids, vocabulary: int) -> None:
+    largest = int(np.max(stream)) if len(stream) else 0
+    if largest >= vocabulary:
+        raise ValueError(
+            f"{function}: expected ids of the model's vocabulary of {vocabulary} types, got {largest}; give the "
+            f"vocabulary that the model was trained with"
         )
 
 

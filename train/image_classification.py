@@ -84,6 +84,8 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
     """
     accelerator = program.make_accelerator(NAME, args)
     program.refuse_used(NAME, args)
+    if args.model_name_or_path is not None:
+        program.refuse_beside_a_saved_model(NAME, args, ("preset",))
     set_seed(args.seed)
     sets = load_sets(args)
     corruption = None if corrupt is None else corrupt(sets["train"])
@@ -138,7 +140,6 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
 
 def _model(args: argparse.Namespace, images: ImageSet, preprocessing: Preprocessing) -> nn.Module:
     if args.model_name_or_path is not None:
-        program.refuse_beside_a_saved_model(NAME, args, ("preset",))
         return load_model(args.model_name_or_path, images.classes)
     channels, side, _ = preprocessing.cut(images.image(0)).shape
     return build_model(args.preset or PRESET, images.classes, channels, side)

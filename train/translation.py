@@ -27,6 +27,7 @@ from transformers import get_scheduler
 
 import tritonsparse as ts
 from tritonsparse.eval.bleu import BleuResult, corpus_bleu
+from tritonsparse.eval.bleu_tokenizers import choose_tokenizer
 from tritonsparse.eval.translate import translate
 from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
 from tritonsparse.report import Report
@@ -74,6 +75,7 @@ class Run:
     stock_model: nn.Module
     pairs: dict[str, Pairs]
     costs: dict[str, LayerCost]
+    bleu_tokenizer: str
 
 
 def prepare(args: argparse.Namespace) -> Run:
@@ -86,6 +88,10 @@ def prepare(args: argparse.Namespace) -> Run:
         raise ValueError(
             "translation: expected a validation split, got none; pass --validation_file with pairs held out of training"
         )
+    references = [target for _, target in pairs["validation"]]
+    bleu_tokenizer = choose_tokenizer(
+        "translation", args.target_lang, references, args.bleu_tokenize, "--bleu_tokenize"
+    )
     tokenizer, model = _model(args, pairs["train"])
     ids = _encode(tokenizer, pairs["train"], args.max_source_length, args.max_target_length)
     batches = TokenBatches(
@@ -125,7 +131,7 @@ def prepare(args: argparse.Namespace) -> Run:
         batches=batches, settings=settings(args, method, accelerator.num_processes, total_steps, FREE),
         twins=_twins(stock_model, tokenizer) if args.save_twins else None,
     )  # fmt: skip
-    run = Run(args, loop, tokenizer, stock_model, pairs, costs)
+    run = Run(args, loop, tokenizer, stock_model, pairs, costs, bleu_tokenizer)
     start(args, loop)
     logger.info(
         "***** training *****\n  pairs: %s\n  epochs: %.2f of %d steps\n  steps: %d\n  tokens a batch: at most %d, "
@@ -200,7 +206,7 @@ def _evaluate(run: Run, pairs: Pairs, num_beams: int, weights: dict[str, Tensor]
     )  # fmt: skip
     gathered = gather_object([(rank + world * number, text) for number, text in enumerate(mine)])
     hypotheses = [text for _, text in sorted(gathered)]
-    bleu = corpus_bleu(hypotheses, [target for _, target in pairs])
+    bleu = corpus_bleu(hypotheses, [target for _, target in pairs], tokenize=run.bleu_tokenizer)
     sparsity = results.sparsity(weights, run.loop.sparsifier.layers)
     numbers = {"bleu": bleu.score, "sparsity": sparsity, "num_beams": num_beams}
     logger.info("step %d: BLEU %.2f, sparsity %.2f%%", run.loop.step, bleu.score, 100 * sparsity)

@@ -131,7 +131,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, refusal: Any) -> None:
         build().save_pretrained(tmp_path / name)
         Preprocessing((mean,), (0.4,)).save(tmp_path / name)
     for options, words in (
-        ([*EMBEDDED, "--split", "validation"], "--split among train, test"),
+        ([*EMBEDDED, "--split", "validation"], "a split 'validation', got none; choose another --split"),
         (["--data_dir", "nowhere"], "IDX files"),
         ([], "a dataset's name or a folder"),
         ([*EMBEDDED, "--twin", str(tmp_path / "other")], "same classes and preprocessing"),
@@ -201,6 +201,8 @@ def test_a_model_agrees_with_itself_and_what_cannot_be_compared_is_refused(trans
         (lambda: agreement([(zeros[:1], torch.zeros(1, 3), None)]), r"equal shape, got \[1, 2\] and \[1, 3\]"),
         (lambda: agreement([(zeros, zeros, torch.zeros(2, dtype=torch.bool))]), "at least one prediction"),
         (lambda: language(transfo_xl(), gpt(), STREAM), "two models of one kind"),
+        (lambda: language(gpt(), gpt(), STREAM, window=17), "at most the models' 16 positions, got 17; lower --window"),
+        (lambda: language(gpt(), gpt(vocab_size=30), STREAM), "agreement: expected ids of .* 30 types, got 3[89]"),
         (lambda: translation(None, None, None, ["a"], []), "a reference for each source"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -226,7 +228,8 @@ def test_causal_models_are_compared_on_every_token_once(gpt: Build) -> None:
         end = 16 if place <= 16 else min(49, 16 + -(-(place - 16) // 8) * 8)
         ids = torch.from_numpy(STREAM[max(0, end - 16) : place])[None]
         pairs.append((*(model(ids).logits[0, -1:] for model in models), None))
-    same(language(*models, STREAM, window=16, batch_size=2), agreement(pairs), 49, rel=1e-9)
+    for window in (16, None):
+        same(language(*models, STREAM, window=window, batch_size=2), agreement(pairs), 49, rel=1e-9)
 
 
 @torch.no_grad()
@@ -267,7 +270,7 @@ def test_saved_language_models_are_compared(tmp_path: Path, transfo_xl: Build, d
     assert printed["cross_entropy"] == pytest.approx(expected.cross_entropy, rel=1e-6)
     Vocabulary([vocabulary.words[0], *reversed(vocabulary.words[1:])]).save(tmp_path / "second" / "vocabulary.txt")
     for given, words in (([], "expected --text_file, or --source_file"), ([f"--text_file={text}"], "one vocabulary")):
-        assert main([*options, *given]) == 1
+        assert main([*options, *given]) == 2
         assert words in refusal()
 
 
@@ -281,5 +284,5 @@ def test_saved_translation_models_are_compared(tmp_path: Path, marian: Build, do
     files = [f"--{side}_file={tmp_path / 'text.txt'}" for side in ("source", "reference")]
     assert main([*options, *files]) == 0
     assert document()["predictions"] == 3 * (4 + 2 + 5)
-    assert main([*options, files[0]]) == 1
+    assert main([*options, files[0]]) == 2
     assert "expected --text_file, or --source_file" in refusal()

@@ -221,16 +221,16 @@ def test_bad_input_is_one_sentence(checkpoint: Path, refusal: Any, monkeypatch: 
         file.unlink()
     for changes, remedy in (
         ({"source_file": "missing"}, "check the path"),
-        ({"reference_file": "one"}, "7 source lines and 1 references; check"),
-        ({"reference_file": "latin-1"}, "convert it"),
-        ({"source_file": "empty.gz", "reference_file": "empty"}, "pass the whole test set"),
-        ({"source_file": "cut.gz"}, "check the path"),
-        *(({"model": name}, "give the directory that save_pretrained wrote") for name in ("bare", "damaged", "mute")),
+        ({"reference_file": "one"}, f"source.gz as in {checkpoint}/one, got 7 and 1; align the two files"),
+        ({"reference_file": "latin-1"}, "latin-1, line 1), got the byte 0xdf; convert the file"),
+        ({"source_file": "empty.gz"}, "empty.gz, got an empty file"),
+        ({"source_file": "cut.gz"}, "cut.gz, got damaged data"),
+        *(({"model": name}, "save_pretrained") for name in ("bare", "damaged", "mute")),
         ({"model": "partial"}, "fc1.weight"),
         ({"tokenize": "moses"}, "use '13a'"),
     ):
         given = {name: value if name == "tokenize" else checkpoint / value for name, value in changes.items()}
-        assert main(arguments(checkpoint, **given)) == 1
+        assert main(arguments(checkpoint, **given)) == 2
         assert remedy in refusal(), changes
 
 
@@ -239,5 +239,5 @@ def test_the_program_starts_as_a_module(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["bleu", "--model=none", "--source_file=none", "--reference_file=none"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("tritonsparse.eval.bleu", run_name="__main__")
-    assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("error: bleu: expected a readable file, got none")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: bleu: expected a file, got none, which does not exist")

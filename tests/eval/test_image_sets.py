@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-from tritonsparse.eval import image_sets
+from tritonsparse.eval import labelled_images
 from tritonsparse.eval.image_sets import ImageSet, load_folder, load_images
 from tritonsparse.eval.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, channel_statistics, resize_crop
 
@@ -91,14 +91,20 @@ def test_npz_files_hold_pixels_or_files(tmp_path: Path) -> None:
         load_folder(tmp_path)
 
 
-def test_folders_of_classes_are_opened_when_asked_for(tmp_path: Path) -> None:
+def test_folders_of_classes_are_held_where_small_and_opened_when_asked_for_elsewhere(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     images = pixels(3)
     for index, name in enumerate(("cat", "dog", "dog")):
         (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "train" / name / f"{index}.png").write_bytes(png(images[index]))
+    small = load_folder(tmp_path)["train"]
+    assert isinstance(small.pixels, Tensor)
+    monkeypatch.setattr(labelled_images, "IN_MEMORY", 0)
     train = load_folder(tmp_path)["train"]
     assert train.classes == ["cat", "dog"] and train.labels.tolist() == [0, 1, 1]
     assert not isinstance(train.pixels, Tensor)
+    assert all(torch.equal(train.image(number), small.image(number)) for number in range(3))
     assert torch.equal(train.image(2), chw(images[2]))
     assert torch.equal(train.subset(torch.tensor([2, 0])).image(0), train.image(2))
     assert load_folder(tmp_path, channels=1)["train"].image(0).shape == (1, 5, 4)
@@ -116,7 +122,7 @@ def test_hub_sets_find_their_columns(monkeypatch: Any) -> None:
     train = sets["train"]
     assert train.classes == ["a", "b"] and train.labels.tolist() == [1, 0, 1]
     assert isinstance(train.pixels, Tensor) and torch.equal(train.image(1), chw(images[1]))
-    monkeypatch.setattr(image_sets, "_IN_MEMORY", 0)
+    monkeypatch.setattr(labelled_images, "IN_MEMORY", 0)
     lazy = load_images("someone/images")["train"]
     assert not isinstance(lazy.pixels, Tensor) and torch.equal(lazy.image(1), train.image(1))
 

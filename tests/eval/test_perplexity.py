@@ -137,7 +137,7 @@ def score(tmp_path: Path, capsys: Any) -> Any:
 
     def run(*options: str, refused: str | None = None) -> tuple[str, dict[str, Any]]:
         given = [f"--model={tmp_path / 'model'}", f"--text_file={tmp_path / 'text.txt'}", "--device=cpu", *options]
-        assert main(given) == (0 if refused is None else 1)
+        assert main(given) == (0 if refused is None else 2)
         printed = capsys.readouterr()
         assert refused is None or refused in printed.err
         return printed.out, {} if refused else json.loads(printed.out.strip().rpartition("\n")[2])
@@ -146,8 +146,8 @@ def score(tmp_path: Path, capsys: Any) -> Any:
 
 
 def test_the_program_scores_a_transformer_xl(tmp_path: Path, transfo_xl: Build, score: Any) -> None:
-    score(refused="expected a language model")
-    score(f"--text_file={tmp_path / 'gone.txt'}", refused="expected a readable file")
+    score(refused="expected a causal language model")
+    score(f"--text_file={tmp_path / 'gone.txt'}", refused="gone.txt, which does not exist")
     vocabulary = Vocabulary.count(LINES)
     model = transfo_xl(vocab_size=len(vocabulary), cutoffs=[3], div_val=1)
     model.save_pretrained(tmp_path / "model")

@@ -56,6 +56,19 @@ def test_str_runs_with_alpha_zero_and_is_costed_by_the_convention_it_names(trans
     assert document["train_flops_fraction"] == pytest.approx(total / dense)
 
 
+def test_translations_into_chinese_are_scored_by_characters(translation: Any, tmp_path: Path) -> None:
+    """As sacreBLEU does for zh; also where references, not the language, say so."""
+    for split in ("train", "test"):
+        rows = "".join(f"w{number} w{number % 7}\t我们今天{number}早上去公园\n" for number in range(60))
+        (tmp_path / f"{split}.tsv").write_text(rows, encoding="utf-8")
+    files = (f"--train_file={tmp_path / 'train.tsv'}", f"--validation_file={tmp_path / 'test.tsv'}", "--vocab_size=50")
+    line = translation.refusal(tmp_path / "no", *files, "--max_train_steps=1")
+    assert "--target_lang or --bleu_tokenize" in line and "the language 'de' and mostly CJK letters" in line
+    for options, tokenizer in (("--target_lang=zh_CN",), "zh"), (("--bleu_tokenize=char",), "char"):
+        document = translation.train(tmp_path / tokenizer, *files, "--method=dense", "--max_train_steps=1", *options)
+        assert f"|tok:{tokenizer}|" in document["bleu_signature"]
+
+
 def test_the_last_checkpoints_are_averaged_as_masters_and_thresholds(translation: Any, tmp_path: Path) -> None:
     options = ("--checkpointing_steps=2", "--average_checkpoints=2", "--checkpoints_total_limit=2")
     document = translation.train(tmp_path, *SOFT, "--max_train_steps=6", *options)

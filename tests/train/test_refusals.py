@@ -30,6 +30,7 @@ TRANSLATION = [
     ("--gradient_accumulation_steps=1000", "or --gradient_accumulation_steps"),
     ("--include no_such_*", "no_such_*"),
     ("--lr_scheduler_type=steep", "steep"),
+    ("--bleu_tokenize=moses", "translation: expected tokenize to be one of 13a, "),
     ("--source_lang=fr", "en-de or de-en for dataset_name 'embedded', got fr-de"),
     ("--report_to=comet_ml", "expected an installed tracker, got 'comet_ml'"),
     ("--report_to=abacus", "abacus"),
@@ -44,7 +45,7 @@ TRANSLATION = [
     ("--dataset_name=nobody/no-such-corpus", "error: load_parallel: expected a dataset that can be loaded, got "
      "'nobody/no-such-corpus' ... or read local files with --train_file and --validation_file"),
     *((f"--model_name_or_path={name}", "error: translation: expected a seq2seq checkpoint (a local folder or a "
-       f"reachable hub id), got {name!r} ... pass another --model_name_or_path")
+       f"reachable hub id), got {name!r} ... pass another")
       for name in ("nobody/no-such-model", "./no-such-folder")),
 ]  # fmt: skip
 LANGUAGE = [
@@ -64,7 +65,7 @@ LANGUAGE = [
     ("--preset=gpt2-tiny --vocab_size=200", "expected vocab_size above 257"),
     ("--method=wanda", "expected --method among"),
     ("--model_name_or_path=nowhere/at/all --preset=gpt2-tiny", "expected no --preset beside --model_name_or_path"),
-    ("--train_file=/no/such/text", "expected a text file, got /no/such/text"),
+    ("--train_file=/no/such/text", "expected a file, got /no/such/text, which does not exist"),
     ("--recipe=demo", "expected arguments of this program as keys"),
 ]
 # Token streams are written before a text that is too short is refused.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tritonsparse.eval.labelled_images import MATCHES
+
 from ..run import arguments
 from .batches import AUGMENTATIONS
 from .models import IMAGE_MODELS
@@ -67,6 +69,9 @@ def add_images(result: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--dataset_config_name", default=None)
     data.add_argument("--data_dir", default=None, help="a folder of IDX files, <split>.npz or <split>/<class>/<image>")
+    data.add_argument(
+        "--match_classes", default=None, choices=MATCHES, help="with a saved model's: by name (default), or one by one"
+    )
     data.add_argument("--image_size", type=int, default=None, help="side of the cut; as the images are by default")
     data.add_argument("--eval_resize", type=int, default=None, help="shorter side before the cut, in evaluation")
     data.add_argument("--augmentation", default="none", help=f"one of: {', '.join(AUGMENTATIONS)}")

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tritonsparse.eval.accuracy import stacked
 from tritonsparse.eval.image_sets import ImageSet
 from tritonsparse.eval.preprocessing import Preprocessing, resize_crop
 
@@ -46,10 +47,10 @@ class ImageBatch:
 def augment(image: Tensor, how: str, preprocessing: Preprocessing, random: Random) -> Tensor:
     """One training image, uint8 [C, H, W] -> [C, H', W'], as the head of this file says."""
     if how == "imagenet":
-        side = preprocessing.crop or preprocessing.resize
-        assert side is not None  # checked by ImageBatches
+        size = preprocessing.shape or (preprocessing.resize, preprocessing.resize)
+        assert isinstance(size[0], int) and isinstance(size[1], int)  # checked by ImageBatches
         top, left, height, width = random_rectangle(image.shape[1], image.shape[2], random)
-        image = resize_crop(image, top, left, height, width, (side, side))
+        image = resize_crop(image, top, left, height, width, (size[0], size[1]))
     else:
         image = preprocessing.cut(image)
         if how in ("crop", "crop_flip"):
@@ -170,4 +171,4 @@ class ImageBatches:
 
     def _batch(self, part: Tensor, images: list[Tensor]) -> ImageBatch:
         labels = self.images.labels if self.labels is None else self.labels
-        return ImageBatch(torch.stack(images), labels[part])
+        return ImageBatch(stacked(images), labels[part])

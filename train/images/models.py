@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForImageClassification,
     MobileNetV1Config,
     MobileNetV1ForImageClassification,
@@ -14,9 +17,13 @@ from transformers import (
     ResNetForImageClassification,
 )
 
+from tritonsparse.eval.checkpoints import load_beside, load_pretrained
+from tritonsparse.eval.labelled_images import class_names, numbered
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 
-__all__ = ["IMAGE_MODELS", "build_model", "load_model"]
+__all__ = ["IMAGE_MODELS", "build_model", "load_model", "saved_classes"]
+
+logger = logging.getLogger(__name__)
 
 
 def _resnet(layer_type: str, hidden_sizes: tuple[int, ...], depths: tuple[int, ...]) -> Callable[..., nn.Module]:
@@ -74,11 +81,51 @@ def build_model(name: str, classes: Sequence[str], channels: int, side: int) -> 
 
 
 def load_model(path: str, classes: Sequence[str]) -> nn.Module:
-    """A saved image classifier; with a new head where it has another number of classes."""
-    model: nn.Module = AutoModelForImageClassification.from_pretrained(
-        path, ignore_mismatched_sizes=True, **_labels(classes)
+    """A saved image classifier, in float32; with a new head where its classes are not `classes`.
+
+    Labels without names (`numbered`) are taken for classes by their position.
+
+    Raises:
+        ValueError: there is none of that name, or it is damaged.
+    """
+    names = saved_classes(path)
+    heads = _heads(path, len(classes))
+    model = load_pretrained(
+        "image_classification", AutoModelForImageClassification, path, "an image classifier", heads, **_labels(classes)
     )
-    return model
+    alike = list(classes) == names or (len(names) == len(classes) and (numbered(names) or numbered(classes)))
+    if not alike:
+        logger.warning(
+            "image_classification: the head of %s, for %d classes from %r on, is replaced by a new one for %d classes "
+            "from %r on", path, len(names), names[0], len(classes), classes[0],
+        )  # fmt: skip
+        new = AutoModelForImageClassification.from_config(model.config).state_dict()
+        model.load_state_dict({key: new[key] for key in heads}, strict=False)
+    loaded: nn.Module = model
+    return loaded
+
+
+def saved_classes(path: str) -> list[str]:
+    """The names of a saved classifier's labels, in their order.
+
+    Raises:
+        ValueError: there is no such classifier.
+    """
+    config = load_beside("image_classification", path, "a configuration", lambda: AutoConfig.from_pretrained(path))
+    return class_names(config, path)
+
+
+def _heads(path: str, classes: int) -> list[str]:
+    """Parameters whose shapes depend on the number of classes."""
+
+    def shapes(count: int) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(path, num_labels=count)
+            model = AutoModelForImageClassification.from_config(config)
+        return {key: value.shape for key, value in model.state_dict().items()}
+
+    ours, other = shapes(classes), shapes(classes + 1)
+    return [key for key, shape in ours.items() if other[key] != shape]
 
 
 def _labels(classes: Sequence[str]) -> dict[str, Any]:

@@ -103,15 +103,15 @@ def _hub(source: TextSource, left: str, right: str, max_train_samples: int | Non
 
 def _dataset_rows(rows: Any, name: str, source: str, target: str) -> Iterator[Pair]:
     columns = list(rows.column_names)
-    if "translation" in columns:
-        for batch in rows.select_columns(["translation"]).iter(batch_size=1000):
-            for pair in batch["translation"]:
-                yield sides(pair, source, target, name)
-    elif source in columns and target in columns:
-        for batch in rows.select_columns([source, target]).iter(batch_size=1000):
-            yield from zip(batch[source], batch[target], strict=True)
-    else:
+    wanted = ["translation"] if "translation" in columns else [source, target]
+    if not set(wanted) <= set(columns):
         raise ValueError(
             f"load_parallel: expected a feature 'translation', or '{source}' and '{target}', in {name!r}, "
             f"got {', '.join(columns)}; choose a translation dataset, or convert it and give --train_file"
         )
+    number = 0
+    for batch in rows.select_columns(wanted).iter(batch_size=1000):
+        for values in zip(*(batch[column] for column in wanted), strict=True):
+            number += 1
+            row = values[0] if len(wanted) == 1 else dict(zip(wanted, values, strict=True))
+            yield sides(row, source, target, f"{name}, row {number}")

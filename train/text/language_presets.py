@@ -100,7 +100,7 @@ def build_gpt2(preset: str, tokenizer: Any, *, dropout: float | None = None) -> 
 
 
 def load_model(name_or_path: str) -> tuple[Any, Any]:
-    """Vocabulary (Transformer-XL) or tokenizer, and model, of a saved causal language model.
+    """Vocabulary (Transformer-XL) or tokenizer, and model, in float32, of a saved causal language model.
 
     Raises:
         ValueError: there is none of that name, or its vocabulary is of another size.

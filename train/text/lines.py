@@ -7,13 +7,14 @@ one split only.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tritonsparse.eval.text_files import stream_lines
 
 from .source import EMBEDDED, SPLITS, TextSource, load_hub
 
@@ -45,9 +46,11 @@ def load_text(source: TextSource) -> dict[str, Text]:
     """The splits of a corpus, in the order train, validation, test; those that the source has.
 
     Args:
-        source: a dataset must have a column "text", one line a row; local files are UTF-8, `.gz` or not.
+        source: a dataset must have a column "text", one line a row; local files are UTF-8, `.gz` or not, and are
+            read whole once, so that nothing is written before a bad line is found.
 
     Raises:
+        FileNotFoundError: a file does not exist.
         ValueError: no source or two, an unreadable file, an unknown dataset, one without a column "text", or
             without train and validation.
     """
@@ -80,23 +83,13 @@ def _embedded() -> dict[str, Text]:
 
 
 def _file(path: str) -> Text:
-    if not Path(path).is_file():
-        raise ValueError(f"load_text: expected a text file, got {path}, which is not there; correct the path")
-
-    def read() -> Iterator[str]:
-        opener = gzip.open if path.endswith(".gz") else open
-        try:
-            # Only "\n" ends a line: texts carry stray "\r" and U+2028.
-            with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-                for line in file:
-                    yield line.rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"load_text: expected UTF-8 text in {path}, got {error.reason}; convert it") from error
-        except (OSError, EOFError, zlib.error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"load_text: expected a readable file, got {path} ({reason}); check it") from error
-
-    return Text(path, read)
+    if Path(path).exists() and not Path(path).is_file():
+        # A pipe could be read once only.
+        raise ValueError(f"load_text: expected a text file, got {path}, which is none; name a file")
+    text = Text(path, lambda: stream_lines("load_text", path))
+    for _ in text:
+        pass
+    return text
 
 
 def _hub(source: TextSource) -> dict[str, Text]:
@@ -107,12 +100,19 @@ def _hub(source: TextSource) -> dict[str, Text]:
                 f"load_text: expected a column 'text' in {source.dataset!r}, got {', '.join(rows.column_names)}; "
                 f"choose a corpus of text, or read local files with --train_file and --validation_file"
             )
-        splits[split] = Text(f"{source.dataset} {split}", lambda rows=rows: _rows(rows))  # type: ignore[misc]
+        name = f"{source.dataset} {split}"
+        splits[split] = Text(name, lambda rows=rows, name=name: _rows(rows, name))  # type: ignore[misc]
     return splits
 
 
-def _rows(rows: Any) -> Iterator[str]:
+def _rows(rows: Any, name: str) -> Iterator[str]:
+    number = 0
     for batch in rows.select_columns(["text"]).iter(batch_size=_ROWS):
         for text in batch["text"]:
+            number += 1
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"load_text: expected text in {name}, row {number}, got {type(text).__name__}; leave such rows out"
+                )
             # WikiText's rows keep the end of their line; a row of several lines is several lines.
             yield from text.removesuffix("\n").split("\n")

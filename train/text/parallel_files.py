@@ -1,22 +1,27 @@
 """Sentence pairs from local files: JSON lines, TSV, CSV, parquet and parallel plain text, each also gzipped.
 
-The standard library reads all but parquet, which needs `pyarrow`. Messages name `load_parallel`, whose
-arguments the files are.
+`eval/text_files.py` reads the lines; parquet needs `pyarrow`. A row has as many columns as its header: with a cell too
+many or a quote that does not close, other sentences would make pairs. TSV knows no quotes. Messages name
+`load_parallel`, whose arguments the files are.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tritonsparse.eval.text_files import parallel_lines, read_bytes, read_lines, stream_lines
+
+FUNCTION = "load_parallel"
 Pair = tuple[str, str]
 _FORMATS = "one of .jsonl, .json, .tsv, .csv, .parquet, or parallel text ending in the languages' codes"
+# What a writer of CSV makes of a cell with quotes in it.
+_QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
 def read_pairs(path: str, source: str, target: str) -> Iterator[Pair]:
@@ -25,7 +30,6 @@ def read_pairs(path: str, source: str, target: str) -> Iterator[Pair]:
     if not Path(path).exists() and (pair := _named_pair(path, source, target)):
         return _parallel(*pair)
     if kind in (f".{source}", f".{target}"):
-        _bytes(path)
         return _parallel(*_partners(path, source, target))
     readers = {".jsonl": _json, ".json": _json, ".tsv": _tsv, ".csv": _csv, ".parquet": _parquet}
     if kind in readers:
@@ -66,63 +70,18 @@ def _partners(path: str, source: str, target: str) -> tuple[str, str]:
     return (path, partner) if is_source else (partner, path)
 
 
-def _bytes(path: str) -> bytes:
-    file = Path(path)
-    if not file.exists():
-        raise FileNotFoundError(
-            f"load_parallel: expected a file, got {path}, which does not exist; "
-            "check the path (parallel text needs both of its files)"
-        )
-    if not file.is_file():
-        raise ValueError(f"load_parallel: expected a file, got the folder {path}; name a file in it")
-    try:
-        raw = gzip.decompress(file.read_bytes()) if path.endswith(".gz") else file.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"load_parallel: expected gzip data in {path}, got damaged data ({error}); compress it again, "
-            "or drop .gz from the name of a plain file"
-        ) from error
-    if not raw.strip():
-        raise ValueError(f"load_parallel: expected text in {path}, got an empty file; give a file with pairs")
-    return raw
-
-
-def _text(path: str) -> str:
-    raw = _bytes(path)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"load_parallel: expected UTF-8 text in {path}, got the byte 0x{raw[error.start]:02x} in line "
-            f"{line}; convert the file to UTF-8"
-        ) from error
-
-
-def _lines(path: str) -> list[str]:
-    # Not splitlines(): it also breaks at U+2028 and the like, which corpora hold inside sentences, and the
-    # two sides of parallel text would slip against each other.
-    text = _text(path).removesuffix("\n")
-    return [line.removesuffix("\r") for line in text.split("\n")]
-
-
 def _parallel(source_path: str, target_path: str) -> Iterator[Pair]:
-    left, right = _lines(source_path), _lines(target_path)
-    if len(left) != len(right):
-        raise ValueError(
-            f"load_parallel: expected as many lines in {source_path} as in {target_path}, "
-            f"got {len(left)} and {len(right)}; align the two files line by line"
-        )
-    yield from zip(left, right, strict=True)
+    yield from zip(*parallel_lines(FUNCTION, source_path, target_path), strict=True)
 
 
 def _json(path: str, source: str, target: str) -> Iterator[Pair]:
-    text = _text(path)
-    if text.lstrip().startswith("["):
-        for number, row in enumerate(_parsed(text, path, 1), 1):
+    lines = read_lines(FUNCTION, path)
+    first = next((line for line in lines if line.strip()), "")
+    if first.lstrip().startswith("["):
+        for number, row in enumerate(_parsed("\n".join(lines), path, 1), 1):
             yield sides(row, source, target, f"{path}, entry {number}")
         return
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
             yield sides(_parsed(line, path, number), source, target, f"{path}, line {number}")
 
@@ -130,34 +89,80 @@ def _json(path: str, source: str, target: str) -> Iterator[Pair]:
 def _parsed(text: str, path: str, first_line: int) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        line, reason = first_line + getattr(error, "lineno", 1) - 1, getattr(error, "msg", error)
         raise ValueError(
-            f"load_parallel: expected JSON in {path}, got {error.msg} in line "
-            f"{first_line + error.lineno - 1}; write one JSON object per line"
+            f"load_parallel: expected JSON in {path}, got {reason} in line {line}; write one JSON object per line"
         ) from error
 
 
 def _tsv(path: str, source: str, target: str) -> Iterator[Pair]:
-    rows = [line.split("\t") for line in _lines(path)]
+    rows = [line.split("\t") for line in read_lines(FUNCTION, path)]
     header = [cell.strip() for cell in rows[0]]
-    named = source in header and target in header
-    left, right = (header.index(source), header.index(target)) if named else (0, 1)
+    # "EN" is a header too, and then one with a wrong name.
+    named = {source.lower(), target.lower()} <= {cell.lower() for cell in header}
+    left, right = _places(header, source, target, path) if named else (0, 1)
     for number, row in enumerate(rows[named:], 1 + named):
         if row == [""]:
             continue
-        if len(row) <= max(left, right) or (not named and len(row) != 2):
+        if len(row) != (len(header) if named else 2):
+            wanted = f"{len(header)} columns as in line 1" if named else "two columns, source first"
             raise ValueError(
-                f"load_parallel: expected two columns, source first ({path}, line {number}), got {len(row)}; "
+                f"load_parallel: expected {wanted} ({path}, line {number}), got {len(row)}; "
                 f"separate them by one tab, or name the columns in a first line ({source}, {target})"
             )
+        for cell in (row[left], row[right]):
+            if _QUOTED.fullmatch(cell):
+                raise ValueError(
+                    f"load_parallel: expected no quoting in tab-separated text ({path}, line {number}), got {cell}; "
+                    "write its cells without added quotes, or the file as .csv"
+                )
         yield row[left], row[right]
 
 
 def _csv(path: str, source: str, target: str) -> Iterator[Pair]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    sides(dict.fromkeys(reader.fieldnames or (), ""), source, target, f"{path}, line 1")
-    for row in reader:
-        yield sides(row, source, target, f"{path}, line {reader.line_num}")
+    rows = [(number, row) for number, row in _csv_rows(path) if row] or [(1, [""])]
+    _, first = rows[0]
+    header = [cell.strip() for cell in first]
+    left, right = _places(header, source, target, path)
+    for number, row in rows[1:]:
+        if len(row) != len(header):
+            raise ValueError(
+                f"load_parallel: expected {len(header)} columns as in line 1 ({path}, line {number}), got {len(row)}; "
+                'put a side that holds commas between quotes: "Yes, sir"'
+            )
+        yield row[left], row[right]
+
+
+def _csv_rows(path: str) -> list[tuple[int, list[str]]]:
+    """(number of its first line, cells) of every row."""
+    # The limit, 128 KiB, is the module's for all readers; a long sentence is no error here.
+    limit, begins = csv.field_size_limit(1 << 30), 1
+    rows: list[tuple[int, list[str]]] = []
+    reader = csv.reader((f"{line}\n" for line in stream_lines(FUNCTION, path)), strict=True)
+    try:
+        for row in reader:
+            rows.append((begins, row))
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"load_parallel: expected CSV in {path}, got a row, begun in line {begins}, whose quotes do not fit "
+            f"({error}); close them, and write a quote inside a quoted cell twice"
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    return rows
+
+
+def _places(header: Sequence[str], source: str, target: str, path: str) -> tuple[int, int]:
+    """Which columns of a header the two languages are."""
+    sides(dict.fromkeys(header, ""), source, target, f"{path}, line 1")
+    if header.count(source) > 1 or header.count(target) > 1:
+        raise ValueError(
+            f"load_parallel: expected one column '{source}' and one '{target}' ({path}, line 1), got "
+            f"{', '.join(header)}; rename the others"
+        )
+    return header.index(source), header.index(target)
 
 
 def _parquet(path: str, source: str, target: str) -> Iterator[Pair]:
@@ -170,15 +175,17 @@ def _parquet(path: str, source: str, target: str) -> Iterator[Pair]:
             "pip install pyarrow, or convert the file to JSON lines"
         ) from error
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(_bytes(path)))
-    except pyarrow.ArrowInvalid as error:
+        table = pyarrow.parquet.read_table(io.BytesIO(read_bytes(FUNCTION, path)))
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise ValueError(f"load_parallel: expected parquet data in {path}, got {error}; write it again") from error
     columns: Sequence[str] = [name for name in ("translation", source, target) if name in table.column_names]
     if not columns:
         sides(dict.fromkeys(table.column_names), source, target, path)
-    for batch in table.select(columns).to_batches(1000):
-        for row in batch.to_pylist():
-            yield sides(row, source, target, path)
+    rows = (row for batch in table.select(columns).to_batches(1000) for row in batch.to_pylist())
+    for number, row in enumerate(rows, 1):
+        yield sides(row, source, target, f"{path}, row {number}")
 
 
 def sides(row: Any, source: str, target: str, where: str) -> Pair:
@@ -199,4 +206,14 @@ def sides(row: Any, source: str, target: str, where: str) -> Pair:
             f"load_parallel: expected text under '{source}' and '{target}' ({where}), "
             f"got {type(left).__name__} and {type(right).__name__}; convert the values to strings"
         )
+    for side in (left, right):
+        if "\0" in (side or ""):
+            raise ValueError(f"load_parallel: expected text ({where}), got a NUL character; leave it out")
+        try:
+            (side or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"load_parallel: expected Unicode text ({where}), got the lone surrogate "
+                f"U+{ord(error.object[error.start]):04X}, half of a character; write the file again"
+            ) from error
     return left or "", right or ""

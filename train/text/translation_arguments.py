@@ -14,6 +14,7 @@ PRESET, VOCABULARY = "transformer-base", 32768
 # Arguments that may differ between a run and its resumption, beside those of every program.
 FREE = (
     "num_beams", "length_penalty", "eval_num_beams", "max_eval_samples", "test_file", "max_test_samples",
+    "bleu_tokenize",
 )  # fmt: skip
 
 
@@ -52,5 +53,8 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     goal.add_argument("--num_beams", type=int, default=4, help="for the final translation of the test set")
     goal.add_argument("--eval_num_beams", type=int, default=1, help="for the validation set after each epoch")
     goal.add_argument("--length_penalty", type=float, default=1.0, help="p in sum log-prob / length^p")
+    goal.add_argument(
+        "--bleu_tokenize", default=None, help="sacreBLEU's tokenizer; by default its choice for --target_lang, or 13a"
+    )
     arguments.add_common(result)
     return result

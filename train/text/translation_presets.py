@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     GenerationConfig,
     MarianConfig,
     MarianMTModel,
@@ -28,6 +27,7 @@ from transformers import (
 )
 
 from tritonsparse.checkpoint.files import freeze_unsaved
+from tritonsparse.eval.checkpoints import load_pretrained, load_tokenizer
 
 __all__ = ["PRESETS", "build_model", "load_model"]
 
@@ -106,19 +106,13 @@ def _initialise(model: MarianMTModel, d_model: int, pad: int) -> None:
 
 
 def load_model(name_or_path: str) -> tuple[Any, Any]:
-    """Tokenizer and model of a saved seq2seq checkpoint.
+    """Tokenizer and model, in float32, of a saved seq2seq checkpoint.
 
     Raises:
-        ValueError: there is none of that name, or no way to it.
+        ValueError: there is none of that name, no way to it, or it is damaged.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path)
-    except OSError as error:
-        raise ValueError(
-            f"translation: expected a seq2seq checkpoint (a local folder or a reachable hub id), got "
-            f"{name_or_path!r} ({str(error).splitlines()[0]}); pass another --model_name_or_path"
-        ) from error
+    model = load_pretrained("translation", AutoModelForSeq2SeqLM, name_or_path, "a seq2seq checkpoint")
+    tokenizer = load_tokenizer("translation", name_or_path)
     # Where no gradient reaches what is not saved, DDP would wait for it.
     freeze_unsaved(model)
     return tokenizer, model

@@ -15,7 +15,8 @@ from tritonsparse.train.text import language_arguments, translation_arguments
 # Frozen: users have these in scripts. A new option is added here with its reason in the change.
 OPTIONS = {
     "--adam_beta1", "--adam_beta2", "--adam_epsilon", "--auto_tune", "--average_checkpoints", "--backend",
-    "--checkpointing_steps", "--checkpoints_total_limit", "--dataset_config_name", "--dataset_name", "--dropout",
+    "--bleu_tokenize", "--checkpointing_steps", "--checkpoints_total_limit",
+    "--dataset_config_name", "--dataset_name", "--dropout",
     "--eval_num_beams", "--exclude", "--flops_convention", "--gradient_accumulation_steps", "--help", "--include",
     "--label_smoothing", "--label_smoothing_factor", "--learning_rate", "--length_penalty", "--logging_steps",
     "--lr_scheduler_type", "--max_eval_samples", "--max_grad_norm", "--max_source_length", "--max_steps",
@@ -39,7 +40,7 @@ IMAGES = {
     "model_name_or_path", "preset", "channels_last", "dataset_name", "dataset_config_name", "data_dir", "image_size",
     "eval_resize", "augmentation", "batch_size", "eval_batch_size", "workers", "max_train_samples", "max_eval_samples",
     "max_test_samples", "label_smoothing", "optimizer", "momentum", "nesterov", "norm_decay", "warmup_epochs",
-    "lr_milestones", "lr_gamma", "bn_reestimation_batches",
+    "lr_milestones", "lr_gamma", "bn_reestimation_batches", "match_classes",
 }  # fmt: skip
 STEPS, OUT = "--max_train_steps=5", "--output_dir=out"
 GMP = 'method = "gmp"\n[method_args]\nsparsity = 0.5\n'

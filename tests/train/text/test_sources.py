@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
@@ -32,6 +33,9 @@ FORMATS = {
     "nested.jsonl": NESTED, "flat.jsonl": FLAT, "flat.json": FLAT, "bom.jsonl": "\ufeff" + FLAT,
     "array.json": json.dumps([{"en": en, "de": de} for en, de in PAIRS], indent=1), "plain.csv": CSV,
     "windows.csv": CSV.replace("\n", "\r\n"), "plain.tsv": TSV,
+    "spaced.csv": "\n" + CSV.replace("de,en\n", "de, en\n\n"), "noted.csv": "id,de,en\n" + "".join(
+        '7,"{}","{}"\n'.format(de, en.replace('"', '""')) for en, de in PAIRS
+    ),
     "named.tsv": "id\tde\ten\n" + "".join(f"7\t{de}\t{en}\n" for en, de in PAIRS),
 }  # fmt: skip
 
@@ -60,6 +64,18 @@ def test_parallel_text_is_found_by_every_name_it_has(tmp_path: Path, named: str,
     source = files(named.format(tmp_path / "train", packed))
     assert load_parallel(source) == {"train": PAIRS}
     assert load_parallel(source, "de_DE", "en_XX") == {"train": TURNED}
+
+
+def test_long_fields_and_quotes_that_stand_in_a_text_are_read(tmp_path: Path) -> None:
+    limit, long = csv.field_size_limit(), "a" * 200_000
+    rows = [(long, 'say "no"'), ('"yes"', "x")]
+    text = "en,de\n" + "".join('"{}","{}"\n'.format(*(side.replace('"', '""') for side in row)) for row in rows)
+    assert load_parallel(files(write(tmp_path / "a.csv", text))) == {"train": rows}
+    assert csv.field_size_limit() == limit
+    # TSV has no quotes: they are the text's.
+    assert load_parallel(files(write(tmp_path / "a.tsv", "".join("\t".join(row) + "\n" for row in rows)))) == {
+        "train": rows
+    }
 
 
 def test_parquet_is_read_and_half_empty_pairs_are_dropped(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
@@ -91,15 +107,29 @@ def test_parquet_is_read_and_half_empty_pairs_are_dropped(tmp_path: Path, caplog
         ("a.jsonl", b'["en"]\n[1]\n', "one JSON object per line"),
         ("a.jsonl", b"7\n", "got int; rename the keys"),
         ("a.jsonl", b'{"en": 3, "de": "y"}\n', "convert the values to strings"),
+        ("a.jsonl", b"[" * 100_000, "JSON in .*line 1; write one"),
+        ("a.jsonl", b'{"en": "x", "de": "y"}\n{"en": "\\ud83d", "de": "y"}\n', r"line 2.*lone surrogate U\+D83D"),
         ("a.csv", b"english,de\nx,y\n", "line 1.*english, de; rename the keys"),
+        ("a.jsonl", b'{"en": "x", "de": "a\\u0000b"}\n', "line 1.*a NUL character; leave it out"),
+        ("a.csv", b"\n\n", "line 1"),
+        ("a.csv", b"en,de,en\nx,y,z\n", "line 1.*en, de, en; rename the others"),
+        ("a.csv", b"en;de\nx;y\n", "line 1.*got en;de; rename the keys"),
+        ("a.csv", b"en,de\nx,y\nHello, world,Hallo\n", "2 columns as in line 1.*line 3.*got 3; put a side.*quotes"),
+        ("a.csv", b"en,de\nx\n", "2 columns as in line 1.*line 2.*got 1"),
+        ("a.csv", b'en,de\nx,y\n"Hello,Hallo\nx,y\n', "begun in line 3, whose quotes do not fit.*close them"),
+        ("a.csv", b'en,de\n"He" said,y\n', "begun in line 2, whose quotes do not fit"),
+        ("a.tsv", b"en\tde\nx\ty\tz\n", "2 columns as in line 1.*line 2.*got 3; separate them by one tab"),
+        ("a.tsv", b"EN\tDE\nx\ty\n", "line 1.*EN, DE; rename the keys"),
+        ("a.tsv", b'x\ty\n"He said ""no"""\ty\n', "no quoting in tab-separated.*line 2.*or the file as .csv"),
         ("a.tsv", b"x\ty\nx\n", "line 2.*got 1; separate them by one tab"),
         ("a.tsv", b"x\ty\tz\n", "got 3; separate them by one tab, or name the columns"),
-        ("a.tsv", b"x\ty\n\xff\ty\n", "0xff in line 2; convert the file to UTF-8"),
-        ("a.jsonl", b"", "an empty file; give a file with pairs"),
+        ("a.tsv", b"x\ty\n\xff\ty\n", "a.tsv, line 2.*0xff; convert the file to UTF-8"),
+        ("a.jsonl", b"", "an empty file; give a file"),
         ("a.tsv", b"x\t \n", "none with text on both sides"),
         ("a.tsv.gz", b"x\ty\n", "damaged data.*drop .gz"),
         ("a.xml", b"<x/>", r"one of .jsonl.*\.en, \.de.*rename the file"),
         ("a.parquet", b"no parquet", "parquet.*write it again"),
+        ("a.parquet", b"PAR1" + b"x" * 30 + b"PAR1", "parquet.*write it again"),
         ("a.fr", b"bonjour\n", "--source_lang and --target_lang"),
         ("a.en", b"a\nb\nc\nd\n", "a.en as in .*a.de, got 4 and 3; align the two files line by line"),
     ],
@@ -158,9 +188,9 @@ class Blocker:
         if name.split(".")[0] in {"datasets", "pyarrow", "torch", "transformers"}:
             raise ModuleNotFoundError(f"No module named {name!r}")
 sys.meta_path.insert(0, Blocker())
-for name in ("tritonsparse", "tritonsparse.train"):
+for name, path in (("tritonsparse", "train"), ("tritonsparse.train", "train"), ("tritonsparse.eval", "eval")):
     sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [sys.argv[2]]
+    sys.modules[name].__path__ = [sys.argv[2][:-5] + path]
 from tritonsparse.train.text import corpora
 from tritonsparse.train.text.source import TextSource
 corpora.DEFAULT_SIZES = {"train": 300}
@@ -219,20 +249,20 @@ def test_rows_of_parquet_files_are_lines(tmp_path: Path) -> None:
 def test_local_files_are_read_compressed_or_not_or_refused(tmp_path: Path) -> None:
     plain, packed, binary, damaged = (str(tmp_path / name) for name in ("a.txt", "b.txt.gz", "c.txt", "d.gz"))
     contents = {plain: "one two\r\n\nthree\u2028four\n".encode(), packed: gzip.compress(b"five\n")}
-    for path, raw in (contents | {binary: b"\xff\xfe", damaged: b"not gzip"}).items():
+    for path, raw in (contents | {binary: b"x\n\xff\xfe", damaged: b"not gzip"}).items():
         Path(path).write_bytes(raw)
     splits = load_text(TextSource(files={"train": plain, "validation": packed}))
     assert list(splits["train"]) == ["one two", "", "three\u2028four"]
     assert list(splits["validation"]) == ["five"]
-    splits = load_text(TextSource(files={"train": binary, "validation": damaged}))
-    for split, words in (("train", "expected UTF-8 text"), ("validation", "expected a readable file")):
-        with pytest.raises(ValueError, match=words):
-            list(splits[split])
     for source, words in (
         (TextSource(), "got neither"),
         (TextSource("embedded", files={"train": plain}), "got both 'embedded'"),
-        (TextSource(files={"train": "/no/such/file", "validation": plain}), "a text file, got /no/such/file"),
+        (TextSource(files={"train": "/no/such/file", "validation": plain}), "got /no/such/file, which does not exist"),
+        # Before the first stream is written.
+        (TextSource(files={"train": plain, "validation": binary}), "UTF-8 text .*c.txt, line 2.*0xff"),
+        (TextSource(files={"train": plain, "validation": damaged}), "gzip data in .*d.gz"),
+        (TextSource(files={"train": plain, "validation": os.devnull}), "a text file, got /dev/null, which is none"),
         (TextSource(files={"train": plain}), "expected a validation split, got only train"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
             load_text(source)
