@@ -56,7 +56,7 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
     ),
     # From 1, for t = 0 prunes nothing, by way of 3/4 to 1/2: 3/4 in the mean. dW is dense.
     "thresholds": (run("dst", {}, {4: 0.25, 8: 0.5}), (1 + 2 * 0.75) / 3),
-    # The same, of which the line through both rows tells; dW is dense in the first epoch, whose alpha is above 0, and 5/8 in the second.
+    # The same, by the line through both rows. dW is dense while alpha > 0, in the first epoch; then it is 5/8.
     "alpha": (
         run("autosparse", {"alpha": 0.4, "alpha_schedule": "exponential", "zero_alpha_epoch": 1}, {4: 0.25, 8: 0.5}),
         (2 * 0.75 + (1 + 0.625) / 2) / 3,
