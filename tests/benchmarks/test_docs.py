@@ -48,7 +48,7 @@ FILES: dict[str, dict[str, Any]] = {
     "images/cost.png": {},
     "images/twins.json": {"top1": 0.87, "twin": {"top1": 0.88, **ALIKE}},
     "images/memorization.json": {"runs": {"plain": {"dense": EPOCHS}}, "arguments": CORRUPTED},
-    "words/acdc/all_results.json": {"perplexity": 123.456, "sparsity": 0.8},
+    "words/acdc/all_results.json": {"perplexity": 123.456, "sparsity": 0.8, "train_flops_recounted": {"fraction": 0.4}},
     "words/twins.json": ALIKE,
     "inference/resnet.json": {"sparsity": 0.9, "rows": [STOCK, OURS, {**STOCK, "batch_size": 64}, WRONG]},
 }
@@ -66,7 +66,9 @@ SAID = {
         "top-1 88.00% beside 87.00%; they agree on 93.21% of 10,000 predictions",
         "![images: cost](../benchmarks/results/some-cpu/images/cost.png)",
     ],
-    "**words on some-cpu**": ["| perplexity |", "| acdc | 80.0% | 123.46 |", "train.language_modeling --", "93.21%"],
+    "**words on some-cpu**": [
+        "| perplexity |", "| acdc | 80.0% | 123.46 | 40.0% of dense |", "train.language_modeling --", "93.21%",
+    ],
     "**images, labels corrupted, on some-cpu**": [
         "| dense | plain | 87.5% | 87.5% | 87.5% |", "all training images, 40 of them",
         "(../benchmarks/results/some-cpu/images/memorization.png)", doc_results.INFERENCE,
