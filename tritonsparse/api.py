@@ -261,3 +261,5 @@ def _check_names(*groups: list[str] | None) -> None:
     for group in groups:
         if isinstance(group, str):
             raise TypeError(f"sparsify: expected a list of name patterns, got the string {group!r}; write [{group!r}]")
+        if group is not None and not (isinstance(group, list | tuple) and all(isinstance(each, str) for each in group)):
+            raise TypeError(f"sparsify: expected a list of name patterns, got {group!r}; write them as strings")

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import borders
 from .checkpoint.sidecar import SIDECAR
-from .checkpoint.state import write_state
+from .checkpoint.state_files import write_state
 from .report import cut_off
 from .sparsifier import Sparsifier
 

@@ -167,6 +167,8 @@ def make_report(
     rule = convention_named("report", convention)
     if macs is None:
         macs = {name: layer.dense_shape.numel() for name, layer in layers.items()}
+    if not isinstance(macs, Mapping):
+        raise TypeError(f"report: expected costs by layer name, got {type(macs).__name__}; pass flops.layer_costs(...)")
     costs = rule.costs("report", {name: cost for name, cost in macs.items() if name in layers})  # type: ignore[arg-type]
     if not any(cost.macs for cost in costs.values()):
         raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import borders
-from .checkpoint import bsr, files, state
+from .checkpoint import bsr, files, state, state_files
 from .checkpoint.adapters import file_names, tuner_layers
 from .checkpoint.sidecar import SIDECAR, read_sidecar, restore_weights, write_sidecar
 from .clock import Clock
@@ -306,11 +306,13 @@ class Sparsifier:
         """
         self._require_live("load_state_dict")
         self._compaction.refuse_load()
-        before = state.pack(self._state())
+        before, fields = state.pack(self._state()), dict(vars(self.method))
         try:
             state.unpack(self._state(), saved, longer)
         except Exception as error:
             # What a method makes of its own part is not known before it does.
+            for name in self.method.fits():
+                setattr(self.method, name, fields[name])
             state.unpack(self._state(), before)
             self.refresh()
             if isinstance(error, ValueError) and str(error).startswith("load_state_dict"):
@@ -323,7 +325,7 @@ class Sparsifier:
 
     def register(self, accelerator: Any) -> None:
         """Save and load this state with `accelerator.save_state` / `load_state` (safetensors + JSON)."""
-        state.register(accelerator, self)
+        state_files.register(accelerator, self)
 
     def finalized_state_dict(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The model's state dict with zeros baked in and views left out; the model is not changed.
@@ -333,6 +335,7 @@ class Sparsifier:
                 else keeps, which are then seen through today's masks.
         """
         self._require_live("finalized_state_dict")
+        files.check_weights("finalized_state_dict", self.model, weights)
         finalized = files.finalized_state_dict(self.model, weights)
         return finalized if self.embeddings is None else self.embeddings.apply(finalized)
 
@@ -417,7 +420,7 @@ class Sparsifier:
         directory = Path(directory)
         if not (directory / SIDECAR).is_file():
             # A checkpoint of version 0.1, or of a model without save_pretrained: its weights are the masters.
-            self.load_state_dict(state.read_state(directory), longer=longer)
+            self.load_state_dict(state_files.read_state(directory), longer=longer)
             return
         self.restore_sidecar(*read_sidecar(directory), directory, longer)
 

@@ -22,7 +22,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from tritonsparse import Sparsifier
-from tritonsparse.checkpoint.state import as_dense, write_state
+from tritonsparse.checkpoint.state import as_dense
+from tritonsparse.checkpoint.state_files import write_state
 from tritonsparse.methods import METHODS
 
 from . import checkpoints

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -26,6 +26,7 @@ from ..kernels.block.topology import block_flags, grid_of
 from ..layers import SparseLayer
 from ..layers.bsr import BLOCK_CLASSES, BlockLayer, matrix_shape, packs
 from ..pattern import Block, Pattern
+from .checksum import KEY, checksum
 
 __all__ = ["BLOCKS", "finalize_blocks", "load_bsr", "plan_blocks", "save_bsr"]
 
@@ -130,7 +131,13 @@ def save_bsr(model: nn.Module, directory: str | Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     head = {"format_version": FORMAT_VERSION, "layers": layers}
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
-        save_model(model, str(Path(temporary) / BLOCKS), metadata={_METADATA: json.dumps(head)})
+        file = Path(temporary) / BLOCKS
+        save_model(model, str(file), metadata={_METADATA: json.dumps(head)})
+        # Which of tied tensors are written is known then.
+        tensors = load_file(file)
+        with safe_open(str(file), framework="pt") as opened:
+            metadata = opened.metadata() | {_METADATA: json.dumps(head | {KEY: checksum(head, tensors)})}
+        save_file(tensors, file, metadata=metadata)
         for part in ("config", "generation_config"):
             config: Any = getattr(model, part, None)
             if hasattr(config, "save_pretrained"):
@@ -196,6 +203,7 @@ def load_bsr(directory: str | Path, model: Any, **kwargs: Any) -> Any:
     with safe_open(str(file), framework="pt") as opened:
         for name, entry in head["layers"].items():
             _check_index(file, name, opened.get_tensor(f"{name}.index"), matrix_shape(modules[name]), entry)
+    _check_tensors(file, model, head)
     for name, entry in head["layers"].items():
         module = modules[name]
         BLOCK_CLASSES[type(module)].adopt(module, tuple(entry["block"]), entry["count"])
@@ -232,6 +240,27 @@ def _check_index(file: Path, name: str, index: Tensor, shape: tuple[int, int], e
     flags = flags_of(index, rows, columns)
     if flags is None or max(1, int(flags.sum())) != entry["count"]:
         raise _damaged(file, f"the index of {name!r} names no {entry['count']} of {rows} x {columns} blocks")
+
+
+def _check_tensors(file: Path, model: nn.Module, head: Mapping[str, Any]) -> None:
+    """All other tensors: their names, their shapes, and the checksum, which version 0.1 did not write."""
+    state = dict(model.state_dict(keep_vars=True))
+    packed = {f"{name}.{part}" for name in head["layers"] for part in ("weight", "values", "index")}
+    with safe_open(str(file), framework="pt") as opened:
+        there = set(opened.keys())
+        if odd := sorted(there - packed - state.keys()):
+            raise _damaged(file, f"{odd[0]!r} is no tensor of the model")
+        for key in sorted(there - packed):
+            if (shape := opened.get_slice(key).get_shape()) != list(state[key].shape):
+                raise _damaged(file, f"{key!r} is of shape {shape}, not {list(state[key].shape)}")
+        # Of tied tensors one is written, of a shared layer one name.
+        held = {id(state[key]) for key in (there | packed) & state.keys()}
+        if absent := [key for key, tensor in state.items() if id(tensor) not in held]:
+            raise _damaged(file, f"{absent[0]!r} is missing")
+        if (written := head.get(KEY)) is not None:
+            rest = {key: value for key, value in head.items() if key != KEY}
+            if written != checksum(rest, {key: opened.get_tensor(key) for key in there}):
+                raise _damaged(file, "its checksum is another")
 
 
 def _build(directory: Path, auto_class: Any, kwargs: Mapping[str, Any]) -> Any:

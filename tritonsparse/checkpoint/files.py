@@ -28,7 +28,7 @@ from .adapters import (
 from .sidecar import write_sidecar
 from .state import State
 
-__all__ = ["finalize", "finalize_entries", "finalized_state_dict", "freeze_unsaved", "save_pretrained"]
+__all__ = ["check_weights", "finalize", "finalize_entries", "finalized_state_dict", "freeze_unsaved", "save_pretrained"]
 
 
 def finalize_entries(
@@ -55,6 +55,20 @@ def finalize_entries(
             entries[f"{at}weight"] = effective[id(module)]
         for part in ("mask", "threshold"):
             entries.pop(at + part, None)
+
+
+def check_weights(function: str, model: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
+    """Refuse weights that are not the model's by name and shape.
+
+    Raises:
+        ValueError: as said, naming the first.
+    """
+    own = model.state_dict() if weights else {}
+    for name, tensor in (weights or {}).items():
+        if name not in own or not isinstance(tensor, Tensor) or tensor.shape != own[name].shape:
+            got = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            wanted = f"of shape {list(own[name].shape)}" if name in own else "by names of the model's state dict"
+            raise ValueError(f"{function}: expected tensors {wanted}, got {name!r} of {got}; pass the model's own")
 
 
 def finalized_state_dict(

@@ -3,23 +3,16 @@
 Tensors are keyed "<layer>.<view tensor>", the method's own ones "method:<key>".
 
 state_dict()  {"format_version", "method", "config", "pattern", "step", "steps_per_epoch", "total_steps",
-               "epoch_losses", "loss_sum", "loss_count", "method_state", "kinds", "tensors"}
-on disk       tritonsparse_state.json and tritonsparse_state.safetensors
-"""
+               "epoch_losses", "loss_sum", "loss_count", "method_state", "kinds", "tensors"}"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..clock import Clock
@@ -29,15 +22,12 @@ from ..losses import EpochLosses
 from ..masks.embeddings import EmbeddingMasks
 from ..methods import METHODS, Method
 from ..pattern import Pattern
-from . import bits
-from .checksum import KEY, checksum
 
-__all__ = ["State", "as_dense", "pack", "read_state", "register", "renamed", "unpack", "write_state"]
+__all__ = ["State", "as_dense", "pack", "renamed", "unpack"]
 
 FORMAT_VERSION = 1
 _METHOD = "method:"
 _EMBEDDING = "embedding:"
-_JSON, _TENSORS = "tritonsparse_state.json", "tritonsparse_state.safetensors"
 _KEYS = {
     "method", "config", "pattern", "step", "steps_per_epoch", "total_steps", "epoch_losses", "loss_sum", "loss_count",
     "method_state", "kinds", "tensors",
@@ -89,6 +79,7 @@ def pack(state: State) -> dict[str, Any]:
         "method_state": method_state,
         "kinds": {name: layer.kind for name, layer in state.layers.items()},
         "tensors": tensors,
+        "tensor_names": sorted(tensors),
     }
 
 
@@ -149,6 +140,12 @@ def _check(state: State, saved: Mapping[str, Any], longer: bool) -> None:
         refuse("format_version", FORMAT_VERSION, saved.get("format_version"))
     if absent := sorted(_KEYS - saved.keys()):
         refuse("the key", absent[0], sorted(saved))
+    for key, kinds in (("step", int), ("loss_count", int), ("loss_sum", (int, float, type(None)))):
+        if not isinstance(saved[key], kinds) or isinstance(saved[key], bool):
+            refuse(f"{key} as a number,", "as it was saved", saved[key])
+    losses = saved["epoch_losses"]
+    if not isinstance(losses, list) or not all(isinstance(each, int | float) for each in losses):
+        refuse("epoch_losses as numbers,", "as they were saved", losses)
     if saved["method"] != state.method.name:
         refuse("a state of method", state.method.name, saved["method"])
     config = state.method.to_dict()
@@ -179,7 +176,15 @@ def _check(state: State, saved: Mapping[str, Any], longer: bool) -> None:
         possible += ["mask"] if f"{name}.mask" in saved["tensors"] else []
         if kind not in possible:
             refuse(f"the view of {name!r} among", possible, kind)
+    # Version 0.1 did not say which tensors there are.
+    there = sorted(saved["tensors"])
+    if there != (said := saved.get("tensor_names", there)):
+        odd = sorted({*there} ^ {*said}) if isinstance(said, list) else []
+        refuse("the tensors that it names,", len(said) if isinstance(said, list) else said, f"others ({odd[:1]})")
+    own = {f"{_METHOD}{key}": value for key, value in state.method.state_dict().items() if isinstance(value, Tensor)}
     for key, tensor in saved["tensors"].items():
+        if key in own and tensor.shape != own[key].shape:
+            refuse(f"{key} of shape", list(own[key].shape), list(tensor.shape))
         if key.startswith((_METHOD, _EMBEDDING)):
             continue
         name, _, part = key.rpartition(".")
@@ -207,10 +212,12 @@ def renamed(saved: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
     def over(entries: Mapping[str, Any], rename: Callable[[str], str | None]) -> dict[str, Any]:
         return {new: value for key, value in entries.items() if (new := rename(key)) is not None}
 
+    tensors = over(saved["tensors"], in_tensors)
     return {
         **saved,
         "kinds": over(saved["kinds"], names.get),
-        "tensors": over(saved["tensors"], in_tensors),
+        "tensors": tensors,
+        "tensor_names": sorted(tensors),
         "method_state": over(saved["method_state"], in_method),
     }
 
@@ -226,81 +233,5 @@ def as_dense(saved: Mapping[str, Any]) -> dict[str, Any]:
         "method_state": {},
         "kinds": dict.fromkeys(saved["kinds"], "dense"),
         "tensors": {},
+        "tensor_names": [],
     }
-
-
-def write_state(saved: Mapping[str, Any], directory: Path, number: int = 0) -> None:
-    """Write what `pack`, `Sparsifier.state_dict` or `as_dense` returned into `directory` as JSON and safetensors.
-
-    number: which of the states that share the folder.
-    """
-    tensors, shapes = bits.packed(saved["tensors"])
-    save_file(tensors, directory / _numbered(_TENSORS, number))
-    rest = {key: value for key, value in saved.items() if key != "tensors"} | {"bits": shapes}
-    rest[KEY] = checksum(rest, tensors)
-    (directory / _numbered(_JSON, number)).write_text(json.dumps(rest, indent=1), encoding="utf-8")
-
-
-def _numbered(name: str, number: int) -> str:
-    stem, dot, suffix = name.partition(".")
-    return f"{stem}_{number}{dot}{suffix}" if number else name
-
-
-def read_state(directory: Path, number: int = 0) -> dict[str, Any]:
-    """What `write_state` wrote, for `Sparsifier.load_state_dict`.
-
-    Raises:
-        FileNotFoundError: `directory` holds no such state.
-    """
-    head = directory / _numbered(_JSON, number)
-    if not head.is_file():
-        raise FileNotFoundError(
-            f"load_state: expected {head.name} in {directory}, got no such file; resume from a checkpoint of a sparse "
-            f"run"
-        )
-    tensors = directory / _numbered(_TENSORS, number)
-    try:
-        saved, loaded = json.loads(head.read_text(encoding="utf-8")), load_file(tensors)
-        # Version 0.1 wrote none.
-        if (written := saved.pop(KEY, None)) is not None and written != checksum(saved, loaded):
-            raise ValueError("its checksum is another")
-        return {**saved, "tensors": bits.unpacked(loaded, saved.pop("bits", {}))}
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"load_state: expected {head} and {tensors.name} as they were written, got a damaged file ({error}); take "
-            f"another checkpoint"
-        ) from error
-
-
-def register(accelerator: Any, owner: Any) -> None:
-    """Hook the `state_dict` of a Sparsifier into `accelerator.save_state` (main process) and `load_state` (all).
-
-    Several with one accelerator are told apart by the order of these calls; a second call changes nothing. Those that
-    are gone or finalized do not count.
-    """
-    if any(each is owner for each in _registered(accelerator)):
-        return
-    reference = weakref.ref(owner)
-
-    def number() -> int | None:
-        return next((place for place, each in enumerate(_registered(accelerator)) if each is reference()), None)
-
-    def save(models: list[Any], weights: list[Any], output_dir: str) -> None:
-        if accelerator.is_main_process and (place := number()) is not None:
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            write_state(reference().state_dict(), Path(output_dir), place)  # type: ignore[union-attr]  # it has a place
-
-    def load(models: list[Any], input_dir: str) -> None:
-        if (place := number()) is not None:
-            reference().load_state_dict(read_state(Path(input_dir), place))  # type: ignore[union-attr]  # as above
-
-    vars(save)["tritonsparse_owner"] = reference
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
-
-
-def _registered(accelerator: Any) -> list[Any]:
-    """The live Sparsifiers that are saved with an accelerator's state."""
-    references = [vars(hook).get("tritonsparse_owner") for hook in accelerator._save_model_state_pre_hook.values()]
-    owners = [reference() for reference in references if reference is not None]
-    return [owner for owner in owners if owner is not None and owner.is_live]

@@ -158,7 +158,7 @@ def convention_named(function: str, name: str) -> Convention:
     Raises:
         ValueError: there is none.
     """
-    if name not in CONVENTIONS:
+    if not isinstance(name, str) or name not in CONVENTIONS:
         raise ValueError(
             f"{function}: expected a FLOPs convention of {', '.join(CONVENTIONS)}, got {name!r}; choose one of them"
         )
