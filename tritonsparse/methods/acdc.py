@@ -60,7 +60,7 @@ class Phases:
     def __post_init__(self) -> None:
         object.__setattr__(self, "starts", tuple((float(epoch), str(kind)) for epoch, kind in self.starts))
         when = [*(epoch for epoch, _ in self.starts), self.epochs]
-        rises = all(low < high for low, high in pairwise(when))
+        rises = all(low < high < math.inf for low, high in pairwise(when))
         if (
             not self.starts
             or when[0] != 0
@@ -150,6 +150,8 @@ class ACDC(MaskMethod):
         super().__post_init__()
         if isinstance(self.phases, dict):
             self.phases = Phases(**self.phases)
+        if not isinstance(self.phases, Phases | str | None):
+            raise ValueError(f"acdc: expected phases as a Phases table or a name, got {self.phases!r}; correct them")
         if isinstance(self.phases, str) and self.phases not in PHASES:
             raise ValueError(
                 f"acdc: expected phases as a Phases table or one of {', '.join(PHASES)}, got {self.phases!r}; choose "

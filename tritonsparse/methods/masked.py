@@ -42,6 +42,7 @@ class MaskMethod(Method):
 
     def __post_init__(self) -> None:
         self.sparsity = check_sparsity(self.name, self.sparsity)
+        super().__post_init__()
 
     def setup(self, layers: Layers, clock: Clock, pattern: Pattern, seed: int) -> None:
         check_pattern(self.name, {name: layer.unit_shape for name, layer in layers.items()}, pattern)

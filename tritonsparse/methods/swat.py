@@ -72,6 +72,7 @@ class SWAT(MaskMethod):
     """
 
     name: ClassVar[str] = "swat"
+    infinite: ClassVar[tuple[str, ...]] = ("slack",)
     activation_sparsity: float | None = None
     distribution: str = "uniform"
     structure: str | None = None
