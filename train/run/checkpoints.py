@@ -1,12 +1,11 @@
 """Checkpoint folders that are whole or not there: written under a temporary name, then renamed.
 
 output_dir/step_200/   what accelerate's save_state writes (model, optimizer, RNG), the Sparsifier's state,
-                       the scheduler's, and run.json: position, configuration, history
+                       the scheduler's, and run.json: position, configuration, history, checksums
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -17,11 +16,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tritonsparse.methods import METHODS
+
+from .damage import RUN_FILE, read, write
 
 __all__ = [
     "average_weights",
@@ -31,13 +32,13 @@ __all__ = [
     "read_run",
     "refuse_other_model",
     "save",
+    "whole",
 ]
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?:step|epoch)_(\d+)")
 _UNFINISHED = ".unfinished-"
-RUN_FILE = "run.json"
 
 
 def save(
@@ -51,24 +52,46 @@ def save(
     """Write checkpoint `name`; drop the oldest ones beyond `keep`. Called by every process.
 
     finish: called by the main process with the folder before it gets its name.
+
+    Raises:
+        OSError: the disk is full, gone or read-only; what was whole before is whole still, and named.
     """
     final, temporary = output_dir / name, output_dir / f"{_UNFINISHED}{name}"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (temporary / RUN_FILE).write_text(json.dumps(run), encoding="utf-8")
-        if finish is not None:
-            finish(temporary)
-        _remove(final)
-        os.replace(temporary, final)
-        if keep is not None:
-            for old in checkpoint_folders(output_dir)[:-keep]:
-                _remove(old)
-    accelerator.wait_for_everyone()
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if finish is not None:
+                finish(temporary)
+            write(run, temporary)
+            _remove(final)
+            os.replace(temporary, final)
+            if keep is not None:
+                for old in checkpoint_folders(output_dir)[:-keep]:
+                    _remove(old)
+        accelerator.wait_for_everyone()
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        if accelerator.is_main_process:
+            # Half a checkpoint would keep the disk full.
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"checkpoint: expected to write {final}, got {error}; {whole(output_dir)}") from error
     return final
+
+
+def whole(output_dir: Path) -> str:
+    """In words: the checkpoints that a stopped run can go on from, those of runs in its own folders too."""
+    try:
+        inside = [each for each in output_dir.iterdir() if each.is_dir() and not _NAME.fullmatch(each.name)]
+        folders = [each for place in (output_dir, *sorted(inside)) for each in checkpoint_folders(place)]
+    except (OSError, ValueError) as error:
+        return f"no checkpoint can be read ({error})"
+    if not folders:
+        return f"no checkpoint is in {output_dir}"
+    names = ", ".join(str(folder.relative_to(output_dir)) for folder in folders)
+    return f"whole in {output_dir}: {names}; go on with --resume_from_checkpoint latest"
 
 
 def _remove(folder: Path) -> None:
@@ -98,8 +121,12 @@ def find(resume: str, output_dir: Path) -> Path | None:
 
     Raises:
         FileNotFoundError: a path that is no finished checkpoint.
+        ValueError: "latest" finds one whose run.json is missing or damaged: a finished one has it.
     """
     if resume == "latest":
+        for path in sorted(output_dir.glob("*_*")):
+            if _NAME.fullmatch(path.name) and not (path / RUN_FILE).is_file() and any(path.iterdir()):
+                read(path)
         folders = checkpoint_folders(output_dir)
         return folders[-1] if folders else None
     path = Path(resume)
@@ -112,9 +139,12 @@ def find(resume: str, output_dir: Path) -> Path | None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The run.json of a checkpoint."""
-    run: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    return run
+    """What the run.json of a checkpoint says of the run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return read(folder)[0]
 
 
 def refuse_other_model(folder: Path, model: nn.Module, configuration: Mapping[str, Any]) -> None:

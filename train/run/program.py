@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 
 import tritonsparse as ts
+from tritonsparse.eval.command_line import MENDABLE, Parser, Stopped, say, stoppable
+from tritonsparse.eval.output_files import refuse_unwritable
 from tritonsparse.methods import METHODS
 
 from . import arguments, checkpoints, results
+from .damage import refuse_damaged
 from .loop import Loop, Settings
 from .twins import kept
 
-__all__ = [
-    "average",
-    "make_accelerator",
-    "make_method",
-    "refuse_beside_a_saved_model",
-    "refuse_used",
-    "run_program",
-    "settings",
-    "start",
-]
+__all__ = ["average", "begin", "make_method", "refuse_unfit", "run_program", "saved", "settings", "start"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,55 +36,103 @@ _FREE = (
     "output_dir", "resume_from_checkpoint", "recipe", "logging_steps", "checkpointing_steps", "checkpoints_total_limit",
     "with_tracking", "report_to", "average_checkpoints", "backend", "save_twins",
 )  # fmt: skip
+# What ends a training without being a fault of this package: data, disk, memory, a loss that is not finite.
+_ENDS = (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError, SafetensorError)
+
+
+class _AfterTraining(Exception):
+    """Something failed when the weights were saved already."""
 
 
 def run_program(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     prepare: Callable[[argparse.Namespace], Any],
     finish: Callable[[Any], None],
     argv: Sequence[str] | None,
 ) -> int:
-    """A program's exit status. What the user can mend is one sentence on stderr, status 2.
+    """A program's exit status: 2 for what the user can mend before the first step, 1 for what ends the training, 130
+    for Ctrl-C, 143 for SIGTERM; each is one line on stderr, which says what is whole.
 
     prepare: arguments -> an object with a `loop`, which `finish` gets after the training.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "datasets", "transformers", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    trained: Path | None = None
     try:
-        run = prepare(arguments.parse(parser, sys.argv[1:] if argv is None else argv))
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if os.environ.get("TRITONSPARSE_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    try:
-        run.loop.run()
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finish(run)
+        with stoppable():
+            try:
+                args = arguments.parse(parser, sys.argv[1:] if argv is None else argv)
+                run = prepare(args)
+            except MENDABLE as error:
+                say(error)
+                return 2
+            trained = Path(args.output_dir)
+            try:
+                run.loop.run()
+                finish(run)
+            except (*_ENDS, _AfterTraining) as error:
+                say(error)
+                return 1
+    except (KeyboardInterrupt, Stopped) as stop:
+        by, status = ("Ctrl-C", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
+        left = str(stop) or ("before the first step" if trained is None else checkpoints.whole(trained))
+        say(f"{parser.program}: stopped by {by}; {left}")
+        return status
     return 0
 
 
-def make_accelerator(program: str, args: argparse.Namespace) -> Accelerator:
-    """The accelerator, with a tracker if asked for; processes but the first of a machine log warnings only.
+def begin(program: str, args: argparse.Namespace) -> tuple[Accelerator, ts.methods.Method]:
+    """Everything that can be refused without data or model; nothing is written.
+
+    Returns:
+        The accelerator, with a tracker if asked for, and the method. Processes but the first of a machine log warnings
+        only.
 
     Raises:
-        ValueError: the tracker is not installed.
+        ValueError: an argument does not fit, a file could not be written, a checkpoint is damaged or would be lost.
     """
+    method = make_method(program, args)
+    refuse_unwritable(program, "--output_dir", args.output_dir, folder=True)
+    if args.record_reference_losses is not None:
+        refuse_unwritable(program, "--record_reference_losses", args.record_reference_losses)
+    accelerator = _make_accelerator(program, args)
+    refuse_used(program, args)
+    if args.resume_from_checkpoint is not None:
+        folder = checkpoints.find(args.resume_from_checkpoint, Path(args.output_dir))
+        if folder is not None:
+            refuse_damaged(folder, accelerator.num_processes)
+    return accelerator, method
+
+
+def _make_accelerator(program: str, args: argparse.Namespace) -> Accelerator:
     tracker = (args.report_to or "tensorboard") if args.with_tracking else None
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=tracker,
-        project_dir=None if tracker is None else str(Path(args.output_dir) / "logs"),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            log_with=tracker,
+            project_dir=None if tracker is None else str(Path(args.output_dir) / "logs"),
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"{program}: expected --mixed_precision, --report_to and a launch that work on this machine, got "
+            f"{args.mixed_precision}, {tracker} and: {error}; correct them"
+        ) from error
     # accelerate drops a tracker that is not installed without a word.
     if tracker is not None and not accelerator.log_with:
         raise ValueError(
             f"{program}: expected an installed tracker, got {tracker!r}, which is not; pip install {tracker}, or "
-            f"leave --with_tracking out"
+            f"leave --with_tracking and --report_to out"
         )
+    # A checkpoint remembers in what precision it was trained, whoever asked for it.
+    args.mixed_precision = None if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        # accelerate launch names a port for processes that find each other, and none that it did not start.
+        logger.warning(
+            "%s: this is the only process, although `accelerate launch` was asked for more: on a CPU it starts one; "
+            "use torchrun, with ACCELERATE_USE_CPU=true on a machine that has GPUs (docs/programs.md)",
+            program,
+        )  # fmt: skip
     if not accelerator.is_local_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     return accelerator
@@ -113,29 +157,13 @@ def refuse_used(program: str, args: argparse.Namespace) -> None:
         )
 
 
-def refuse_beside_a_saved_model(program: str, args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Refuse arguments of a model from scratch beside a saved model, which brings its own.
-
-    Raises:
-        ValueError: one of them is given.
-    """
-    for name in names:
-        if getattr(args, name) is not None:
-            raise ValueError(
-                f"{program}: expected no --{name} beside --model_name_or_path, which brings its own, got "
-                f"{getattr(args, name)}; leave one of them out"
-            )
-
-
 def make_method(program: str, args: argparse.Namespace) -> ts.methods.Method:
     """The method with its fields from --method_args, --sparsity and --auto_tune.
 
     Raises:
-        ValueError: an unknown method or field.
+        ValueError: an unknown field, or one of a value that it does not take.
     """
     fields: dict[str, Any] = dict(args.method_args or {})
-    if args.method not in METHODS:
-        raise ValueError(f"{program}: expected --method among {', '.join(METHODS)}, got {args.method!r}; choose one")
     if args.sparsity is not None:
         fields["sparsity"] = args.sparsity
     if args.auto_tune is not None:
@@ -144,8 +172,8 @@ def make_method(program: str, args: argparse.Namespace) -> ts.methods.Method:
         return METHODS[args.method](**fields)
     except TypeError as error:
         raise ValueError(
-            f"{program}: expected fields of method {args.method!r} in --method_args and --sparsity, got {fields} "
-            f"({error}); correct them"
+            f"{program}: expected fields of --method {args.method} in --method_args, --sparsity and --auto_tune, got "
+            f"{fields} ({error}); correct them"
         ) from error
 
 
@@ -172,24 +200,79 @@ def settings(
 
 
 def start(args: argparse.Namespace, loop: Loop) -> None:
-    """Make the output folder, seed each rank's dropout, resume if asked, switch trackers on."""
+    """Seed each rank's dropout, resume if asked, make the output folder, switch trackers on: the last of `prepare`.
+
+    Raises:
+        ValueError: the run could not do what it is to do at its end, or the checkpoint is of another run; nothing has
+            been written then.
+    """
     accelerator, output_dir = loop.accelerator, loop.settings.output_dir
+    folder = refuse_unfit(args, loop)
+    # Dropout differs between ranks; initialisation does not. NumPy's seeds end at 2^32.
+    set_seed((args.seed + accelerator.process_index) % 2**32)
+    if folder is not None:
+        loop.resume(folder)
+        logger.info("resumed from %s at step %d", folder, loop.step)
+    elif args.resume_from_checkpoint is not None:
+        logger.info("no checkpoint in %s yet: starting afresh", output_dir)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         checkpoints.clear_unfinished(output_dir)
     accelerator.wait_for_everyone()
-    # Dropout differs between ranks; initialisation does not.
-    set_seed(args.seed + accelerator.process_index)
-    if args.resume_from_checkpoint is not None:
-        folder = checkpoints.find(args.resume_from_checkpoint, output_dir)
-        if folder is None:
-            logger.info("no checkpoint in %s yet: starting afresh", output_dir)
-        else:
-            loop.resume(folder)
-            logger.info("resumed from %s at step %d", folder, loop.step)
     if args.with_tracking:
         scalars = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
         accelerator.init_trackers("tritonsparse", config=scalars)
+
+
+def refuse_unfit(args: argparse.Namespace, loop: Loop) -> Path | None:
+    """Refuse what a run of this length never comes to, and a checkpoint of another run.
+
+    Returns:
+        The checkpoint to go on from.
+
+    Raises:
+        ValueError: as said; nothing has been changed then.
+    """
+    total_steps, per_epoch = loop.settings.total_steps, loop.batches.steps_per_epoch
+    every = args.checkpointing_steps
+    saves = 0 if every is None else -(-total_steps // per_epoch) if every == "epoch" else total_steps // every
+    if args.average_checkpoints > saves:
+        raise ValueError(
+            f"arguments: expected --average_checkpoints of at most {saves}, the checkpoints that {total_steps} steps "
+            f"with --checkpointing_steps {every} save, got {args.average_checkpoints}; lower one of the two"
+        )
+    if args.record_reference_losses is not None and total_steps < per_epoch:
+        raise ValueError(
+            f"arguments: expected a run of an epoch, {per_epoch} steps, with --record_reference_losses, which records "
+            f"a loss an epoch, got {total_steps} steps; train longer"
+        )
+    if args.num_warmup_steps > total_steps:
+        # As in a trial of a long recipe.
+        logger.warning(
+            "--num_warmup_steps %d: the run of %d steps does not reach --learning_rate",
+            args.num_warmup_steps, total_steps,
+        )  # fmt: skip
+    if args.resume_from_checkpoint is None:
+        return None
+    folder = checkpoints.find(args.resume_from_checkpoint, loop.settings.output_dir)
+    if folder is not None:
+        model = loop.accelerator.unwrap_model(loop.model)
+        checkpoints.refuse_other_model(folder, model, loop.settings.configuration)
+    return folder
+
+
+@contextlib.contextmanager
+def saved(output_dir: Path) -> Iterator[None]:
+    """Around what follows when the trained weights are saved: what fails or is stopped says where they lie."""
+    where = f"the trained weights are saved in {output_dir}"
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("TRITONSPARSE_TRACEBACK"):
+            raise
+        raise _AfterTraining(f"{str(error) or type(error).__name__}; {where}") from error
+    except (KeyboardInterrupt, Stopped) as stop:
+        raise type(stop)(where) from stop
 
 
 def average(args: argparse.Namespace, loop: Loop) -> list[str]:
