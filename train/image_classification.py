@@ -41,7 +41,7 @@ from .images.label_corruption import Corruption
 from .images.models import build_model, load_model
 from .images.schedule import make_scheduler
 from .images.training_set import load_sets, training_batches
-from .run import program, results
+from .run import checkpoints, frame, program, results
 from .run.loop import Loop
 from .run.twins import Twins
 
@@ -54,7 +54,7 @@ NAME = "image_classification"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
-    return program.run_program(parser(NAME, __doc__), prepare, finish, argv)
+    return frame.run_program(parser(NAME, __doc__), prepare, finish, argv)
 
 
 @dataclass
@@ -232,10 +232,11 @@ def finish(run: Run, *, last: bool = True) -> None:
         # Averaged weights have no statistics of their own.
         run.kinds = {}
     if accelerator.is_main_process:
-        sparsifier.save_pretrained(output_dir)
-        run.preprocessing.save(output_dir)
+        with checkpoints.writing(output_dir, output_dir):
+            sparsifier.save_pretrained(output_dir)
+            run.preprocessing.save(output_dir)
     split = "test" if "test" in run.sets else "validation"
-    with program.saved(output_dir):
+    with frame.saved(output_dir):
         numbers = evaluate(run, weights, split)
         report = sparsifier.report(run.costs, convention=args.flops_convention)
         if accelerator.is_main_process:

@@ -36,8 +36,10 @@ from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
 from tritonsparse.report import Report
 
 from .run import results
+from .run.checkpoints import writing
+from .run.frame import run_program, saved
 from .run.loop import Loop
-from .run.program import average, begin, run_program, saved, settings, start
+from .run.program import average, begin, settings, start
 from .run.twins import PRETRAINED, Twins, kept
 from .text.lamb import Lamb
 from .text.language_arguments import FREE, parser
@@ -198,8 +200,9 @@ def finish(run: Run) -> None:
     averaged = average(args, loop)
     weights = sparsifier.finalized_state_dict()
     if accelerator.is_main_process:
-        sparsifier.save_pretrained(output_dir)
-        family.save_encoder(output_dir)
+        with writing(output_dir, output_dir):
+            sparsifier.save_pretrained(output_dir)
+            family.save_encoder(output_dir)
     split = "test" if "test" in run.streams else "validation"
     with saved(output_dir):
         result = _measure(run, split, weights, final=True)

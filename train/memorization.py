@@ -30,7 +30,7 @@ from tritonsparse.eval.output_files import refuse_unwritable
 from . import image_classification
 from .images.arguments import parser as image_parser
 from .images.label_corruption import corrupt
-from .run import program, results
+from .run import frame, program, results
 
 __all__ = ["main", "parser"]
 
@@ -57,7 +57,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
-    return program.run_program(parser(), prepare, finish, argv)
+    return frame.run_program(parser(), prepare, finish, argv)
 
 
 @dataclass
@@ -144,7 +144,7 @@ def finish(experiment: Experiment) -> None:
     PartialState().destroy_process_group()
     if not PartialState().is_main_process:
         return
-    with program.saved(Path(experiment.args.output_dir)):
+    with frame.saved(Path(experiment.args.output_dir)):
         _report(experiment)
 
 

@@ -32,8 +32,10 @@ from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
 from tritonsparse.report import Report
 
 from .run import results
+from .run.checkpoints import writing
+from .run.frame import run_program, saved
 from .run.loop import Loop
-from .run.program import average, begin, run_program, saved, settings, start
+from .run.program import average, begin, settings, start
 from .run.twins import Twins
 from .text.corpora import load_parallel
 from .text.source import TextSource
@@ -220,8 +222,9 @@ def finish(run: Run) -> None:
     averaged = average(args, loop)
     weights, output_dir = sparsifier.finalized_state_dict(), loop.settings.output_dir
     if accelerator.is_main_process:
-        sparsifier.save_pretrained(output_dir)
-        run.tokenizer.save_pretrained(output_dir)
+        with writing(output_dir, output_dir):
+            sparsifier.save_pretrained(output_dir)
+            run.tokenizer.save_pretrained(output_dir)
     split = "test" if "test" in run.pairs else "validation"
     test = run.pairs[split][: args.max_test_samples]
     with saved(output_dir):

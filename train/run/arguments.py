@@ -211,7 +211,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         if not place.is_file():
             raise ValueError(f"recipe: expected a TOML file, got {name}, which is not there; correct the path")
     elif name not in recipe_names():
-        raise ValueError(f"recipe: expected a .toml file or one of {', '.join(recipe_names())}, got {name!r}")
+        raise ValueError(f"recipe: expected a .toml file or one of {', '.join(recipe_names())}, got {name!r}; name one")
     try:
         return tomllib.loads(place.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

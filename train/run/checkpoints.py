@@ -6,17 +6,18 @@ output_dir/step_200/   what accelerate's save_state writes (model, optimizer, RN
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ __all__ = [
     "refuse_other_model",
     "save",
     "whole",
+    "writing",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,28 +59,42 @@ def save(
         OSError: the disk is full, gone or read-only; what was whole before is whole still, and named.
     """
     final, temporary = output_dir / name, output_dir / f"{_UNFINISHED}{name}"
-    try:
-        if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            if finish is not None:
-                finish(temporary)
-            write(run, temporary)
-            _remove(final)
-            os.replace(temporary, final)
-            if keep is not None:
-                for old in checkpoint_folders(output_dir)[:-keep]:
-                    _remove(old)
-        accelerator.wait_for_everyone()
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        if accelerator.is_main_process:
-            # Half a checkpoint would keep the disk full.
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"checkpoint: expected to write {final}, got {error}; {whole(output_dir)}") from error
+    with writing(final, output_dir):
+        try:
+            if accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(temporary))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                if finish is not None:
+                    finish(temporary)
+                write(run, temporary)
+                _remove(final)
+                os.replace(temporary, final)
+                if keep is not None:
+                    for old in checkpoint_folders(output_dir)[:-keep]:
+                        _remove(old)
+            accelerator.wait_for_everyone()
+        except Exception:
+            if accelerator.is_main_process:
+                # Half a checkpoint would keep the disk full.
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
     return final
+
+
+@contextlib.contextmanager
+def writing(target: Path, output_dir: Path) -> Iterator[None]:
+    """Around what writes alone: torch, safetensors and tokenizers have errors of their own for a full disk.
+
+    Raises:
+        OSError: for any; it names what could not be written, and what is whole.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"checkpoint: expected to write {target}, got {error}; {whole(output_dir)}") from error
 
 
 def whole(output_dir: Path) -> str:

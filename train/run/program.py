@@ -1,33 +1,29 @@
-"""What the training programs have in common around the loop: starting, refusing, naming the run, finishing."""
+"""What the training programs have in common around the loop: refusing, naming the run, starting, averaging."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
 
 import tritonsparse as ts
-from tritonsparse.eval.command_line import MENDABLE, Parser, Stopped, say, stoppable
 from tritonsparse.eval.output_files import refuse_unwritable
 from tritonsparse.methods import METHODS
 
-from . import arguments, checkpoints, results
+from . import checkpoints, results
 from .damage import refuse_damaged
 from .loop import Loop, Settings
 from .twins import kept
 
-__all__ = ["average", "begin", "make_method", "refuse_unfit", "run_program", "saved", "settings", "start"]
+__all__ = ["average", "begin", "make_method", "refuse_unfit", "settings", "start"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,50 +32,6 @@ _FREE = (
     "output_dir", "resume_from_checkpoint", "recipe", "logging_steps", "checkpointing_steps", "checkpoints_total_limit",
     "with_tracking", "report_to", "average_checkpoints", "backend", "save_twins",
 )  # fmt: skip
-# What ends a training without being a fault of this package: data, disk, memory, a loss that is not finite.
-_ENDS = (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError, SafetensorError)
-
-
-class _AfterTraining(Exception):
-    """Something failed when the weights were saved already."""
-
-
-def run_program(
-    parser: Parser,
-    prepare: Callable[[argparse.Namespace], Any],
-    finish: Callable[[Any], None],
-    argv: Sequence[str] | None,
-) -> int:
-    """A program's exit status: 2 for what the user can mend before the first step, 1 for what ends the training, 130
-    for Ctrl-C, 143 for SIGTERM; each is one line on stderr, which says what is whole.
-
-    prepare: arguments -> an object with a `loop`, which `finish` gets after the training.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "datasets", "transformers", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    trained: Path | None = None
-    try:
-        with stoppable():
-            try:
-                args = arguments.parse(parser, sys.argv[1:] if argv is None else argv)
-                run = prepare(args)
-            except MENDABLE as error:
-                say(error)
-                return 2
-            trained = Path(args.output_dir)
-            try:
-                run.loop.run()
-                finish(run)
-            except (*_ENDS, _AfterTraining) as error:
-                say(error)
-                return 1
-    except (KeyboardInterrupt, Stopped) as stop:
-        by, status = ("Ctrl-C", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
-        left = str(stop) or ("before the first step" if trained is None else checkpoints.whole(trained))
-        say(f"{parser.program}: stopped by {by}; {left}")
-        return status
-    return 0
 
 
 def begin(program: str, args: argparse.Namespace) -> tuple[Accelerator, ts.methods.Method]:
@@ -124,18 +76,34 @@ def _make_accelerator(program: str, args: argparse.Namespace) -> Accelerator:
             f"{program}: expected an installed tracker, got {tracker!r}, which is not; pip install {tracker}, or "
             f"leave --with_tracking and --report_to out"
         )
+    if accelerator.mixed_precision != "no" and not accelerator.native_amp:
+        # accelerate would train in float32 without a word.
+        raise ValueError(
+            f"{program}: expected a --mixed_precision that {accelerator.device} has, got "
+            f"{accelerator.mixed_precision!r}; take bf16, or no"
+        )
     # A checkpoint remembers in what precision it was trained, whoever asked for it.
     args.mixed_precision = None if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        # accelerate launch names a port for processes that find each other, and none that it did not start.
-        logger.warning(
-            "%s: this is the only process, although `accelerate launch` was asked for more: on a CPU it starts one; "
-            "use torchrun, with ACCELERATE_USE_CPU=true on a machine that has GPUs (docs/programs.md)",
-            program,
-        )  # fmt: skip
+    _refuse_lone_processes(program, accelerator.num_processes)
     if not accelerator.is_local_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     return accelerator
+
+
+def _refuse_lone_processes(program: str, found: int) -> None:
+    """Without a GPU, accelerate makes each process of torchrun a run of its own, or starts one in place of two.
+
+    Raises:
+        ValueError: torchrun started more: they would write over each other.
+    """
+    remedy = "on a CPU, start them by torchrun with ACCELERATE_USE_CPU=true set (docs/programs.md)"
+    if (started := os.environ.get("WORLD_SIZE", "1")).isdecimal() and int(started) > found:
+        raise ValueError(
+            f"{program}: expected the {started} processes of this launch to find each other, got {found}; {remedy}"
+        )
+    if found == 1 and "WORLD_SIZE" not in os.environ and {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= {*os.environ}:
+        # `accelerate launch` names a port where it is asked for several processes.
+        logger.warning("%s: one process is here, although the launch looks like one of several; %s", program, remedy)
 
 
 def refuse_used(program: str, args: argparse.Namespace) -> None:
@@ -259,20 +227,6 @@ def refuse_unfit(args: argparse.Namespace, loop: Loop) -> Path | None:
         model = loop.accelerator.unwrap_model(loop.model)
         checkpoints.refuse_other_model(folder, model, loop.settings.configuration)
     return folder
-
-
-@contextlib.contextmanager
-def saved(output_dir: Path) -> Iterator[None]:
-    """Around what follows when the trained weights are saved: what fails or is stopped says where they lie."""
-    where = f"the trained weights are saved in {output_dir}"
-    try:
-        yield
-    except Exception as error:
-        if os.environ.get("TRITONSPARSE_TRACEBACK"):
-            raise
-        raise _AfterTraining(f"{str(error) or type(error).__name__}; {where}") from error
-    except (KeyboardInterrupt, Stopped) as stop:
-        raise type(stop)(where) from stop
 
 
 def average(args: argparse.Namespace, loop: Loop) -> list[str]:
