@@ -230,7 +230,7 @@ def test_bad_input_is_one_sentence(checkpoint: Path, refusal: Any, monkeypatch: 
         ({"tokenize": "moses"}, "use '13a'"),
     ):
         given = {name: value if name == "tokenize" else checkpoint / value for name, value in changes.items()}
-        assert main(arguments(checkpoint, **given)) == 1
+        assert main(arguments(checkpoint, **given)) == 2
         assert remedy in refusal(), changes
 
 
@@ -239,5 +239,5 @@ def test_the_program_starts_as_a_module(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["bleu", "--model=none", "--source_file=none", "--reference_file=none"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("tritonsparse.eval.bleu", run_name="__main__")
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: bleu: expected a readable file, got none")

@@ -137,7 +137,7 @@ def score(tmp_path: Path, capsys: Any) -> Any:
 
     def run(*options: str, refused: str | None = None) -> tuple[str, dict[str, Any]]:
         given = [f"--model={tmp_path / 'model'}", f"--text_file={tmp_path / 'text.txt'}", "--device=cpu", *options]
-        assert main(given) == (0 if refused is None else 1)
+        assert main(given) == (0 if refused is None else 2)
         printed = capsys.readouterr()
         assert refused is None or refused in printed.err
         return printed.out, {} if refused else json.loads(printed.out.strip().rpartition("\n")[2])
