@@ -112,7 +112,9 @@ for case in sys.argv[2:]:
         out = os.path.join(sys.argv[1], where)
         sys.stderr = open(out + ".txt", "w")
         os.dup2(sys.stderr.fileno(), 2)
-        os._exit(image_classification.main([*json.loads(os.environ["OPTIONS"]), "--output_dir", out]))
+        status = image_classification.main([*json.loads(os.environ["OPTIONS"]), "--output_dir", out])
+        sys.stderr.flush()
+        os._exit(status)
     print(where, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 DIGITS = (
