@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .agreement import Agreement, classification
-from .command_line import COUNT, DEVICE, TEXT, Parser, one_line, one_of
+from .command_line import COUNT, DEVICE, TEXT, Parser, naming, one_line, one_of
 from .image_sets import ImageSet, load_images
 from .preprocessing import Preprocessing
 
@@ -150,9 +150,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    preprocessing = Preprocessing.load(args.model)
-    channels = len(preprocessing.mean)
-    sets = load_images(args.dataset_name, args.dataset_config_name, args.data_dir, channels)
+    with naming("accuracy", "an image classifier's checkpoint", args.model, "give the output folder of a training run"):
+        preprocessing = Preprocessing.load(args.model)
+    data, channels = args.dataset_name or args.data_dir, len(preprocessing.mean)
+    with naming("accuracy", "images that can be loaded", data, "pass another --dataset_name or --data_dir"):
+        sets = load_images(args.dataset_name, args.dataset_config_name, args.data_dir, channels)
     if args.split not in sets:
         raise ValueError(f"accuracy: expected --split among {', '.join(sets)}, got {args.split!r}; choose one")
     images = sets[args.split]
@@ -186,7 +188,8 @@ def load_classifier(folder: str) -> nn.Module:
 
     import tritonsparse.models.cifar_resnet  # noqa: F401 - registers itself
 
-    model: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
+    with naming("accuracy", "an image classifier's checkpoint", folder, "give the output folder of a training run"):
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
     return model
 
 

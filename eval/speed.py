@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import tritonsparse as ts
 
-from .command_line import COUNT, DEVICE, TEXT, THREADS, Parser, one_line, one_of, real
+from .command_line import COUNT, DEVICE, TEXT, THREADS, Parser, naming, one_line, one_of, real
 from .csr import use_csr
 from .machine import commit, processor
 from .output_files import refuse_unwritable, write_whole
@@ -106,13 +106,14 @@ def load_any(folder: str) -> nn.Module:
     import tritonsparse.models.cifar_resnet
     import tritonsparse.models.transfo_xl
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    name = (config.architectures or ["AutoModel"])[0]
-    for module in (transformers, tritonsparse.models.cifar_resnet, tritonsparse.models.transfo_xl):
-        if hasattr(module, name):
-            model: nn.Module = getattr(module, name).from_pretrained(folder)
-            return model.eval()
-    raise ValueError(f"load_any: expected a class of transformers or of this package, got {name} in {folder}")
+    with naming("load_any", "a saved model", folder, "give the output folder of a training run"):
+        config = transformers.AutoConfig.from_pretrained(folder)
+        name = (config.architectures or ["AutoModel"])[0]
+        for module in (transformers, tritonsparse.models.cifar_resnet, tritonsparse.models.transfo_xl):
+            if hasattr(module, name):
+                model: nn.Module = getattr(module, name).from_pretrained(folder)
+                return model.eval()
+        raise ValueError(f"a class {name}, which is none of transformers or of this package")
 
 
 def make_inputs(model: Any, folder: str, batch_size: int, length: int, device: str) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 import tritonsparse as ts
 from tritonsparse.eval.accuracy import Accuracy, Sums, accuracy_sums
+from tritonsparse.eval.command_line import naming
 from tritonsparse.eval.image_sets import ImageSet
 from tritonsparse.eval.preprocessing import Preprocessing
 from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
@@ -100,7 +101,9 @@ def build(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] | 
     """`prepare`, but for what it writes and resumes."""
     accelerator, method = program.begin(NAME, args)
     set_seed(args.seed)
-    sets = load_sets(args)
+    data = args.dataset_name or args.data_dir
+    with naming(NAME, "images that can be loaded", data, "pass another --dataset_name or --data_dir"):
+        sets = load_sets(args)
     corruption = None if corrupt is None else corrupt(sets["train"])
     batches, preprocessing = training_batches(
         args, sets["train"], accelerator.num_processes, accelerator.process_index,

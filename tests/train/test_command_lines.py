@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "natural": (("0", "7"), (*NO_WHOLE, "-1")),
     "two": (("2",), (*NO_WHOLE, "1", "0", "-1")),
     "pixels": (("1", "65536"), (*NO_WHOLE, "0", "65537")),
+    "vocabulary": (("1", "1048576"), (*NO_WHOLE, "0", "1048577")),
     "threads": (("1", "1024"), (*NO_WHOLE, "0", "1025")),
     "workers": (("0", "1024"), (*NO_WHOLE, "-1", "1025")),
     "seed": (("0", "4294967295"), (*NO_WHOLE, "-1", "4294967296")),
@@ -77,16 +78,16 @@ Given = tuple[Callable[[], Parser], tuple[str, ...], tuple[dict[str, str], ...]]
 PROGRAMS: dict[str, Given] = {
     "translation": (translation_arguments.parser, ("--output_dir=o", "--max_train_steps=5"), (COMMON, {
         "text": "train_file validation_file test_file source_lang target_lang", "below one": "dropout label_smoothing",
-        "count": "vocab_size max_source_length max_target_length max_train_samples max_eval_samples max_test_samples "
+        "count": "max_source_length max_target_length max_train_samples max_eval_samples max_test_samples "
                  "max_tokens_per_batch",
-        "beams": "num_beams eval_num_beams", "power": "length_penalty", "preset": "preset",
+        "vocabulary": "vocab_size", "beams": "num_beams eval_num_beams", "power": "length_penalty", "preset": "preset",
         "schedule": "lr_scheduler_type"})),
     "language_modeling": (language_arguments.parser, ("--output_dir=o", "--max_train_steps=5"), (COMMON, {
         "text": "train_file validation_file test_file cache_dir", "below one": "dropout dropatt embedding_sparsity",
-        "count": "vocab_size min_count steps_per_epoch batch_size tgt_len block_size eval_batch_size eval_tgt_len "
+        "count": "min_count steps_per_epoch batch_size tgt_len block_size eval_batch_size eval_tgt_len "
                  "eval_stride test_tgt_len test_batch_size",
         "natural": "mem_len eval_mem_len test_mem_len test_clamp_len",
-        "two": "max_train_tokens max_eval_tokens max_test_tokens", "optimizer": "optim",
+        "two": "max_train_tokens max_eval_tokens max_test_tokens", "optimizer": "optim", "vocabulary": "vocab_size",
         "not negative": "min_learning_rate", "language preset": "preset", "schedule": "lr_scheduler_type"})),
     "image_classification": (lambda: image_arguments.parser("image_classification", None),
                              ("--output_dir=o", "--max_train_steps=5"), (COMMON, IMAGES)),
@@ -181,7 +182,7 @@ def test_a_recipe_s_values_go_through_the_same_check(tmp_path: Path) -> None:
         ("max_grad_norm = nan", "max_grad_norm as a finite number of at least 0, got nan"),
         ("label_smoothing = 1.0", "label_smoothing as a number in [0, 1), got 1.0"),
         ("seed = true", "seed as a whole number from 0 to 4294967295, got True"),
-        ("vocab_size = 12.5", "vocab_size as a whole number of at least 1, at most 2^53, got 12.5"),
+        ("vocab_size = 12.5", "vocab_size as a whole number from 1 to 1048576, got 12.5"),
         ('learning_rate = "fast"', "learning_rate as a finite number of at least 0, got 'fast'"),
         ("with_tracking = 1", "with_tracking as true or false, got 1"),
         ('include = "fc1"', "include as a list, each text that is not empty, in UTF-8, got 'fc1'"),

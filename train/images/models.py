@@ -14,6 +14,7 @@ from transformers import (
     ResNetForImageClassification,
 )
 
+from tritonsparse.eval.command_line import naming
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 
 __all__ = ["IMAGE_MODELS", "build_model", "load_model"]
@@ -75,9 +76,10 @@ def build_model(name: str, classes: Sequence[str], channels: int, side: int) -> 
 
 def load_model(path: str, classes: Sequence[str]) -> nn.Module:
     """A saved image classifier; with a new head where it has another number of classes."""
-    model: nn.Module = AutoModelForImageClassification.from_pretrained(
-        path, ignore_mismatched_sizes=True, **_labels(classes)
-    )
+    with naming("image_classification", "an image classifier", path, "pass another --model_name_or_path"):
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(
+            path, ignore_mismatched_sizes=True, **_labels(classes)
+        )
     return model
 
 

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tritonsparse.eval.command_line import naming
 from tritonsparse.methods import METHODS
 
 from .damage import RUN_FILE, read, write
@@ -136,8 +137,7 @@ def find(resume: str, output_dir: Path) -> Path | None:
     """The folder that `--resume_from_checkpoint` means; None when "latest" finds none (a fresh start).
 
     Raises:
-        FileNotFoundError: a path that is no finished checkpoint.
-        ValueError: "latest" finds one whose run.json is missing or damaged: a finished one has it.
+        ValueError: a path that is no finished checkpoint, or "latest" finds one whose run.json is missing or damaged.
     """
     if resume == "latest":
         for path in sorted(output_dir.glob("*_*")):
@@ -145,13 +145,11 @@ def find(resume: str, output_dir: Path) -> Path | None:
                 read(path)
         folders = checkpoint_folders(output_dir)
         return folders[-1] if folders else None
-    path = Path(resume)
-    if not (path / RUN_FILE).is_file():
-        raise FileNotFoundError(
-            f"resume: expected a checkpoint folder (with {RUN_FILE}), got {resume}; name a step_N or epoch_N folder, "
-            f"or 'latest'"
-        )
-    return path
+    expected = f"a checkpoint folder (with {RUN_FILE})"
+    with naming("resume", expected, resume, "name a step_N or epoch_N folder, or 'latest'"):
+        if not (Path(resume) / RUN_FILE).is_file():
+            raise FileNotFoundError("no such file")
+    return Path(resume)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from tritonsparse.eval.command_line import BELOW_ONE, COUNT, NATURAL, NON_NEGATI
 
 from ..run import arguments
 from .language_presets import PRESETS
+from .subwords import VOCABULARY_SIZE
 
 __all__ = ["FREE", "parser"]
 
@@ -35,7 +36,7 @@ def parser(description: str | None = None) -> Parser:
     add(
         "--dropatt", type=BELOW_ONE, default=None, help="Transformer-XL's dropout of attention; the preset's by default"
     )
-    add("--vocab_size", type=COUNT, default=None, help="subwords of a tokenizer trained on the text (4096)")
+    add("--vocab_size", type=VOCABULARY_SIZE, default=None, help="subwords of a tokenizer trained on the text (4096)")
     add("--min_count", type=COUNT, default=None, help="words that occur less often become <unk> (1: none)")
     add(
         "--embedding_sparsity",

@@ -9,6 +9,7 @@ from tritonsparse.eval.translate import BEAMS, LENGTH_PENALTY
 
 from ..run import arguments
 from .translation_presets import PRESETS
+from .subwords import VOCABULARY_SIZE
 
 __all__ = ["FREE", "PRESET", "VOCABULARY", "parser"]
 
@@ -29,7 +30,7 @@ def parser(description: str | None = None) -> Parser:
         "--preset", type=one_of(PRESETS), default=None,
         help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)",
     )  # fmt: skip
-    add("--vocab_size", type=COUNT, default=None, help=f"from scratch; {VOCABULARY} by default")
+    add("--vocab_size", type=VOCABULARY_SIZE, default=None, help=f"from scratch; {VOCABULARY} by default")
     add("--dropout", type=BELOW_ONE, default=None, help="from scratch; the preset's by default")
     add = result.add_argument_group("data").add_argument
     add("--dataset_name", type=TEXT, default=None, help="'embedded' (default), or a hub id with a translation feature")

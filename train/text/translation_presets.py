@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from tritonsparse.checkpoint.files import freeze_unsaved
+from tritonsparse.eval.command_line import naming
 
 __all__ = ["PRESETS", "build_model", "load_model"]
 
@@ -111,14 +112,10 @@ def load_model(name_or_path: str) -> tuple[Any, Any]:
     Raises:
         ValueError: there is none of that name, or no way to it.
     """
-    try:
+    expected = "a seq2seq checkpoint (a local folder or a reachable hub id)"
+    with naming("translation", expected, name_or_path, "pass another --model_name_or_path"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path)
-    except OSError as error:
-        raise ValueError(
-            f"translation: expected a seq2seq checkpoint (a local folder or a reachable hub id), got "
-            f"{name_or_path!r} ({str(error).splitlines()[0]}); pass another --model_name_or_path"
-        ) from error
     # Where no gradient reaches what is not saved, DDP would wait for it.
     freeze_unsaved(model)
     return tokenizer, model

@@ -99,8 +99,13 @@ def test_the_newest_are_kept_whole_and_found_by_step(accelerator: Accelerator, t
     (tmp_path / "step_12").mkdir()  # no run.json: not ours, or not finished
     (tmp_path / "my_13").mkdir()
     assert checkpoints.find("latest", tmp_path) == tmp_path / "step_11"
-    with pytest.raises(FileNotFoundError, match=r"with run.json\), got .*step_12; name a step_N or epoch_N folder"):
+    with pytest.raises(ValueError, match=r"with run.json\), got .*step_12.*; name a step_N or epoch_N folder"):
         checkpoints.find(str(tmp_path / "step_12"), tmp_path)
+    # One that was finished and has lost it is not passed over.
+    (tmp_path / "step_12" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"resume: expected .*step_12/run.json as it was written, got No such file"):
+        checkpoints.find("latest", tmp_path)
+    shutil.rmtree(tmp_path / "step_12")
     # A checkpoint replaces its namesake.
     again = tmp_path / "again"
     save(accelerator, again, 4, history=[])
