@@ -38,6 +38,7 @@ MENDABLE = (
     ValueError, TypeError, LookupError, OSError, EOFError, ImportError, RuntimeError, ArithmeticError, MemoryError,
     zlib.error, SafetensorError,
 )  # fmt: skip
+_FLOAT = torch.finfo(torch.float32)
 # What JSON, floats and 64-bit integers all hold exactly.
 _LARGEST = 2**53
 
@@ -87,17 +88,17 @@ def whole(least: int, most: int = _LARGEST) -> Value:
 def real(
     least: float = -math.inf, most: float = math.inf, *, open_below: bool = False, open_above: bool = False
 ) -> Value:
-    """A finite number; `open_below` and `open_above` leave the ends out."""
+    """A number of float32, as tensors compute; `open_below` and `open_above` leave the ends out."""
 
     def fits(value: float) -> bool:
-        low = least < value if open_below else least <= value
+        low = max(least, _FLOAT.tiny) <= value if open_below and least == 0 else least <= value
         high = value < most if open_above else value <= most
-        return math.isfinite(value) and low and high
+        return abs(value) <= _FLOAT.max and low and high
 
     if most < math.inf:
         what = f"a number in {'(' if open_below else '['}{least:g}, {most:g}{')' if open_above else ']'}"
     else:
-        what = f"a finite number {'above' if open_below else 'of at least'} {least:g}"
+        what = f"a number {'above' if open_below else 'of at least'} {least:g} that float32 holds"
     return Value(what, (int, float), float, fits)
 
 

@@ -124,7 +124,7 @@ def build(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] | 
     )  # fmt: skip
     optimizer = _optimizer(args, sparsifier)
     scheduler = make_scheduler(args, optimizer, batches.steps_per_epoch, total_steps)
-    example = preprocessing.normalise(next(batches.first(1)).pixels[:1])
+    example = preprocessing.normalise(preprocessing.cut(sets["train"].image(0))[None])
     costs = layer_costs(stock_model.eval(), pixel_values=example)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     sparsifier.attach(prepared_optimizer)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 import tritonsparse as ts
+from tritonsparse.eval.command_line import naming
 from tritonsparse.eval.output_files import refuse_unwritable
 from tritonsparse.eval.perplexity import Perplexity
 from tritonsparse.eval.twin_plot import plot_twins
@@ -90,7 +91,9 @@ def _prepare(args: argparse.Namespace, accelerator: Accelerator, method: ts.meth
     saved = None
     if args.model_name_or_path is not None:
         saved = load_model(args.model_name_or_path)
-    texts = load_text(TextSource.of(args))
+    source = TextSource.of(args)
+    with naming("language_modeling", "text that can be loaded", str(source), "pass other files, or --dataset_name"):
+        texts = load_text(source)
     set_seed(args.seed)
     family = make_family(args, texts["train"], saved)
     streams = _streams(args, accelerator, family, texts, folder)

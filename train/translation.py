@@ -27,6 +27,7 @@ from transformers import get_scheduler
 
 import tritonsparse as ts
 from tritonsparse.eval.bleu import BleuResult, corpus_bleu
+from tritonsparse.eval.command_line import naming
 from tritonsparse.eval.translate import translate
 from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
 from tritonsparse.report import Report
@@ -73,7 +74,9 @@ def prepare(args: argparse.Namespace) -> Run:
     """Check everything and build everything; writes nothing but the output folder."""
     accelerator, method = begin("translation", args)
     set_seed(args.seed)
-    pairs = load_parallel(TextSource.of(args), args.source_lang, args.target_lang, args.max_train_samples)
+    source = TextSource.of(args)
+    with naming("translation", "text that can be loaded", str(source), "pass other files or another --dataset_name"):
+        pairs = load_parallel(source, args.source_lang, args.target_lang, args.max_train_samples)
     if "validation" not in pairs:
         raise ValueError(
             "translation: expected a validation split, got none; pass --validation_file with pairs held out of training"

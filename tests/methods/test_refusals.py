@@ -63,6 +63,8 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("static", {"criterion": None}, "criterion as a name, got None"),
     ("swat", {"slack": math.nan}, "slack as a number"),
     ("topkast", {"penalty": math.inf}, "penalty as a finite number"),
+    ("str", {"threshold_lr_scale": 10**400}, "threshold_lr_scale as a finite number"),
+    ("autosparse", {"threshold_init": 1e99}, "threshold_init as a number"),
     *((name, *case) for name in ("dsr", "rigl", "set") for case in DROPS),
     ("dsr", {"threshold_init": 0.0}, "a threshold_init above 0"),
     ("dsr", {"doublings": (0.5, 0.25)}, "doublings as rising fractions"),

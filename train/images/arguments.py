@@ -26,6 +26,8 @@ from .schedule import MULTISTEP
 __all__ = ["FREE", "PRESET", "add_images", "parser"]
 
 PRESET = "resnet20"
+# In pixels: a mistake beyond, which would take all memory.
+SIDE = whole(1, 4096)
 
 # Arguments that may differ between a run and its resumption without making it another run.
 FREE = (
@@ -85,8 +87,8 @@ def add_images(result: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--dataset_config_name", type=TEXT, default=None)
     add("--data_dir", type=TEXT, default=None, help="a folder of IDX files, <split>.npz or <split>/<class>/<image>")
-    add("--image_size", type=whole(1, 65536), default=None, help="side of the cut; as the images are by default")
-    add("--eval_resize", type=whole(1, 65536), default=None, help="shorter side before the cut, in evaluation")
+    add("--image_size", type=SIDE, default=None, help="side of the cut; as the images are by default")
+    add("--eval_resize", type=SIDE, default=None, help="shorter side before the cut, in evaluation")
     add("--augmentation", type=one_of(AUGMENTATIONS), default="none", help=f"one of: {', '.join(AUGMENTATIONS)}")
     add("--batch_size", "--per_device_train_batch_size", type=COUNT, default=128)
     add("--eval_batch_size", "--per_device_eval_batch_size", type=COUNT, default=256)

@@ -8,8 +8,8 @@ from tritonsparse.eval.command_line import BELOW_ONE, COUNT, TEXT, Parser, one_o
 from tritonsparse.eval.translate import BEAMS, LENGTH_PENALTY
 
 from ..run import arguments
-from .translation_presets import PRESETS
 from .subwords import VOCABULARY_SIZE
+from .translation_presets import PRESETS
 
 __all__ = ["FREE", "PRESET", "VOCABULARY", "parser"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = ["check_types"]
 
+_LARGEST = 3.4e38
 _WORDS = {
     "int": "a whole number",
     "float": "a finite number",
@@ -49,5 +50,6 @@ def _is(kind: str, value: Any, infinite: bool) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if kind == "float":
         number = isinstance(value, Real) and not isinstance(value, bool)
-        return number and (math.isfinite(value) or (infinite and not math.isnan(value)))
+        # As float32, which thresholds and coefficients become.
+        return number and (abs(value) <= _LARGEST or (infinite and abs(value) == math.inf))
     return isinstance(value, Sequence) and not isinstance(value, str) and all(_is("float", x, infinite) for x in value)
