@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .agreement import Agreement, classification
 from .checkpoints import load_pretrained
+from .command_line import COUNT, DEVICE, TEXT, Parser, naming, one_line, one_of
 from .image_files import UnfitImage
 from .image_sets import ImageSet, load_images
 from .labelled_images import MATCHES, class_names, matched
@@ -144,52 +145,57 @@ def stacked(images: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(images))
 
 
+def parser() -> Parser:
+    """The options; `main` reads them."""
+    result = Parser("eval.accuracy", __doc__)
+    add = result.add_argument
+    add("--model", type=TEXT, required=True, help="a checkpoint folder with preprocessor_config.json")
+    add("--twin", type=TEXT, default=None, help="another such folder, of the same classes, to compare with")
+    add("--dataset_name", type=TEXT, default=None, help="'embedded' or a hub id")
+    add("--dataset_config_name", type=TEXT, default=None)
+    add("--data_dir", type=TEXT, default=None, help="a folder of IDX files, npz files or images")
+    splits = ("train", "validation", "test")
+    add("--split", type=one_of(splits), default="test", help=f"one of: {', '.join(splits)}")
+    add(
+        "--match_classes", type=one_of(MATCHES), default="name",
+        help=f"of the set with the model's: by name, or one by one: one of {', '.join(MATCHES)}",
+    )  # fmt: skip
+    add("--batch_size", type=COUNT, default=256)
+    add("--max_samples", type=COUNT, default=None)
+    add("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu")
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: one JSON document on stdout; what the user can mend is one sentence on stderr, status 2."""
-    parser = argparse.ArgumentParser(
-        "tritonsparse.eval.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a checkpoint folder with preprocessor_config.json")
-    parser.add_argument("--twin", default=None, help="another such folder, of the same classes, to compare with")
-    parser.add_argument("--dataset_name", default=None, help="'embedded' or a hub id")
-    parser.add_argument("--dataset_config_name", default=None)
-    parser.add_argument("--data_dir", default=None, help="a folder of IDX files, npz files or images")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    parser.add_argument(
-        "--match_classes", default="name", choices=MATCHES, help="of the set with the model's: by name, or one by one"
-    )
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--max_samples", type=int, default=None)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
-    try:
-        preprocessing = Preprocessing.load(args.model)
-        channels = len(preprocessing.mean)
+    return one_line(lambda: _run(parser().parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    preprocessing = Preprocessing.load(args.model)
+    data, channels = args.dataset_name or args.data_dir, len(preprocessing.mean)
+    with naming("accuracy", "images that can be loaded", data, "pass another --dataset_name or --data_dir"):
         sets = load_images(args.dataset_name, args.dataset_config_name, args.data_dir, channels, (args.split,))
-        if args.split not in sets:
-            raise ValueError(f"accuracy: expected a split {args.split!r}, got none; choose another --split")
-        images = sets[args.split]
-        if args.max_samples is not None:
-            images = images.subset(torch.arange(min(args.max_samples, len(images))))
-        model: Any = load_classifier(args.model).to(args.device)
-        expected = getattr(model.config, "num_channels", channels)
-        if expected != channels:
-            raise ValueError(
-                f"accuracy: expected a mean for each of the {expected} channels that {args.model} reads, got "
-                f"{channels} in its preprocessor_config.json; correct it"
-            )
-        names = class_names(model.config, args.model)
-        images = matched("accuracy", images, names, args.model, args.match_classes == "position")
-        twin = None if args.twin is None else _load_twin(args.twin, model, preprocessing).to(args.device)
-        result = asdict(accuracy(model, images, preprocessing, batch_size=args.batch_size))
-        if twin is not None:
-            alike = twins_agreement(twin, model, images, preprocessing, batch_size=args.batch_size)
-            other = accuracy(twin, images, preprocessing, batch_size=args.batch_size)
-            result |= {"twin": {"model": args.twin, **asdict(other), **asdict(alike)}}
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if args.split not in sets:
+        raise ValueError(f"accuracy: expected a split {args.split!r}, got none; choose another --split")
+    images = sets[args.split]
+    if args.max_samples is not None:
+        images = images.subset(torch.arange(min(args.max_samples, len(images))))
+    model: Any = load_classifier(args.model).to(args.device)
+    expected = getattr(model.config, "num_channels", channels)
+    if expected != channels:
+        raise ValueError(
+            f"accuracy: expected a mean for each of the {expected} channels that {args.model} reads, got {channels} in "
+            f"its preprocessor_config.json; correct it"
+        )
+    names = class_names(model.config, args.model)
+    images = matched("accuracy", images, names, args.model, args.match_classes == "position")
+    twin = None if args.twin is None else _load_twin(args.twin, model, preprocessing).to(args.device)
+    result = asdict(accuracy(model, images, preprocessing, batch_size=args.batch_size))
+    if twin is not None:
+        alike = twins_agreement(twin, model, images, preprocessing, batch_size=args.batch_size)
+        other = accuracy(twin, images, preprocessing, batch_size=args.batch_size)
+        result |= {"twin": {"model": args.twin, **asdict(other), **asdict(alike)}}
     print(json.dumps({"model": args.model, "split": args.split, **result}))
     return 0
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tritonsparse.eval.command_line import COUNT, DEVICE, TEXT, Parser, one_line
 from tritonsparse.eval.language_models import encode, load_language_model
 from tritonsparse.eval.text_files import parallel_lines, read_lines
 from tritonsparse.eval.windows import IGNORED, Ids, equal_windows, refuse_other_ids, segments, windows
@@ -224,36 +225,46 @@ def _by_windows(first: Any, second: Any, stream: Ids, window: int, batch_size: i
         yield outputs[0], outputs[1], None
 
 
+def parser() -> Parser:
+    """The options; `main` reads them."""
+    result = Parser("eval.agreement", __doc__)
+    add = result.add_argument
+    add("--first", type=TEXT, required=True, help="folder of a checkpoint")
+    add("--second", type=TEXT, required=True, help="folder of a checkpoint with the same vocabulary")
+    add("--text_file", type=TEXT, help="language models: UTF-8, .gz accepted")
+    add("--source_file", type=TEXT, help="translation: one sentence a line")
+    add("--reference_file", type=TEXT, help="translation: one reference a line")
+    add("--tgt_len", type=COUNT, default=64, help="Transformer-XL: tokens of a segment")
+    add("--window", type=COUNT, help="other language models: tokens read at a time (256, or fewer)")
+    add("--batch_size", type=COUNT, default=1, help="columns, windows or pairs at a time")
+    add("--device", type=DEVICE, help="default: the GPU if there is one")
+    result.rules.append(_refuse_unfit)
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare two saved models on a text, or on parallel text; prints the result, and as JSON on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m tritonsparse.eval.agreement", description=main.__doc__)
-    parser.add_argument("--first", required=True, help="folder of a checkpoint")
-    parser.add_argument("--second", required=True, help="folder of a checkpoint with the same vocabulary")
-    parser.add_argument("--text_file", help="language models: UTF-8, .gz accepted")
-    parser.add_argument("--source_file", help="translation: one sentence a line")
-    parser.add_argument("--reference_file", help="translation: one reference a line")
-    parser.add_argument("--tgt_len", type=int, default=64, help="Transformer-XL: tokens of a segment")
-    parser.add_argument("--window", type=int, help="other language models: tokens read at a time (256, or fewer)")
-    parser.add_argument("--batch_size", type=int, default=1, help="columns, windows or pairs at a time")
-    parser.add_argument("--device", help="default: the GPU if there is one")
-    options = parser.parse_args(arguments)
-    try:
-        result = _run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return one_line(lambda: _report(parser().parse_args(arguments)))
+
+
+def _report(options: argparse.Namespace) -> int:
+    result = _run(options)
     print(result)
     print(json.dumps({**asdict(result), "first": options.first, "second": options.second}))
     return 0
 
 
-def _run(options: argparse.Namespace) -> Agreement:
-    parallel = options.source_file is not None and options.reference_file is not None
-    if (options.text_file is None) != parallel or (options.source_file is None) != (options.reference_file is None):
+def _refuse_unfit(options: argparse.Namespace) -> None:
+    given = [name for name in ("text_file", "source_file", "reference_file") if getattr(options, name) is not None]
+    if given not in (["text_file"], ["source_file", "reference_file"]):
+        got = ", ".join(f"--{name}" for name in given) or "neither"
         raise ValueError(
-            "agreement: expected --text_file, or --source_file with --reference_file, got another combination; give one"
+            f"agreement: expected --text_file, or --source_file with --reference_file, got {got}; give one"
         )
-    if parallel:
+
+
+def _run(options: argparse.Namespace) -> Agreement:
+    if options.text_file is None:
         # Heavy, and of the other program only.
         from tritonsparse.eval.bleu import load_seq2seq
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import re
 import sys
 import time
@@ -28,8 +27,10 @@ from typing import Any
 
 from tritonsparse.eval.bleu_tokenizers import choose_tokenizer, refuse_tokenizer
 from tritonsparse.eval.checkpoints import load_pretrained, load_tokenizer
+from tritonsparse.eval.command_line import COUNT, DEVICE, TEXT, Parser, one_line
+from tritonsparse.eval.output_files import refuse_unwritable, write_whole
 from tritonsparse.eval.text_files import parallel_lines, read_lines
-from tritonsparse.eval.translate import translate
+from tritonsparse.eval.translate import BEAMS, LENGTH_PENALTY, translate
 
 __all__ = ["BleuResult", "compound_split", "compound_split_bleu", "corpus_bleu", "load_seq2seq", "translate"]
 
@@ -142,33 +143,39 @@ def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) ->
     return BleuResult(score=result.score, line=result.format(signature=signature), signature=signature)
 
 
+def parser() -> Parser:
+    """The options; `main` reads them."""
+    result = Parser("eval.bleu", __doc__)
+    add = result.add_argument
+    add("--model", type=TEXT, required=True, help="checkpoint directory, tokenizer included")
+    add("--source_file", type=TEXT, required=True, help="one sentence per line, UTF-8, .gz accepted")
+    add("--reference_file", type=TEXT, required=True, help="one reference per line, UTF-8, .gz accepted")
+    add("--num_beams", type=BEAMS, default=4)
+    add("--length_penalty", type=LENGTH_PENALTY, default=1.0, help="p in log-probability / length^p")
+    add("--extra_tokens", type=COUNT, default=50, help="longest translation = source + this")
+    add("--max_tokens_per_batch", type=COUNT, default=4096, help="source tokens with padding")
+    add("--lowercase", action="store_true", help="ignore case")
+    add("--tokenize", type=TEXT, help="sacreBLEU's tokenizer; by default its choice for the language, or 13a")
+    add("--target_lang", type=TEXT, help="language of the references; the file's ending (.zh) by default")
+    add("--compound_split", type=TEXT, metavar="LANGUAGE", help="add the older papers' score")
+    add("--output_file", type=TEXT, help="write the translations here, one per line")
+    add("--device", type=DEVICE, help="default: the GPU if there is one")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Translate a file with a sequence-to-sequence checkpoint, score it and print the result."""
-    parser = argparse.ArgumentParser(prog="python -m tritonsparse.eval.bleu", description=main.__doc__)
-    parser.add_argument("--model", required=True, help="checkpoint directory, tokenizer included")
-    parser.add_argument("--source_file", required=True, help="one sentence per line, UTF-8, .gz accepted")
-    parser.add_argument("--reference_file", required=True, help="one reference per line, UTF-8, .gz accepted")
-    parser.add_argument("--num_beams", type=int, default=4)
-    parser.add_argument("--length_penalty", type=float, default=1.0, help="p in log-probability / length^p")
-    parser.add_argument("--extra_tokens", type=int, default=50, help="longest translation = source + this")
-    parser.add_argument("--max_tokens_per_batch", type=int, default=4096, help="source tokens with padding")
-    parser.add_argument("--lowercase", action="store_true", help="ignore case")
-    parser.add_argument("--tokenize", help="sacreBLEU's tokenizer; by default its choice for the language, or 13a")
-    parser.add_argument("--target_lang", help="language of the references; the file's ending (.zh) by default")
-    parser.add_argument("--compound_split", metavar="LANGUAGE", help="add the older papers' score")
-    parser.add_argument("--output_file", help="write the translations here, one per line")
-    parser.add_argument("--device", help="default: the GPU if there is one")
-    options = parser.parse_args(arguments)
-    try:
-        summary = _run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(json.dumps(summary))
+    return one_line(lambda: _report(parser().parse_args(arguments)))
+
+
+def _report(options: argparse.Namespace) -> int:
+    print(json.dumps(_run(options)))
     return 0
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.output_file is not None:
+        refuse_unwritable("bleu", "--output_file", options.output_file)
     sources, references = parallel_lines("bleu", options.source_file, options.reference_file)
     # A bad option must fail here, not after minutes of search.
     language = options.target_lang or Path(options.reference_file.removesuffix(".gz")).suffix[1:]
@@ -190,9 +197,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     translations = [" ".join(text.splitlines()) for text in translations]  # a line of the file is a sentence
     if options.output_file:
-        partial = Path(f"{options.output_file}.partial")
-        partial.write_text("".join(f"{text}\n" for text in translations), encoding="utf-8", newline="\n")
-        os.replace(partial, options.output_file)
+        write_whole(options.output_file, "".join(f"{text}\n" for text in translations))
     result = corpus_bleu(translations, references, lowercase=options.lowercase, tokenize=tokenize)
     print(f"BLEU {result.score:.2f}\n{result.line}\nsignature {result.signature}")
     summary: dict[str, Any] = {"bleu": result.score, **asdict(result), "sentences": len(sources)}

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.pytorch_utils import Conv1D
 
+from tritonsparse.eval.command_line import naming
 from tritonsparse.kernels import _triton
 from tritonsparse.kernels.measured import block_choice
 from tritonsparse.kernels.plan import CARDS, choose, device_key
@@ -149,7 +150,8 @@ def _of(
 
 def configured(model_name_or_path: str) -> nn.Module:
     """The model of a configuration, on the meta device: its weights take no memory."""
-    config = AutoConfig.from_pretrained(model_name_or_path)
+    with naming("doctor", "a folder or a hub name with a config.json", model_name_or_path, "pass another"):
+        config = AutoConfig.from_pretrained(model_name_or_path)
     factory: Any = AutoModel
     for kind, candidate in (("ForConditionalGeneration", AutoModelForSeq2SeqLM), ("ForCausalLM", AutoModelForCausalLM)):
         if any(kind in name for name in config.architectures or ()):

@@ -14,7 +14,6 @@ line's time over the row's: below 1, sparsity costs time here.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ import tritonsparse as ts
 from tritonsparse.kernels import _triton
 from tritonsparse.methods import AutoSparse
 
+from .command_line import COUNT, Parser, Value, one_line, one_of
 from .speed import measure
 
 __all__ = ["BenchRow", "bench", "main"]
@@ -35,6 +35,14 @@ __all__ = ["BenchRow", "bench", "main"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # sigmoid(-4) = 0.018 prunes 63 % of N(0, 0.02²).
 LOGIT, DEVIATION = -4.0, 0.02
+
+
+def _sizes(word: str) -> tuple[int, int]:
+    outputs, inputs = (COUNT.read(size) for size in word.split("x"))
+    return outputs, inputs
+
+
+SHAPE = Value("OUTPUTSxINPUTS of at least 1", (str,), _sizes, lambda sizes: min(sizes) >= 1, "write 4096x1024")
 
 
 @dataclass(frozen=True)
@@ -139,26 +147,30 @@ def bench(
     return rows
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+def parser(command: str | None = None) -> Parser:
+    """The options; `main` reads them."""
+    result = Parser("eval.layer_bench", __doc__, command)
+    add = result.add_argument
+    add("--shape", type=SHAPE, default="4096x4096", help="OUTPUTSxINPUTS of the layer, %(default)s by default")
+    add("--tokens", type=COUNT, default=8192, help="rows of its input, %(default)s by default")
+    add("--dtype", type=one_of(DTYPES), default="bfloat16", help=f"of the products: {', '.join(DTYPES)} (%(default)s)")
+    add("--runs", type=COUNT, default=30, help="steps of each way, %(default)s by default")
+    add("--smoke", action="store_true", help="a tiny layer in float32, on any machine")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see the head of this file."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--shape", default="4096x4096", help="OUTPUTSxINPUTS of the layer, %(default)s by default")
-    parser.add_argument("--tokens", type=int, default=8192, help="rows of its input, %(default)s by default")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the products, %(default)s by default")
-    parser.add_argument("--runs", type=int, default=30, help="steps of each way, %(default)s by default")
-    parser.add_argument("--smoke", action="store_true", help="a tiny layer in float32, on any machine")
-    args = parser.parse_args(argv)
-    sizes = args.shape.split("x")
-    if len(sizes) != 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        parser.error(f"expected --shape OUTPUTSxINPUTS, got {args.shape!r}; write 4096x1024")
-    if args.tokens < 1 or args.runs < 1:
-        parser.error(f"expected --tokens and --runs of at least 1, got {args.tokens} and {args.runs}; correct them")
+    return one_line(lambda: run(argv))
+
+
+def run(argv: Sequence[str] | None, command: str | None = None) -> int:
+    """As `main`, but that what does not fit is raised."""
+    args = parser(command).parse_args(argv)
     if args.smoke:
         outputs, inputs, tokens, dtype, runs = 48, 32, 16, torch.float32, 3
     else:
-        outputs, inputs, tokens, dtype, runs = *map(int, sizes), args.tokens, DTYPES[args.dtype], args.runs
+        (outputs, inputs), tokens, dtype, runs = args.shape, args.tokens, DTYPES[args.dtype], args.runs
     rows = bench(outputs, inputs, tokens, dtype, runs=runs)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{name}: [{tokens}, {inputs}] x [{outputs}, {inputs}]^T, {dtype}, forward and backward")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .command_line import COUNT, TEXT, Parser, one_line
+from .output_files import refuse_unwritable
 from .speed import load_any, make_inputs, relative_error
 
 __all__ = ["RoundTrip", "export_onnx", "main", "round_trip"]
@@ -83,7 +86,12 @@ def export_onnx(model: nn.Module, inputs: dict[str, Tensor], path: str | Path) -
         model.train(was_training)
     assert program is not None  # given back where dynamo=True
     target.parent.mkdir(parents=True, exist_ok=True)
-    program.save(str(target), external_data=False)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        program.save(str(partial), external_data=False)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
     return target
 
 
@@ -117,26 +125,27 @@ def round_trip(model: nn.Module, inputs: dict[str, Tensor], path: str | Path) ->
     )
 
 
+def parser() -> Parser:
+    """The options; `main` reads them."""
+    result = Parser("eval.onnx_export", __doc__)
+    result.add_argument("--model", type=TEXT, required=True, help="a checkpoint folder")
+    result.add_argument("--output", type=TEXT, required=True, help="the ONNX file")
+    result.add_argument("--length", type=COUNT, default=128, help="tokens of a sequence, for language models")
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: exports, runs the round trip, prints it as JSON; status 2 and one sentence for bad input."""
-    parser = argparse.ArgumentParser(
-        "tritonsparse.eval.onnx_export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a checkpoint folder")
-    parser.add_argument("--output", required=True, help="the ONNX file")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence, for language models")
-    args = parser.parse_args(argv)
-    try:
-        model = load_any(args.model)
-        # Two, because torch.export takes a batch of one for a constant.
-        inputs = make_inputs(model, args.model, 2, args.length, "cpu")
-        path = export_onnx(model, inputs, args.output)
-        result = round_trip(model, inputs, path)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(json.dumps({"file": str(path), **asdict(result)}))
+    return one_line(lambda: _report(parser().parse_args(argv)))
+
+
+def _report(args: argparse.Namespace) -> int:
+    refuse_unwritable("onnx_export", "--output", args.output)
+    model = load_any(args.model)
+    # Two, because torch.export takes a batch of one for a constant.
+    inputs = make_inputs(model, args.model, 2, args.length, "cpu")
+    path = export_onnx(model, inputs, args.output)
+    print(json.dumps({"file": str(path), **asdict(round_trip(model, inputs, path))}))
     return 0
 
 

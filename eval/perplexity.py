@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tritonsparse.eval.command_line import COUNT, DEVICE, NATURAL, TEXT, Parser, one_line
 from tritonsparse.eval.language_models import encode, load_language_model
 from tritonsparse.eval.text_files import read_lines
 from tritonsparse.eval.windows import (
@@ -179,29 +180,32 @@ def causal_perplexity(
     return Perplexity(float(total), tokens, settings, words)
 
 
+def parser() -> Parser:
+    """The options; `main` reads them."""
+    result = Parser("eval.perplexity", __doc__)
+    add = result.add_argument
+    add("--model", type=TEXT, required=True, help="folder of the checkpoint, vocabulary or tokenizer included")
+    add("--text_file", type=TEXT, required=True, help="UTF-8, .gz accepted")
+    add("--batch_size", type=COUNT, help="columns of the text (1), or windows at a time (8)")
+    add("--device", type=DEVICE, help="default: the GPU if there is one")
+    add = result.add_argument_group("Transformer-XL").add_argument
+    add("--tgt_len", type=COUNT, help="tokens of a segment (64)")
+    add("--mem_len", type=NATURAL, help="tokens of memory (the model's own)")
+    add("--clamp_len", type=NATURAL, help="distances beyond it count as it; 0: none do (the model's own)")
+    add("--same_length", action=argparse.BooleanOptionalAction, help="every token sees as many (the model's own)")
+    add = result.add_argument_group("other causal models").add_argument
+    add("--window", type=COUNT, help="tokens read at a time (the model's positions, at most 1024)")
+    add("--stride", type=COUNT, help="tokens scored at a time (half the window)")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Perplexity of a saved language model over a text file; prints it, and all of it as JSON on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m tritonsparse.eval.perplexity", description=main.__doc__)
-    parser.add_argument("--model", required=True, help="folder of the checkpoint, vocabulary or tokenizer included")
-    parser.add_argument("--text_file", required=True, help="UTF-8, .gz accepted")
-    memory = parser.add_argument_group("Transformer-XL")
-    memory.add_argument("--tgt_len", type=int, help="tokens of a segment (64)")
-    memory.add_argument("--mem_len", type=int, help="tokens of memory (the model's own)")
-    memory.add_argument("--clamp_len", type=int, help="distances beyond it count as it; 0: none do (the model's own)")
-    memory.add_argument(
-        "--same_length", action=argparse.BooleanOptionalAction, help="every token sees as many (the model's own)"
-    )
-    sliding = parser.add_argument_group("other causal models")
-    sliding.add_argument("--window", type=int, help="tokens read at a time (the model's positions, at most 1024)")
-    sliding.add_argument("--stride", type=int, help="tokens scored at a time (half the window)")
-    parser.add_argument("--batch_size", type=int, help="columns of the text (1), or windows at a time (8)")
-    parser.add_argument("--device", help="default: the GPU if there is one")
-    options = parser.parse_args(arguments)
-    try:
-        result, seconds = _run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return one_line(lambda: _report(parser().parse_args(arguments)))
+
+
+def _report(options: argparse.Namespace) -> int:
+    result, seconds = _run(options)
     print(result)
     print(json.dumps({**result.as_dict(), "model": options.model, "seconds": round(seconds, 3)}))
     return 0

@@ -26,6 +26,8 @@ from tritonsparse.eval._comparison import flops_quality_figure, runs_figure
 from tritonsparse.eval._drawing import History, is_number
 from tritonsparse.eval._layers import layer_sparsity_figure, runs_layers_figure
 from tritonsparse.eval._phases import has_phases, mask_change_figure
+from tritonsparse.eval.command_line import TEXT, Parser, one_line
+from tritonsparse.eval.output_files import refuse_unwritable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,18 +173,22 @@ def plot_mask_change(runs: Mapping[str, Mapping[str, Any]], path: str | os.PathL
     return draw.save(mask_change_figure(runs), path)
 
 
+def parser() -> Parser:
+    """The options; `main` reads them."""
+    result = Parser("eval.plots", __doc__)
+    result.add_argument("run", type=TEXT, nargs="+", metavar="RUN_DIR", help="folder with an all_results.json")
+    result.add_argument("--output", type=TEXT, required=True, metavar="DIR", help="folder for the PNG files")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw what the all_results.json of one or more runs allows, as PNG files in one folder."""
-    parser = argparse.ArgumentParser(prog="python -m tritonsparse.eval.plots", description=main.__doc__)
-    parser.add_argument("run", nargs="+", metavar="RUN_DIR", help="folder with an all_results.json")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
-    options = parser.parse_args(arguments)
-    try:
-        written = _draw_all({path: _read_run(path) for path in options.run}, Path(options.output))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for path in written:
+    return one_line(lambda: _report(parser().parse_args(arguments)))
+
+
+def _report(options: argparse.Namespace) -> int:
+    refuse_unwritable("plots", "--output", options.output, folder=True)
+    for path in _draw_all({path: _read_run(path) for path in options.run}, Path(options.output)):
         print(path)
     return 0
 

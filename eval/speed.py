@@ -28,8 +28,10 @@ from torch import Tensor, nn
 import tritonsparse as ts
 
 from .checkpoints import load_beside, load_pretrained
+from .command_line import COUNT, DEVICE, TEXT, THREADS, Parser, one_line, one_of, real
 from .csr import use_csr
 from .machine import commit, processor
+from .output_files import refuse_unwritable, write_whole
 from .preprocessing import Preprocessing
 
 __all__ = ["Timing", "load_any", "main", "measure", "pruned", "relative_error"]
@@ -127,6 +129,11 @@ def make_inputs(model: Any, folder: str, batch_size: int, length: int, device: s
         height, width = (size, size) if isinstance(size, int) else size
         shape = (batch_size, getattr(config, "num_channels", 3), height, width)
         return {"pixel_values": torch.randn(shape, generator=generator).to(device)}
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and length > positions > 0:
+        raise ValueError(
+            f"make_inputs: expected --length of at most the model's {positions} positions, got {length}; lower it"
+        )
     tokens = torch.randint(config.vocab_size, (batch_size, length), generator=generator).to(device)
     inputs = {"input_ids": tokens}
     if getattr(config, "is_encoder_decoder", False):
@@ -134,36 +141,40 @@ def make_inputs(model: Any, folder: str, batch_size: int, length: int, device: s
     return inputs
 
 
+def parser() -> Parser:
+    """The options; `main` reads them."""
+    result = Parser("eval.speed", __doc__)
+    add = result.add_argument
+    add("--model", type=TEXT, required=True, help="a checkpoint folder, with zeros")
+    add("--dense", type=TEXT, default=None, help="a checkpoint to compare with; the same model, run densely, if not")
+    add(
+        "--prune", type=real(0.0, 1.0, open_below=True, open_above=True), default=None,
+        help="sparsity in (0, 1) that each matrix of --model is first pruned to",
+    )  # fmt: skip
+    add("--batch_sizes", nargs="+", type=COUNT, default=[1, 64])
+    add("--length", type=COUNT, default=128, help="tokens of a sequence, for language models")
+    add("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu")
+    dtypes = ("float32", "bfloat16", "float16")
+    add("--dtype", type=one_of(dtypes), default="float32", help=f"one of: {', '.join(dtypes)}")
+    add("--threads", type=THREADS, default=None, help="of the CPU; torch's own number if not given")
+    add("--runs", type=COUNT, default=20)
+    add("--output", type=TEXT, default=None, help="a JSON file for the result")
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: a table, and the same as JSON in the last line; status 2 and one sentence for bad input."""
-    parser = argparse.ArgumentParser(
-        "tritonsparse.eval.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a checkpoint folder, with zeros")
-    parser.add_argument(
-        "--dense", default=None, help="a checkpoint to compare with; the same model, run densely, if not"
-    )
-    parser.add_argument(
-        "--prune", type=float, default=None, help="sparsity in (0, 1) that each matrix of --model is first pruned to"
-    )
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence, for language models")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--threads", type=int, default=None, help="of the CPU; torch's own number if not given")
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--output", default=None, help="a JSON file for the result")
-    args = parser.parse_args(argv)
-    try:
-        document = compare(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    _show(document)
+    return one_line(lambda: _report(parser().parse_args(argv)))
+
+
+def _report(args: argparse.Namespace) -> int:
     if args.output is not None:
-        Path(args.output).write_text(json.dumps(document, indent=1), encoding="utf-8")
+        refuse_unwritable("speed", "--output", args.output)
+    document = compare(args)
+    _show(document)
     print(json.dumps(document))
+    if args.output is not None:
+        write_whole(args.output, json.dumps(document, indent=1))
     return 1 if any(row["verdict"] == "WRONG" for row in document["rows"]) else 0
 
 
@@ -225,13 +236,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def pruned(model: nn.Module, sparsity: float) -> nn.Module:
-    """`model` with the smallest weights of each linear layer and convolution set to 0, in place.
-
-    Raises:
-        ValueError: a sparsity outside (0, 1).
-    """
-    if not 0.0 < sparsity < 1.0:
-        raise ValueError(f"speed: expected --prune in (0, 1), got {sparsity}; 0.9 keeps a tenth")
+    """`model` with the smallest weights of each linear layer and convolution set to 0, in place."""
     ts.sparsify(model, ts.methods.Static(sparsity=sparsity, criterion="magnitude")).finalize()
     return model.eval()
 

@@ -16,7 +16,14 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from .command_line import real, whole
+
+__all__ = ["BEAMS", "LENGTH_PENALTY", "translate"]
+
 logger = logging.getLogger(__name__)
+
+# Of command lines: a beam of more would be a mistake, and the length's power is to stay a float32.
+BEAMS, LENGTH_PENALTY = whole(1, 1024), real(-10.0, 10.0)
 
 # What a checkpoint's generation config may still say: which tokens begin a translation, which must not occur.
 # These are facts about the vocabulary. Everything that shapes the search comes from the caller.

@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 import tritonsparse as ts
 from tritonsparse.eval.accuracy import Accuracy, Sums, accuracy_sums
+from tritonsparse.eval.command_line import naming
 from tritonsparse.eval.image_sets import ImageSet
 from tritonsparse.eval.preprocessing import Preprocessing
 from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
@@ -41,11 +42,11 @@ from .images.label_corruption import Corruption
 from .images.models import build_model, load_model
 from .images.schedule import make_scheduler
 from .images.training_set import load_sets, training_batches
-from .run import program, results
+from .run import checkpoints, frame, program, results
 from .run.loop import Loop
 from .run.twins import Twins
 
-__all__ = ["Run", "main", "prepare"]
+__all__ = ["Run", "build", "main", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ NAME = "image_classification"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
-    return program.run_program(parser(NAME, __doc__), prepare, finish, argv)
+    return frame.run_program(parser(NAME, __doc__), prepare, finish, argv)
 
 
 @dataclass
@@ -82,12 +83,27 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
 
     corrupt: makes other labels for the training set, which evaluations then report on.
     """
-    accelerator = program.make_accelerator(NAME, args)
-    program.refuse_used(NAME, args)
-    if args.model_name_or_path is not None:
-        program.refuse_beside_a_saved_model(NAME, args, ("preset",))
+    run = build(args, corrupt)
+    loop, steps = run.loop, run.batches.steps_per_epoch
+    program.start(args, loop)
+    logger.info(
+        "***** training *****\n  images: %s, %d classes\n  epochs: %.2f of %d steps\n  steps: %d\n"
+        "  batch: %d images, %d process(es) x %d accumulation\n  device: %s, %s\n  %s",
+        {split: len(part) for split, part in run.sets.items()}, len(run.sets["train"].classes),
+        loop.settings.total_steps / steps, steps, loop.settings.total_steps, args.batch_size,
+        loop.accelerator.num_processes, args.gradient_accumulation_steps, loop.accelerator.device,
+        loop.accelerator.mixed_precision, loop.sparsifier.summary(),
+    )  # fmt: skip
+    return run
+
+
+def build(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] | None = None) -> Run:
+    """`prepare`, but for what it writes and resumes."""
+    accelerator, method = program.begin(NAME, args)
     set_seed(args.seed)
-    sets = load_sets(args)
+    data = args.dataset_name or args.data_dir
+    with naming(NAME, "images that can be loaded", data, "pass another --dataset_name or --data_dir"):
+        sets = load_sets(args)
     corruption = None if corrupt is None else corrupt(sets["train"])
     batches, preprocessing = training_batches(
         args, sets["train"], accelerator.num_processes, accelerator.process_index,
@@ -100,7 +116,6 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Evaluation runs on stock classes loaded with the finalized weights, which is what users will load.
     stock_model = copy.deepcopy(model)
-    method = program.make_method(NAME, args)
     sparsifier = ts.sparsify(
         model, method, pattern=args.pattern, include=args.include, exclude=args.exclude, backend=args.backend,
         total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
@@ -109,7 +124,7 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
     )  # fmt: skip
     optimizer = _optimizer(args, sparsifier)
     scheduler = make_scheduler(args, optimizer, batches.steps_per_epoch, total_steps)
-    example = preprocessing.normalise(next(batches.first(1)).pixels[:1])
+    example = preprocessing.normalise(preprocessing.cut(sets["train"].image(0))[None])
     costs = layer_costs(stock_model.eval(), pixel_values=example)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     sparsifier.attach(prepared_optimizer)
@@ -126,15 +141,6 @@ def prepare(args: argparse.Namespace, corrupt: Callable[[ImageSet], Corruption] 
     )  # fmt: skip
     kinds = {name: layer.kind for name, layer in sparsifier.layers.items()}
     run = Run(args, loop, stock_model, sets, batches, preprocessing, costs, kinds, corruption)
-    program.start(args, loop)
-    logger.info(
-        "***** training *****\n  images: %s of %s, %d classes\n  epochs: %.2f of %d steps\n  steps: %d\n"
-        "  batch: %d images, %d process(es) x %d accumulation\n  device: %s, %s\n  %s",
-        {split: len(part) for split, part in sets.items()}, "x".join(str(size) for size in example.shape[1:]),
-        len(sets["train"].classes), total_steps / batches.steps_per_epoch, batches.steps_per_epoch, total_steps,
-        args.batch_size, accelerator.num_processes, args.gradient_accumulation_steps, accelerator.device,
-        accelerator.mixed_precision, sparsifier.summary(),
-    )  # fmt: skip
     return run
 
 
@@ -217,42 +223,45 @@ def _inputs(run: Run) -> Iterator[Tensor]:
 
 
 def finish(run: Run, *, last: bool = True) -> None:
-    """Average if asked, evaluate on the test set, save the finalized model, results and plots.
+    """Average if asked, save the finalized model, evaluate on the test set, save results and plots.
 
     last: no run follows in these processes, which may part.
     """
     args, loop = run.args, run.loop
     sparsifier, accelerator = loop.sparsifier, loop.accelerator
     averaged = program.average(args, loop)
+    weights, output_dir = sparsifier.finalized_state_dict(), loop.settings.output_dir
     if averaged and args.bn_reestimation_batches:
         # Averaged weights have no statistics of their own.
         run.kinds = {}
-    split = "test" if "test" in run.sets else "validation"
-    numbers = evaluate(run, sparsifier.finalized_state_dict(), split)
-    report = sparsifier.report(run.costs, convention=args.flops_convention)
     if accelerator.is_main_process:
-        output_dir = loop.settings.output_dir
-        sparsifier.save_pretrained(output_dir)
-        run.preprocessing.save(output_dir)
-        measured = {
-            **{key: numbers[key] for key in ("top1", "top5", "eval_loss")},
-            "split": split,
-            "preprocessing": asdict(run.preprocessing),
-        }
-        document = results.record(args, loop, report, run.costs, measured, averaged)
-        results.save(document, output_dir, args.record_reference_losses)
-        print(
-            f"\n{report}\n\n{split}: top-1 {numbers['top1']:.2%}, top-5 {numbers['top5']:.2%}, cross-entropy "
-            f"{numbers['eval_loss']:.4f}"
-        )
-        results.show_costs(document, report, output_dir)
-    if last:
-        accelerator.end_training()
-    else:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        # What the first process has written is there for all.
-        accelerator.wait_for_everyone()
+        with checkpoints.writing(output_dir, output_dir):
+            sparsifier.save_pretrained(output_dir)
+            run.preprocessing.save(output_dir)
+    split = "test" if "test" in run.sets else "validation"
+    with frame.saved(output_dir):
+        numbers = evaluate(run, weights, split)
+        report = sparsifier.report(run.costs, convention=args.flops_convention)
+        if accelerator.is_main_process:
+            measured = {
+                **{key: numbers[key] for key in ("top1", "top5", "eval_loss")},
+                "split": split,
+                "preprocessing": asdict(run.preprocessing),
+            }
+            document = results.record(args, loop, report, run.costs, measured, averaged)
+            results.save(document, output_dir, args.record_reference_losses)
+            print(
+                f"\n{report}\n\n{split}: top-1 {numbers['top1']:.2%}, top-5 {numbers['top5']:.2%}, cross-entropy "
+                f"{numbers['eval_loss']:.4f}"
+            )
+            results.show_costs(document, report, output_dir)
+        if last:
+            accelerator.end_training()
+        else:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            # What the first process has written is there for all.
+            accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

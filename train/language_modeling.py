@@ -11,8 +11,10 @@ sidecar to go on from, `all_results.json` and the plots.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,31 +29,27 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 import tritonsparse as ts
+from tritonsparse.eval.command_line import naming
+from tritonsparse.eval.output_files import refuse_unwritable
 from tritonsparse.eval.perplexity import Perplexity
 from tritonsparse.eval.twin_plot import plot_twins
 from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
+from tritonsparse.report import Report
 
 from .run import results
+from .run.checkpoints import writing
+from .run.frame import run_program, saved
 from .run.loop import Loop
-from .run.program import (
-    average,
-    make_accelerator,
-    make_method,
-    refuse_beside_a_saved_model,
-    refuse_used,
-    run_program,
-    settings,
-    start,
-)
+from .run.program import average, begin, settings, start
 from .run.twins import PRETRAINED, Twins, kept
 from .text.lamb import Lamb
-from .text.language_arguments import FREE, parser, refuse_unfit
+from .text.language_arguments import FREE, parser
 from .text.language_families import Family, make_family
 from .text.language_presets import load_model
 from .text.lines import Text, load_text
 from .text.segments import PartEpochs
 from .text.source import TextSource
-from .text.token_streams import Ids, token_stream, word_counts
+from .text.token_streams import Ids, removed_on_error, token_stream, word_counts
 
 __all__ = ["main"]
 
@@ -77,20 +75,28 @@ class Run:
 
 
 def prepare(args: argparse.Namespace) -> Run:
-    """Check everything and build everything; writes the token streams and the output folder."""
-    accelerator = make_accelerator("language_modeling", args)
-    refuse_used("language_modeling", args)
-    refuse_unfit(args)
-    method = make_method("language_modeling", args)
+    """Check everything and build everything; writes the token streams and the output folder.
+
+    A run that is refused leaves no streams in its output folder; those in --cache_dir stay for the next.
+    """
+    accelerator, method = begin("language_modeling", args)
+    if args.cache_dir is not None:
+        refuse_unwritable("language_modeling", "--cache_dir", args.cache_dir, folder=True)
+    folder = Path(args.cache_dir or Path(args.output_dir) / "tokens")
+    with removed_on_error(folder) if args.cache_dir is None else contextlib.nullcontext():
+        return _prepare(args, accelerator, method, folder)
+
+
+def _prepare(args: argparse.Namespace, accelerator: Accelerator, method: ts.methods.Method, folder: Path) -> Run:
     saved = None
     if args.model_name_or_path is not None:
-        names = ("preset", "vocab_size", "min_count", "dropout", "dropatt")
-        refuse_beside_a_saved_model("language_modeling", args, names)
         saved = load_model(args.model_name_or_path)
-    texts = load_text(TextSource.of(args))
+    source = TextSource.of(args)
+    with naming("language_modeling", "text that can be loaded", str(source), "pass other files, or --dataset_name"):
+        texts = load_text(source)
     set_seed(args.seed)
     family = make_family(args, texts["train"], saved)
-    streams = _streams(args, accelerator, family, texts)
+    streams = _streams(args, accelerator, family, texts, folder)
     batches = family.batches(
         streams["train"], args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
     )
@@ -138,9 +144,8 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def _streams(
-    args: argparse.Namespace, accelerator: Accelerator, family: Family, texts: Mapping[str, Text]
+    args: argparse.Namespace, accelerator: Accelerator, family: Family, texts: Mapping[str, Text], folder: Path
 ) -> dict[str, Ids]:
-    folder = Path(args.cache_dir) if args.cache_dir else Path(args.output_dir) / "tokens"
     limits = {"train": args.max_train_tokens, "validation": args.max_eval_tokens, "test": args.max_test_tokens}
     encode, encoder = family.encoding()
     # One process writes, the others find what it wrote.
@@ -192,41 +197,51 @@ def _evaluate(run: Run) -> dict[str, Any]:
 
 
 def finish(run: Run) -> None:
-    """Average if asked, score the test set, save the finalized model, results and plots."""
+    """Average if asked, save the finalized model, score the test set, save results and plots."""
     args, loop, family = run.args, run.loop, run.family
     sparsifier, accelerator, output_dir = loop.sparsifier, loop.accelerator, loop.settings.output_dir
     averaged = average(args, loop)
-    split = "test" if "test" in run.streams else "validation"
-    result = _measure(run, split, sparsifier.finalized_state_dict(), final=True)
-    twins = {}
-    if loop.twins is not None:
-        for phase, numbers in kept(output_dir).items():
-            weights = load_file(output_dir / f"best_{phase}" / PRETRAINED / "model.safetensors")
-            twins[phase] = {**numbers, split: _measure(run, split, weights, final=True).as_dict()}
-    report = sparsifier.report(run.costs, convention=args.flops_convention)
+    weights = sparsifier.finalized_state_dict()
     if accelerator.is_main_process:
-        sparsifier.save_pretrained(output_dir)
-        family.save_encoder(output_dir)
-        measured = {
-            "perplexity": result.perplexity,
-            "word_perplexity": result.word_perplexity,
-            "nll": result.nll / result.tokens,
-            "tokens_scored": result.tokens,
-            "perplexity_line": str(result),
-            "perplexity_settings": result.settings,
-            "split": split,
-            "twins": twins,
-        }
-        document = results.record(args, loop, report, run.costs, measured, averaged)
-        results.save(document, output_dir, args.record_reference_losses)
-        plot_twins(loop.evaluations, output_dir / "perplexity.png", key="perplexity", label="validation perplexity")
-        print(f"\n{report}\n\n{split}: {result}")
-        for phase, numbers in twins.items():
-            print(
-                f"  best {phase} model, after epoch {numbers['epoch']}: perplexity {numbers[split]['perplexity']:.2f}"
-            )
-        results.show_costs(document, report, output_dir)
-    accelerator.end_training()
+        with writing(output_dir, output_dir):
+            sparsifier.save_pretrained(output_dir)
+            family.save_encoder(output_dir)
+    split = "test" if "test" in run.streams else "validation"
+    with saved(output_dir):
+        result = _measure(run, split, weights, final=True)
+        twins = {}
+        if loop.twins is not None:
+            for phase, numbers in kept(output_dir).items():
+                weights = load_file(output_dir / f"best_{phase}" / PRETRAINED / "model.safetensors")
+                twins[phase] = {**numbers, split: _measure(run, split, weights, final=True).as_dict()}
+        report = sparsifier.report(run.costs, convention=args.flops_convention)
+        if accelerator.is_main_process:
+            measured = {
+                "perplexity": result.perplexity,
+                "word_perplexity": result.word_perplexity,
+                "nll": result.nll / result.tokens,
+                "tokens_scored": result.tokens,
+                "perplexity_line": str(result),
+                "perplexity_settings": result.settings,
+                "split": split,
+                "twins": twins,
+            }
+            document = results.record(args, loop, report, run.costs, measured, averaged)
+            results.save(document, output_dir, args.record_reference_losses)
+            if any(math.isfinite(each["perplexity"]) for each in loop.evaluations):
+                plot_twins(
+                    loop.evaluations, output_dir / "perplexity.png", key="perplexity", label="validation perplexity"
+                )
+            _show(document, report, result, output_dir)
+        accelerator.end_training()
+
+
+def _show(document: Mapping[str, Any], report: Report, result: Perplexity, output_dir: Path) -> None:
+    print(f"\n{report}\n\n{document['split']}: {result}")
+    for phase, numbers in document["twins"].items():
+        perplexity = numbers[document["split"]]["perplexity"]
+        print(f"  best {phase} model, after epoch {numbers['epoch']}: perplexity {perplexity:.2f}")
+    results.show_costs(document, report, output_dir)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState
 
+from tritonsparse.eval.command_line import BELOW_ONE, COUNT, SEED, Parser
 from tritonsparse.eval.memorization import plot_memorization
+from tritonsparse.eval.output_files import refuse_unwritable
 
 from . import image_classification
 from .images.arguments import parser as image_parser
 from .images.label_corruption import corrupt
-from .images.training_set import load_sets
-from .run import program, results
+from .run import frame, program, results
 
 __all__ = ["main", "parser"]
 
@@ -39,15 +40,16 @@ NAME = "memorization"
 KEYS = ("epoch", "step", "phase", "top1", "sparsity", "corrupted_as_true", "corrupted_as_labelled")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of image classification, and those of the experiment."""
     result = image_parser(NAME, __doc__)
     experiment = result.add_argument_group("experiment")
-    experiment.add_argument("--corrupted_samples", type=int, default=1000)
-    experiment.add_argument("--corruption_seed", type=int, default=0)
+    experiment.add_argument("--corrupted_samples", type=COUNT, default=1000)
+    experiment.add_argument("--corruption_seed", type=SEED, default=0)
     experiment.add_argument(
-        "--sparsities", nargs="+", type=float, default=[0.0, 0.5, 0.75, 0.9, 0.95], help="one run each; 0 is dense"
+        "--sparsities", nargs="+", type=BELOW_ONE, default=[0.0, 0.5, 0.75, 0.9, 0.95], help="one run each; 0 is dense"
     )
+    result.rules.append(_refuse_unfit)
     # He et al.'s for the half of the runs that is augmented.
     result.set_defaults(method="acdc", augmentation="crop_flip")
     return result
@@ -55,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. What the user can mend is one sentence on stderr, status 2."""
-    return program.run_program(parser(), prepare, finish, argv)
+    return frame.run_program(parser(), prepare, finish, argv)
 
 
 @dataclass
@@ -74,27 +76,20 @@ class Experiment:
     def run(self) -> None:
         """Train whatever has no results yet."""
         for name, args in self.runs.items():
-            path = Path(args.output_dir) / results.RESULTS
-            if not path.is_file():
+            if name not in self.documents:
                 logger.info("***** %s *****", name)
                 one = image_classification.prepare(args, lambda images: _corruption(self.args, images))
                 one.loop.run()
                 image_classification.finish(one, last=False)
                 # The next run may want another tracker's folder.
                 AcceleratorState._reset_state()
-            self.documents[name] = json.loads(path.read_text(encoding="utf-8"))
+                self.documents[name] = _read(args)
 
 
 def prepare(args: argparse.Namespace) -> Experiment:
     """One set of arguments for each sparsity and augmentation; refuses what any of them could not run with."""
-    if args.augmentation == "none":
-        raise ValueError(
-            f"{NAME}: expected an augmentation for the second half of the runs, got 'none'; pass --augmentation "
-            f"crop_flip"
-        )
-    if len(set(args.sparsities)) < len(args.sparsities) or not all(0.0 <= each < 1.0 for each in args.sparsities):
-        raise ValueError(f"{NAME}: expected different sparsities in [0, 1), got {args.sparsities}; correct them")
-    runs = {}
+    refuse_unwritable(NAME, "--output_dir", args.output_dir, folder=True)
+    runs, documents = {}, {}
     for augmentation in ("none", args.augmentation):
         for sparsity in args.sparsities:
             name = f"{_label(sparsity)}-{'plain' if augmentation == 'none' else 'augmented'}"
@@ -103,10 +98,37 @@ def prepare(args: argparse.Namespace) -> Experiment:
             one.sparsity = sparsity
             if sparsity == 0.0:
                 one.method, one.method_args, one.sparsity = "dense", None, None
-            program.make_method(NAME, one)
             runs[name] = one
-    _corruption(args, load_sets(args)["train"])
-    return Experiment(args, runs)
+    for name, one in runs.items():
+        if (Path(one.output_dir) / results.RESULTS).is_file():
+            documents[name] = _read(one)
+        else:
+            # All of them, before hours of the first.
+            program.refuse_unfit(one, image_classification.build(one, lambda images: _corruption(args, images)).loop)
+            AcceleratorState._reset_state()
+    return Experiment(args, runs, documents)
+
+
+def _read(args: argparse.Namespace) -> dict[str, Any]:
+    path = Path(args.output_dir) / results.RESULTS
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        [each[key] for key in KEYS for each in document["evaluations"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{NAME}: expected results of a run in {path}, got a damaged file ({error}); remove it to repeat the run"
+        ) from error
+    return document
+
+
+def _refuse_unfit(args: argparse.Namespace) -> None:
+    if args.augmentation == "none":
+        raise ValueError(
+            f"{NAME}: expected an augmentation for the second half of the runs, got 'none'; pass --augmentation "
+            f"crop_flip"
+        )
+    if len(set(args.sparsities)) < len(args.sparsities):
+        raise ValueError(f"{NAME}: expected different --sparsities, got {args.sparsities}; leave one of the equal out")
 
 
 def _corruption(args: argparse.Namespace, images: Any) -> Any:
@@ -122,6 +144,11 @@ def finish(experiment: Experiment) -> None:
     PartialState().destroy_process_group()
     if not PartialState().is_main_process:
         return
+    with frame.saved(Path(experiment.args.output_dir)):
+        _report(experiment)
+
+
+def _report(experiment: Experiment) -> None:
     folder = Path(experiment.args.output_dir)
     record: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name, document in experiment.documents.items():

@@ -28,22 +28,16 @@ from transformers import get_scheduler
 import tritonsparse as ts
 from tritonsparse.eval.bleu import BleuResult, corpus_bleu
 from tritonsparse.eval.bleu_tokenizers import choose_tokenizer
+from tritonsparse.eval.command_line import naming
 from tritonsparse.eval.translate import translate
 from tritonsparse.flops import LayerCost, TrainingMeter, layer_costs
 from tritonsparse.report import Report
 
 from .run import results
+from .run.checkpoints import writing
+from .run.frame import run_program, saved
 from .run.loop import Loop
-from .run.program import (
-    average,
-    make_accelerator,
-    make_method,
-    refuse_beside_a_saved_model,
-    refuse_used,
-    run_program,
-    settings,
-    start,
-)
+from .run.program import average, begin, settings, start
 from .run.twins import Twins
 from .text.corpora import load_parallel
 from .text.source import TextSource
@@ -80,10 +74,11 @@ class Run:
 
 def prepare(args: argparse.Namespace) -> Run:
     """Check everything and build everything; writes nothing but the output folder."""
-    accelerator = make_accelerator("translation", args)
-    refuse_used("translation", args)
+    accelerator, method = begin("translation", args)
     set_seed(args.seed)
-    pairs = load_parallel(TextSource.of(args), args.source_lang, args.target_lang, args.max_train_samples)
+    source = TextSource.of(args)
+    with naming("translation", "text that can be loaded", str(source), "pass other files or another --dataset_name"):
+        pairs = load_parallel(source, args.source_lang, args.target_lang, args.max_train_samples)
     if "validation" not in pairs:
         raise ValueError(
             "translation: expected a validation split, got none; pass --validation_file with pairs held out of training"
@@ -94,6 +89,7 @@ def prepare(args: argparse.Namespace) -> Run:
     )
     tokenizer, model = _model(args, pairs["train"])
     ids = _encode(tokenizer, pairs["train"], args.max_source_length, args.max_target_length)
+    _refuse_beyond_positions(model, ids)
     batches = TokenBatches(
         ids,
         max_tokens=args.max_tokens_per_batch,
@@ -104,10 +100,10 @@ def prepare(args: argparse.Namespace) -> Run:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
+    _try_decoding(args, model, tokenizer, pairs["validation"][0][0])
     total_steps = args.max_train_steps or args.num_train_epochs * batches.steps_per_epoch
     # Evaluation runs on stock classes loaded with the finalized weights, which is what users will load.
     stock_model = copy.deepcopy(model)
-    method = make_method("translation", args)
     sparsifier = ts.sparsify(
         model, method, pattern=args.pattern, include=args.include, exclude=args.exclude, backend=args.backend,
         total_steps=total_steps, steps_per_epoch=batches.steps_per_epoch, seed=args.seed,
@@ -153,7 +149,6 @@ def _twins(stock_model: Any, tokenizer: Any) -> Twins:
 
 def _model(args: argparse.Namespace, train: Pairs) -> tuple[Any, Any]:
     if args.model_name_or_path is not None:
-        refuse_beside_a_saved_model("translation", args, ("preset", "vocab_size", "dropout"))
         return load_model(args.model_name_or_path)
     tokenizer = train_tokenizer(train, args.vocab_size or VOCABULARY)
     return tokenizer, build_model(args.preset or PRESET, tokenizer, dropout=args.dropout)
@@ -180,6 +175,22 @@ def _encode(tokenizer: Any, pairs: Pairs, max_source: int, max_target: int) -> l
             f"--max_source_length and --max_target_length"
         )
     return kept
+
+
+def _refuse_beyond_positions(model: Any, ids: list[tuple[list[int], list[int]]]) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(max(len(source), len(target)) for source, target in ids)
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"translation: expected training pairs of at most {positions} tokens, the model's positions, got one of "
+            f"{longest}; lower --max_source_length and --max_target_length"
+        )
+
+
+def _try_decoding(args: argparse.Namespace, model: Any, tokenizer: Any, source: str) -> None:
+    """A token of one sentence in each of the two searches: what they refuse is refused before hours of training."""
+    for num_beams in (args.eval_num_beams, args.num_beams):
+        translate(model, tokenizer, [source], num_beams=num_beams, length_penalty=args.length_penalty, extra_tokens=1)
 
 
 def _loss(model: nn.Module, batch: Batch, label_smoothing: float, sparsifier: ts.Sparsifier) -> Tensor:
@@ -214,30 +225,33 @@ def _evaluate(run: Run, pairs: Pairs, num_beams: int, weights: dict[str, Tensor]
 
 
 def finish(run: Run) -> None:
-    """Average if asked, translate the test set, save the finalized model, results and plots."""
+    """Average if asked, save the finalized model, translate the test set, save results and plots."""
     args, loop = run.args, run.loop
     sparsifier, accelerator = loop.sparsifier, loop.accelerator
     averaged = average(args, loop)
+    weights, output_dir = sparsifier.finalized_state_dict(), loop.settings.output_dir
+    if accelerator.is_main_process:
+        with writing(output_dir, output_dir):
+            sparsifier.save_pretrained(output_dir)
+            run.tokenizer.save_pretrained(output_dir)
     split = "test" if "test" in run.pairs else "validation"
     test = run.pairs[split][: args.max_test_samples]
-    _, hypotheses, bleu = _evaluate(run, test, args.num_beams, sparsifier.finalized_state_dict())
-    report = sparsifier.report(run.costs, convention=args.flops_convention)
-    if accelerator.is_main_process:
-        output_dir = loop.settings.output_dir
-        sparsifier.save_pretrained(output_dir)
-        run.tokenizer.save_pretrained(output_dir)
-        measured = {
-            "bleu": bleu.score,
-            "bleu_line": bleu.line,
-            "bleu_signature": bleu.signature,
-            "split": split,
-            "num_beams": args.num_beams,
-            "length_penalty": args.length_penalty,
-        }
-        document = results.record(args, loop, report, run.costs, measured, averaged)
-        results.save(document, output_dir, args.record_reference_losses)
-        show(document, report, test, hypotheses, output_dir)
-    accelerator.end_training()
+    with saved(output_dir):
+        _, hypotheses, bleu = _evaluate(run, test, args.num_beams, weights)
+        report = sparsifier.report(run.costs, convention=args.flops_convention)
+        if accelerator.is_main_process:
+            measured = {
+                "bleu": bleu.score,
+                "bleu_line": bleu.line,
+                "bleu_signature": bleu.signature,
+                "split": split,
+                "num_beams": args.num_beams,
+                "length_penalty": args.length_penalty,
+            }
+            document = results.record(args, loop, report, run.costs, measured, averaged)
+            results.save(document, output_dir, args.record_reference_losses)
+            show(document, report, test, hypotheses, output_dir)
+        accelerator.end_training()
 
 
 def show(

@@ -306,5 +306,5 @@ def test_the_program_draws_what_results_allow(tmp_path: Path, capsys: Any, monke
 def test_bad_results_are_one_sentence(tmp_path: Path, refusal: Any, content: str | None, remedy: str) -> None:
     if content is not None:
         (tmp_path / "all_results.json").write_text(content, "utf-8")
-    assert plots.main([str(tmp_path), "--output", str(tmp_path / "plots")]) == 1
+    assert plots.main([str(tmp_path), "--output", str(tmp_path / "plots")]) == 2
     assert remedy in refusal()

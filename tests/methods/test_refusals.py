@@ -18,7 +18,7 @@ DROPS = [
     ({"stop_at": 2.0}, r"stop_at in \[0, 1\]"),
     ({"distribution": "even"}, "one of uniform, erk"),
 ]
-LOSSES = r"auto_tune.reference_losses as finite epoch losses of a dense run.*run of method 'dense'"
+LOSSES = r"auto_tune.reference_losses as (a list of finite numbers|finite epoch losses.*run of method 'dense')"
 SCHEDULE = "0 <= begin <= end <= 1 .fractions of total_steps"
 # Beside a sparsity of one half, where a method has one and the case gives none.
 FIELDS: list[tuple[str, dict[str, Any], str]] = [
@@ -28,7 +28,7 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("autosparse", {"alpha_schedule": "sine"}, "alpha_schedule among constant, linear.*got 'sine'"),
     ("autosparse", {"backward_density": 0.0}, "backward_density in .0, 1.*None means all"),
     ("autosparse", {"threshold_init": math.inf}, ".*logit below infinity.*-5 gives"),
-    ("autosparse", {"threshold_init": math.nan}, ".*logit below infinity"),
+    ("autosparse", {"threshold_init": math.nan}, ".*threshold_init as a number, got nan"),
     ("autosparse", {"threshold_weight_decay": -1.0}, "threshold_weight_decay of at least 0"),
     ("autosparse", {"threshold_lr_scale": -1.0}, "threshold_lr_scale of at least 0"),
     ("autosparse", {"sparsity": 1.0}, r"a sparsity in \[0, 1\)"),
@@ -44,6 +44,27 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("autosparse", {"sparsity": 0.5, "threshold_init": -math.inf}, "threshold_init of at least -30 with a sparsity"),
     ("auto_tune", {"reference_losses": []}, LOSSES),
     ("auto_tune", {"reference_losses": [1.0, math.nan]}, LOSSES),
+    (
+        "auto_tune",
+        {"reference_losses": [1.0], "decrease": 1.5},
+        "auto_tune's numbers of at least 0 and decrease below 1",
+    ),
+    ("auto_tune", {"reference_losses": [1.0], "alpha_init": "much"}, "auto_tune.alpha_init as a finite number"),
+    ("autosparse", {"auto_tune": [1.0]}, "auto_tune as an AutoTune or its fields"),
+    ("autosparse", {"zero_alpha_epoch": -1}, "zero_alpha_epoch of at least 0"),
+    # Types, of every kind that is declared.
+    ("acdc", {"phases": 3}, "phases as a Phases table or a name"),
+    ("acdc", {"strict": 1}, "strict as true or false, got 1"),
+    ("autosparse", {"alpha": "much"}, "alpha as a finite number, got 'much'"),
+    ("autosparse", {"alpha": True}, "alpha as a finite number, got True"),
+    ("dsr", {"doublings": "ab"}, "doublings as a list of finite numbers"),
+    ("gmp", {"update_every": 2.5}, "update_every as a whole number or nothing, got 2.5"),
+    ("mest", {"gradient_weight": -1.0}, "gradient_weight of at least 0"),
+    ("static", {"criterion": None}, "criterion as a name, got None"),
+    ("swat", {"slack": math.nan}, "slack as a number"),
+    ("topkast", {"penalty": math.inf}, "penalty as a finite number"),
+    ("str", {"threshold_lr_scale": 10**400}, "threshold_lr_scale as a finite number"),
+    ("autosparse", {"threshold_init": 1e99}, "threshold_init as a number"),
     *((name, *case) for name in ("dsr", "rigl", "set") for case in DROPS),
     ("dsr", {"threshold_init": 0.0}, "a threshold_init above 0"),
     ("dsr", {"doublings": (0.5, 0.25)}, "doublings as rising fractions"),
@@ -62,7 +83,7 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("mest", {"update_every": 0}, "update_every of at least 1"),
     ("optg", {"beta": 0.0}, "beta above 0"),
     ("optg", {"score_momentum": 1.0}, r"score_momentum in \[0, 1\)"),
-    *(("powerprop", {"exponent": each}, "an exponent of at least 1") for each in (0.9, math.nan, math.inf)),
+    *(("powerprop", {"exponent": each}, "(an )?exponent") for each in (0.9, math.nan, math.inf)),
     ("swat", {"activation_sparsity": 1.0}, r".*sparsity in \[0, 1\)"),
     ("swat", {"distribution": "even"}, "distribution to be one of uniform, erk, momentum"),
     ("swat", {"structure": "kernel"}, "structure to be one of None, channel, filter"),

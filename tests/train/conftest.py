@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,16 @@ MARIAN = (1, 16, 2, 32, 0.1)
 TRANSFO_XL = language_presets.Sizes(2, 16, 2, 8, 32, 1, 0.1, 0.0, 0.1, (12,), 8)
 SEARCH = translation_program.translate
 build = functools.partial(translation_presets.build_model, max_positions=128)
+
+
+# Who refuses: expected what, got what; what to do.
+FORM = re.compile(r"error: [\w .]+: expected .+, got .+; .+")
+
+
+def contents(folder: Path) -> dict[Path, bytes | None] | None:
+    """What lies under a folder; None where it is not there."""
+    files = {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    return files if folder.exists() else None
 
 
 def reset() -> None:
@@ -90,14 +101,14 @@ class Program:
         return dict(self.finished(folder, *options).document)
 
     def refusal(self, folder: Path, *options: str) -> str:
-        """The one error line of a run that ends with status 2 and leaves nothing new in the folder."""
-        before, err = sorted(folder.rglob("*")), io.StringIO()
+        """The one error line of a run that ends with status 2 and leaves the folder as it was, byte for byte."""
+        before, err = contents(folder), io.StringIO()
         with self.small(), contextlib.redirect_stderr(err):
             assert self.module.main(self.words(folder, *options)) == 2
         assert "Traceback" not in err.getvalue()
         (line,) = [line for line in err.getvalue().splitlines() if "error" in line.lower()]
-        assert line.startswith("error: ")
-        assert [path for path in sorted(folder.rglob("*")) if path not in before] == []
+        assert FORM.fullmatch(line), line
+        assert contents(folder) == before
         return line
 
 

@@ -211,7 +211,10 @@ def test_an_experiment_that_cannot_run_is_refused(images: Any, tmp_path: Path) -
     experiment = dataclasses.replace(images, module=memorization)
     for options, words in (
         (["--augmentation=none"], "an augmentation for the second half"),
-        (["--sparsities", "0.5", "1.0"], "different sparsities in [0, 1)"),
+        (["--sparsities", "0.5", "0.5"], "different --sparsities, got [0.5, 0.5]"),
+        # What only the second half of the runs could not do, or only the sparse ones.
+        (["--augmentation=imagenet", "--corrupted_samples=40"], "an image size for augmentation 'imagenet'"),
+        (["--pattern=3:7", "--corrupted_samples=40"], "rows of a multiple of 7 for pattern '3:7'"),
         (["--corrupted_samples=301"], "between 1 and 300 images"),
     ):
         assert words in experiment.refusal(tmp_path / "x", "--num_train_epochs=1", *options)

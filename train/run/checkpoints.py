@@ -1,17 +1,17 @@
 """Checkpoint folders that are whole or not there: written under a temporary name, then renamed.
 
 output_dir/step_200/   what accelerate's save_state writes (model, optimizer, RNG), the Sparsifier's state,
-                       the scheduler's, and run.json: position, configuration, history
+                       the scheduler's, and run.json: position, configuration, history, checksums
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tritonsparse.eval.command_line import naming
 from tritonsparse.methods import METHODS
+
+from .damage import RUN_FILE, read, write
 
 __all__ = [
     "average_weights",
@@ -31,13 +34,14 @@ __all__ = [
     "read_run",
     "refuse_other_model",
     "save",
+    "whole",
+    "writing",
 ]
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?:step|epoch)_(\d+)")
 _UNFINISHED = ".unfinished-"
-RUN_FILE = "run.json"
 
 
 def save(
@@ -51,24 +55,60 @@ def save(
     """Write checkpoint `name`; drop the oldest ones beyond `keep`. Called by every process.
 
     finish: called by the main process with the folder before it gets its name.
+
+    Raises:
+        OSError: the disk is full, gone or read-only; what was whole before is whole still, and named.
     """
     final, temporary = output_dir / name, output_dir / f"{_UNFINISHED}{name}"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (temporary / RUN_FILE).write_text(json.dumps(run), encoding="utf-8")
-        if finish is not None:
-            finish(temporary)
-        _remove(final)
-        os.replace(temporary, final)
-        if keep is not None:
-            for old in checkpoint_folders(output_dir)[:-keep]:
-                _remove(old)
-    accelerator.wait_for_everyone()
+    with writing(final, output_dir):
+        try:
+            if accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(temporary))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                if finish is not None:
+                    finish(temporary)
+                write(run, temporary)
+                _remove(final)
+                os.replace(temporary, final)
+                if keep is not None:
+                    for old in checkpoint_folders(output_dir)[:-keep]:
+                        _remove(old)
+            accelerator.wait_for_everyone()
+        except Exception:
+            if accelerator.is_main_process:
+                # Half a checkpoint would keep the disk full.
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
     return final
+
+
+@contextlib.contextmanager
+def writing(target: Path, output_dir: Path) -> Iterator[None]:
+    """Around what writes alone: torch, safetensors and tokenizers have errors of their own for a full disk.
+
+    Raises:
+        OSError: for any; it names what could not be written, and what is whole.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"checkpoint: expected to write {target}, got {error}; {whole(output_dir)}") from error
+
+
+def whole(output_dir: Path) -> str:
+    """In words: the checkpoints that a stopped run can go on from, those of runs in its own folders too."""
+    try:
+        inside = [each for each in output_dir.iterdir() if each.is_dir() and not _NAME.fullmatch(each.name)]
+        folders = [each for place in (output_dir, *sorted(inside)) for each in checkpoint_folders(place)]
+    except (OSError, ValueError) as error:
+        return f"no checkpoint can be read ({error})"
+    if not folders:
+        return f"no checkpoint is in {output_dir}"
+    names = ", ".join(str(folder.relative_to(output_dir)) for folder in folders)
+    return f"whole in {output_dir}: {names}; go on with --resume_from_checkpoint latest"
 
 
 def _remove(folder: Path) -> None:
@@ -97,24 +137,28 @@ def find(resume: str, output_dir: Path) -> Path | None:
     """The folder that `--resume_from_checkpoint` means; None when "latest" finds none (a fresh start).
 
     Raises:
-        FileNotFoundError: a path that is no finished checkpoint.
+        ValueError: a path that is no finished checkpoint, or "latest" finds one whose run.json is missing or damaged.
     """
     if resume == "latest":
+        for path in sorted(output_dir.glob("*_*")):
+            if _NAME.fullmatch(path.name) and not (path / RUN_FILE).is_file() and any(path.iterdir()):
+                read(path)
         folders = checkpoint_folders(output_dir)
         return folders[-1] if folders else None
-    path = Path(resume)
-    if not (path / RUN_FILE).is_file():
-        raise FileNotFoundError(
-            f"resume: expected a checkpoint folder (with {RUN_FILE}), got {resume}; name a step_N or epoch_N folder, "
-            f"or 'latest'"
-        )
-    return path
+    expected = f"a checkpoint folder (with {RUN_FILE})"
+    with naming("resume", expected, resume, "name a step_N or epoch_N folder, or 'latest'"):
+        if not (Path(resume) / RUN_FILE).is_file():
+            raise FileNotFoundError("no such file")
+    return Path(resume)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The run.json of a checkpoint."""
-    run: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    return run
+    """What the run.json of a checkpoint says of the run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return read(folder)[0]
 
 
 def refuse_other_model(folder: Path, model: nn.Module, configuration: Mapping[str, Any]) -> None:

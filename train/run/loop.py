@@ -81,13 +81,7 @@ class Loop:
     seconds: float = 0.0
 
     def resume(self, folder: Path) -> None:
-        """Continue from a checkpoint folder.
-
-        Raises:
-            ValueError: it is of another model or configuration; nothing has been changed then.
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        checkpoints.refuse_other_model(folder, model, self.settings.configuration)
+        """Continue from a checkpoint folder that is whole and of this run (`damage.py`, `program.refuse_unfit`)."""
         self.accelerator.load_state(str(folder))
         run = checkpoints.read_run(folder)
         self.scheduler.load_state_dict(run["scheduler"])
@@ -97,11 +91,14 @@ class Loop:
 
     def run(self) -> None:
         """Train from `step` to `settings.total_steps`."""
-        settings, per_epoch = self.settings, self.batches.steps_per_epoch
-        bar = tqdm(
-            total=settings.total_steps, initial=self.step, desc="training", unit="step",
+        with tqdm(
+            total=self.settings.total_steps, initial=self.step, desc="training", unit="step",
             disable=not self.accelerator.is_local_main_process,
-        )  # fmt: skip
+        ) as bar:  # fmt: skip
+            self._train(bar)
+
+    def _train(self, bar: Any) -> None:
+        settings, per_epoch = self.settings, self.batches.steps_per_epoch
         self.model.train()
         summed, weight, since = torch.zeros((), device=self.accelerator.device), 0.0, time.perf_counter()
         while self.step < settings.total_steps:
@@ -132,7 +129,6 @@ class Loop:
                 self._save(f"epoch_{epoch}" if every == "epoch" else f"step_{self.step}")
             if ends_epoch or saves:
                 since = time.perf_counter()
-        bar.close()
 
     def _optimizer_step(self, batches: list[Any]) -> tuple[Tensor, float]:
         """One real step; returns this step's summed loss and weight over all ranks."""

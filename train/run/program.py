@@ -1,4 +1,4 @@
-"""What the training programs have in common around the loop: starting, refusing, naming the run, finishing."""
+"""What the training programs have in common around the loop: refusing, naming the run, starting, averaging."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 import json
 import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,15 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import tritonsparse as ts
+from tritonsparse.eval.output_files import refuse_unwritable
 from tritonsparse.methods import METHODS
 
-from . import arguments, checkpoints, results
+from . import checkpoints, results
+from .damage import refuse_damaged
 from .loop import Loop, Settings
 from .twins import kept
 
-__all__ = [
-    "average",
-    "make_accelerator",
-    "make_method",
-    "refuse_beside_a_saved_model",
-    "refuse_used",
-    "run_program",
-    "settings",
-    "start",
-]
+__all__ = ["average", "begin", "make_method", "refuse_unfit", "settings", "start"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,56 +34,76 @@ _FREE = (
 )  # fmt: skip
 
 
-def run_program(
-    parser: argparse.ArgumentParser,
-    prepare: Callable[[argparse.Namespace], Any],
-    finish: Callable[[Any], None],
-    argv: Sequence[str] | None,
-) -> int:
-    """A program's exit status. What the user can mend is one sentence on stderr, status 2.
+def begin(program: str, args: argparse.Namespace) -> tuple[Accelerator, ts.methods.Method]:
+    """Everything that can be refused without data or model; nothing is written.
 
-    prepare: arguments -> an object with a `loop`, which `finish` gets after the training.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "datasets", "transformers", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        run = prepare(arguments.parse(parser, sys.argv[1:] if argv is None else argv))
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if os.environ.get("TRITONSPARSE_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    try:
-        run.loop.run()
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finish(run)
-    return 0
-
-
-def make_accelerator(program: str, args: argparse.Namespace) -> Accelerator:
-    """The accelerator, with a tracker if asked for; processes but the first of a machine log warnings only.
+    Returns:
+        The accelerator, with a tracker if asked for, and the method. Processes but the first of a machine log warnings
+        only.
 
     Raises:
-        ValueError: the tracker is not installed.
+        ValueError: an argument does not fit, a file could not be written, a checkpoint is damaged or would be lost.
     """
+    method = make_method(program, args)
+    refuse_unwritable(program, "--output_dir", args.output_dir, folder=True)
+    if args.record_reference_losses is not None:
+        refuse_unwritable(program, "--record_reference_losses", args.record_reference_losses)
+    accelerator = _make_accelerator(program, args)
+    refuse_used(program, args)
+    if args.resume_from_checkpoint is not None:
+        folder = checkpoints.find(args.resume_from_checkpoint, Path(args.output_dir))
+        if folder is not None:
+            refuse_damaged(folder, accelerator.num_processes)
+    return accelerator, method
+
+
+def _make_accelerator(program: str, args: argparse.Namespace) -> Accelerator:
     tracker = (args.report_to or "tensorboard") if args.with_tracking else None
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=tracker,
-        project_dir=None if tracker is None else str(Path(args.output_dir) / "logs"),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            log_with=tracker,
+            project_dir=None if tracker is None else str(Path(args.output_dir) / "logs"),
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"{program}: expected --mixed_precision, --report_to and a launch that work on this machine, got "
+            f"{args.mixed_precision}, {tracker} and: {error}; correct them"
+        ) from error
     # accelerate drops a tracker that is not installed without a word.
     if tracker is not None and not accelerator.log_with:
         raise ValueError(
             f"{program}: expected an installed tracker, got {tracker!r}, which is not; pip install {tracker}, or "
-            f"leave --with_tracking out"
+            f"leave --with_tracking and --report_to out"
         )
+    if accelerator.mixed_precision != "no" and not accelerator.native_amp:
+        # accelerate would train in float32 without a word.
+        raise ValueError(
+            f"{program}: expected a --mixed_precision that {accelerator.device} has, got "
+            f"{accelerator.mixed_precision!r}; take bf16, or no"
+        )
+    # A checkpoint remembers in what precision it was trained, whoever asked for it.
+    args.mixed_precision = None if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    _refuse_lone_processes(program, accelerator.num_processes)
     if not accelerator.is_local_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     return accelerator
+
+
+def _refuse_lone_processes(program: str, found: int) -> None:
+    """Without a GPU, accelerate makes each process of torchrun a run of its own, or starts one in place of two.
+
+    Raises:
+        ValueError: torchrun started more: they would write over each other.
+    """
+    remedy = "on a CPU, start them by torchrun with ACCELERATE_USE_CPU=true set (docs/programs.md)"
+    if (started := os.environ.get("WORLD_SIZE", "1")).isdecimal() and int(started) > found:
+        raise ValueError(
+            f"{program}: expected the {started} processes of this launch to find each other, got {found}; {remedy}"
+        )
+    if found == 1 and "WORLD_SIZE" not in os.environ and {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= {*os.environ}:
+        # `accelerate launch` names a port where it is asked for several processes.
+        logger.warning("%s: one process is here, although the launch looks like one of several; %s", program, remedy)
 
 
 def refuse_used(program: str, args: argparse.Namespace) -> None:
@@ -113,29 +125,13 @@ def refuse_used(program: str, args: argparse.Namespace) -> None:
         )
 
 
-def refuse_beside_a_saved_model(program: str, args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Refuse arguments of a model from scratch beside a saved model, which brings its own.
-
-    Raises:
-        ValueError: one of them is given.
-    """
-    for name in names:
-        if getattr(args, name) is not None:
-            raise ValueError(
-                f"{program}: expected no --{name} beside --model_name_or_path, which brings its own, got "
-                f"{getattr(args, name)}; leave one of them out"
-            )
-
-
 def make_method(program: str, args: argparse.Namespace) -> ts.methods.Method:
     """The method with its fields from --method_args, --sparsity and --auto_tune.
 
     Raises:
-        ValueError: an unknown method or field.
+        ValueError: an unknown field, or one of a value that it does not take.
     """
     fields: dict[str, Any] = dict(args.method_args or {})
-    if args.method not in METHODS:
-        raise ValueError(f"{program}: expected --method among {', '.join(METHODS)}, got {args.method!r}; choose one")
     if args.sparsity is not None:
         fields["sparsity"] = args.sparsity
     if args.auto_tune is not None:
@@ -144,8 +140,8 @@ def make_method(program: str, args: argparse.Namespace) -> ts.methods.Method:
         return METHODS[args.method](**fields)
     except TypeError as error:
         raise ValueError(
-            f"{program}: expected fields of method {args.method!r} in --method_args and --sparsity, got {fields} "
-            f"({error}); correct them"
+            f"{program}: expected fields of --method {args.method} in --method_args, --sparsity and --auto_tune, got "
+            f"{fields} ({error}); correct them"
         ) from error
 
 
@@ -172,24 +168,65 @@ def settings(
 
 
 def start(args: argparse.Namespace, loop: Loop) -> None:
-    """Make the output folder, seed each rank's dropout, resume if asked, switch trackers on."""
+    """Seed each rank's dropout, resume if asked, make the output folder, switch trackers on: the last of `prepare`.
+
+    Raises:
+        ValueError: the run could not do what it is to do at its end, or the checkpoint is of another run; nothing has
+            been written then.
+    """
     accelerator, output_dir = loop.accelerator, loop.settings.output_dir
+    folder = refuse_unfit(args, loop)
+    # Dropout differs between ranks; initialisation does not. NumPy's seeds end at 2^32.
+    set_seed((args.seed + accelerator.process_index) % 2**32)
+    if folder is not None:
+        loop.resume(folder)
+        logger.info("resumed from %s at step %d", folder, loop.step)
+    elif args.resume_from_checkpoint is not None:
+        logger.info("no checkpoint in %s yet: starting afresh", output_dir)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         checkpoints.clear_unfinished(output_dir)
     accelerator.wait_for_everyone()
-    # Dropout differs between ranks; initialisation does not.
-    set_seed(args.seed + accelerator.process_index)
-    if args.resume_from_checkpoint is not None:
-        folder = checkpoints.find(args.resume_from_checkpoint, output_dir)
-        if folder is None:
-            logger.info("no checkpoint in %s yet: starting afresh", output_dir)
-        else:
-            loop.resume(folder)
-            logger.info("resumed from %s at step %d", folder, loop.step)
     if args.with_tracking:
         scalars = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
         accelerator.init_trackers("tritonsparse", config=scalars)
+
+
+def refuse_unfit(args: argparse.Namespace, loop: Loop) -> Path | None:
+    """Refuse what a run of this length never comes to, and a checkpoint of another run.
+
+    Returns:
+        The checkpoint to go on from.
+
+    Raises:
+        ValueError: as said; nothing has been changed then.
+    """
+    total_steps, per_epoch = loop.settings.total_steps, loop.batches.steps_per_epoch
+    every = args.checkpointing_steps
+    saves = 0 if every is None else -(-total_steps // per_epoch) if every == "epoch" else total_steps // every
+    if args.average_checkpoints > saves:
+        raise ValueError(
+            f"arguments: expected --average_checkpoints of at most {saves}, the checkpoints that {total_steps} steps "
+            f"with --checkpointing_steps {every} save, got {args.average_checkpoints}; lower one of the two"
+        )
+    if args.record_reference_losses is not None and total_steps < per_epoch:
+        raise ValueError(
+            f"arguments: expected a run of an epoch, {per_epoch} steps, with --record_reference_losses, which records "
+            f"a loss an epoch, got {total_steps} steps; train longer"
+        )
+    if args.num_warmup_steps > total_steps:
+        # As in a trial of a long recipe.
+        logger.warning(
+            "--num_warmup_steps %d: the run of %d steps does not reach --learning_rate",
+            args.num_warmup_steps, total_steps,
+        )  # fmt: skip
+    if args.resume_from_checkpoint is None:
+        return None
+    folder = checkpoints.find(args.resume_from_checkpoint, loop.settings.output_dir)
+    if folder is not None:
+        model = loop.accelerator.unwrap_model(loop.model)
+        checkpoints.refuse_other_model(folder, model, loop.settings.configuration)
+    return folder
 
 
 def average(args: argparse.Namespace, loop: Loop) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tritonsparse.eval.machine import commit, processor
+from tritonsparse.eval.output_files import write_whole
 from tritonsparse.eval.plots import plot_layer_sparsity, plot_training
 from tritonsparse.flops import CONVENTIONS, LayerCost, forward_fraction
 from tritonsparse.report import Report, as_rows
@@ -104,17 +104,13 @@ def save(document: Mapping[str, Any], output_dir: Path, reference_losses: str | 
     """`all_results.json` and the plots; the epoch losses of a dense run for `--auto_tune`, if a file is named."""
     write(document, output_dir / RESULTS)
     if reference_losses is not None:
-        path = Path(reference_losses)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write({key: document[key] for key in ("method", "epoch_losses")}, path)
+        write({key: document[key] for key in ("method", "epoch_losses")}, Path(reference_losses))
     plot(document, output_dir)
 
 
 def write(document: Mapping[str, Any], path: Path) -> None:
     """A JSON file, whole or not there."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(document, indent=1))
 
 
 def plot(document: Mapping[str, Any], output_dir: Path) -> None:

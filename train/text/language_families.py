@@ -97,10 +97,6 @@ class Recurrent:
     def __init__(self, args: argparse.Namespace, train: Text, saved: tuple[Any, Any] | None) -> None:
         refuse_arguments(args, OF_CAUSAL, "a Transformer-XL")
         self.args, self.memory = args, SegmentMemory()
-        if args.mem_len is not None and args.mem_len < 0:
-            raise ValueError(
-                f"language_modeling: expected --mem_len of at least 0, got {args.mem_len}; 0 keeps no memory"
-            )
         if saved is None:
             sizes = TRANSFO_XL[args.preset]
             self.encoder: Any = Vocabulary.count(train, 1 if args.min_count is None else args.min_count)
@@ -115,6 +111,24 @@ class Recurrent:
                 self.model.config.mem_len = args.mem_len
             # The segments of a model's training are not saved with it; its memory was as long as one.
             self.tgt_len = args.tgt_len or self.model.config.mem_len or 64
+        self._refuse_blind_tokens()
+
+    def _refuse_blind_tokens(self) -> None:
+        """In evaluations that come after hours of training."""
+        args, config = self.args, self.model.config
+        evaluated = config.mem_len if args.eval_mem_len is None else args.eval_mem_len
+        tested = evaluated if args.test_mem_len is None else args.test_mem_len
+        same_length = config.same_length if args.test_same_length is None else args.test_same_length
+        for name, length, same in (
+            ("mem_len", config.mem_len, config.same_length),
+            ("eval_mem_len", evaluated, config.same_length),
+            ("test_mem_len", tested, same_length),
+        ):
+            if same and not length:
+                raise ValueError(
+                    f"language_modeling: expected --{name} above 0 with same_length, under which a token without "
+                    f"memory sees nothing, got {length}; raise it, or leave same_length out"
+                )
 
     def encoding(self) -> tuple[Callable[[Sequence[str]], Any], str]:
         return self.encoder.encode, vocabulary_fingerprint(self.encoder)

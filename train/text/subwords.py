@@ -7,7 +7,12 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["train_byte_tokenizer", "train_tokenizer"]
+from tritonsparse.eval.command_line import whole
+
+__all__ = ["VOCABULARY_SIZE", "train_byte_tokenizer", "train_tokenizer"]
+
+# Of command lines. tokenizers makes room for as many at once, and ends the process where there is none.
+VOCABULARY_SIZE = whole(1, 2**20)
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _TEXT = "<|endoftext|>"

@@ -7,11 +7,12 @@ folder/train.json       what they are of: the text's fingerprint and the encoder
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from tritonsparse.models.transfo_xl import Vocabulary
 
 from .lines import Text
 
-__all__ = ["VOCABULARY_FILE", "Ids", "encode_with_tokenizer", "token_stream", "vocabulary_fingerprint", "word_counts"]
+__all__ = [
+    "VOCABULARY_FILE", "Ids", "encode_with_tokenizer", "removed_on_error", "token_stream", "vocabulary_fingerprint",
+    "word_counts",
+]  # fmt: skip
 
 Ids = NDArray[np.int32]
 
@@ -68,6 +72,21 @@ def token_stream(
         os.replace(temporary, path)
         label.write_text(json.dumps({**key, "tokens": tokens}), encoding="utf-8")
     return np.memmap(path, dtype="<i4", mode="r")
+
+
+@contextlib.contextmanager
+def removed_on_error(folder: Path) -> Iterator[None]:
+    """Files that come to lie in `folder` meanwhile, and folders made for it, go again where what is inside fails."""
+    before, absent = set(folder.glob("*")), [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in set(folder.glob("*")) - before:
+            path.unlink(missing_ok=True)
+        for each in absent:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def _is_of(path: Path, label: Path, key: dict[str, str]) -> bool:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from tritonsparse.eval.command_line import BELOW_ONE, COUNT, TEXT, Parser, one_of
+from tritonsparse.eval.translate import BEAMS, LENGTH_PENALTY
+
 from ..run import arguments
+from .subwords import VOCABULARY_SIZE
 from .translation_presets import PRESETS
 
 __all__ = ["FREE", "PRESET", "VOCABULARY", "parser"]
@@ -18,43 +22,49 @@ FREE = (
 )  # fmt: skip
 
 
-def parser(description: str | None = None) -> argparse.ArgumentParser:
+def parser(description: str | None = None) -> Parser:
     """The options; frozen by a test."""
-    result = argparse.ArgumentParser(
-        "tritonsparse.train.translation",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # A typo must not pass as a short form of another option.
-        allow_abbrev=False,
-    )
-    model = result.add_argument_group("model")
-    model.add_argument("--model_name_or_path", default=None, help="a seq2seq checkpoint to go on from")
-    model.add_argument("--preset", default=None, help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)")
-    model.add_argument("--vocab_size", type=int, default=None, help=f"from scratch; {VOCABULARY} by default")
-    model.add_argument("--dropout", type=float, default=None, help="from scratch; the preset's by default")
-    data = result.add_argument_group("data")
-    data.add_argument(
-        "--dataset_name", default=None, help="'embedded' (default), or a hub id with a translation feature"
-    )
-    data.add_argument("--dataset_config_name", default=None)
-    data.add_argument("--train_file", default=None)
-    data.add_argument("--validation_file", default=None)
-    data.add_argument("--test_file", default=None)
-    data.add_argument("--source_lang", default="en")
-    data.add_argument("--target_lang", default="de")
-    data.add_argument("--max_source_length", type=int, default=256, help="longer training sentences are dropped")
-    data.add_argument("--max_target_length", type=int, default=256)
-    data.add_argument("--max_train_samples", type=int, default=None)
-    data.add_argument("--max_eval_samples", type=int, default=None, help="sentences translated after each epoch")
-    data.add_argument("--max_test_samples", type=int, default=None)
-    data.add_argument("--max_tokens_per_batch", type=int, default=4096)
-    goal = result.add_argument_group("loss and decoding")
-    goal.add_argument("--label_smoothing", "--label_smoothing_factor", type=float, default=0.1)
-    goal.add_argument("--num_beams", type=int, default=4, help="for the final translation of the test set")
-    goal.add_argument("--eval_num_beams", type=int, default=1, help="for the validation set after each epoch")
-    goal.add_argument("--length_penalty", type=float, default=1.0, help="p in sum log-prob / length^p")
-    goal.add_argument(
-        "--bleu_tokenize", default=None, help="sacreBLEU's tokenizer; by default its choice for --target_lang, or 13a"
-    )
+    result = Parser("train.translation", description)
+    add = result.add_argument_group("model").add_argument
+    add("--model_name_or_path", type=TEXT, default=None, help="a seq2seq checkpoint to go on from")
+    add(
+        "--preset", type=one_of(PRESETS), default=None,
+        help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)",
+    )  # fmt: skip
+    add("--vocab_size", type=VOCABULARY_SIZE, default=None, help=f"from scratch; {VOCABULARY} by default")
+    add("--dropout", type=BELOW_ONE, default=None, help="from scratch; the preset's by default")
+    add = result.add_argument_group("data").add_argument
+    add("--dataset_name", type=TEXT, default=None, help="'embedded' (default), or a hub id with a translation feature")
+    add("--dataset_config_name", type=TEXT, default=None)
+    add("--train_file", type=TEXT, default=None)
+    add("--validation_file", type=TEXT, default=None)
+    add("--test_file", type=TEXT, default=None)
+    add("--source_lang", type=TEXT, default="en")
+    add("--target_lang", type=TEXT, default="de")
+    add("--max_source_length", type=COUNT, default=256, help="longer training sentences are dropped")
+    add("--max_target_length", type=COUNT, default=256)
+    add("--max_train_samples", type=COUNT, default=None)
+    add("--max_eval_samples", type=COUNT, default=None, help="sentences translated after each epoch")
+    add("--max_test_samples", type=COUNT, default=None)
+    add("--max_tokens_per_batch", type=COUNT, default=4096)
+    add = result.add_argument_group("loss and decoding").add_argument
+    add("--label_smoothing", "--label_smoothing_factor", type=BELOW_ONE, default=0.1)
+    add("--num_beams", type=BEAMS, default=4, help="for the final translation of the test set")
+    add("--eval_num_beams", type=BEAMS, default=1, help="for the validation set after each epoch")
+    add("--length_penalty", type=LENGTH_PENALTY, default=1.0, help="p in sum log-prob / length^p")
+    add(
+        "--bleu_tokenize", type=TEXT, default=None,
+        help="sacreBLEU's tokenizer; by default its choice for --target_lang, or 13a",
+    )  # fmt: skip
     arguments.add_common(result)
+    result.rules.append(_refuse_unfit)
     return result
+
+
+def _refuse_unfit(args: argparse.Namespace) -> None:
+    arguments.refuse_beside_a_saved_model("translation", args, ("preset", "vocab_size", "dropout"))
+    if args.source_lang == args.target_lang:
+        raise ValueError(
+            f"translation: expected two languages, got --source_lang and --target_lang {args.source_lang!r}; name the "
+            f"one that the other is translated to"
+        )

@@ -90,7 +90,7 @@ def check_backend(asked: str, pattern: Pattern) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if (reason := hardware_reason(device)) is not None:
             raise RuntimeError(
-                f"sparsify: expected a GPU with 2:4 products for backend='semi_structured', but {reason}; use "
+                f"sparsify: expected a GPU with 2:4 products for backend='semi_structured', got none: {reason}; use "
                 f"backend='auto' or 'torch'"
             )
     if asked in ("triton", "fused", "block") and not (

@@ -80,6 +80,8 @@ class ACDC(MaskMethod):
         super().__post_init__()
         if isinstance(self.phases, dict):
             self.phases = Phases(**self.phases)
+        if not isinstance(self.phases, Phases | str | None):
+            raise ValueError(f"acdc: expected phases as a Phases table or a name, got {self.phases!r}; correct them")
         if isinstance(self.phases, str) and self.phases not in PHASES:
             raise ValueError(
                 f"acdc: expected phases as a Phases table or one of {', '.join(PHASES)}, got {self.phases!r}; choose "

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from ..clock import Clock
 from ..layers import SparseLayer
 from ..pattern import Pattern, Unstructured
+from .fields import check_types
 
 __all__ = ["Densities", "Layers", "Method", "MethodState"]
 
@@ -66,6 +67,8 @@ class Method:
     initial: Any = field(default=None, init=False, repr=False, compare=False)
     # Intervals in steps that None leaves to the length of the run, and the longest that they become.
     intervals: ClassVar[dict[str, int]] = {}
+    # Fields that may be infinite.
+    infinite: ClassVar[tuple[str, ...]] = ()
     # What the intervals that are None are in this run.
     _fitted: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -100,7 +103,12 @@ class Method:
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        """Check the fields, and give them their types."""
+        """Check the fields, types first, and give them their types."""
+        for name in self.infinite:
+            # As `to_dict` has them.
+            if getattr(self, name) in ("inf", "-inf"):
+                setattr(self, name, float(getattr(self, name)))
+        check_types(self, self.name, self.infinite)
 
     def check_intervals(self) -> None:
         """Refuse intervals of no step."""

@@ -56,6 +56,7 @@ class DST(Method):
     min_density: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sparsity not in (None, 0.0):
             raise ValueError(
                 f"dst: expected no sparsity, or 0 for a dense model, got {self.sparsity}; set penalty, which decides "

@@ -64,6 +64,7 @@ class MaskMethod(Method):
             divide(dict(self.sparsity), {}, 0.0)  # refuses what is no sparsity
             self.sparsity = max(self.sparsity.values(), default=0.0)
         self.sparsity = check_sparsity(self.name, self.sparsity)
+        super().__post_init__()
 
     def settle(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         by_layer = getattr(self, "distribution", None)

@@ -86,6 +86,8 @@ class MEST(MaskMethod):
             )
         if list(self.stages) != sorted(self.stages) or not all(0.0 <= stage <= 1.0 for stage in self.stages):
             raise ValueError(f"mest: expected stages as rising fractions of the run, got {self.stages}; correct them")
+        if self.gradient_weight < 0.0:
+            raise ValueError(f"mest: expected gradient_weight of at least 0, got {self.gradient_weight}; correct it")
         self.check_intervals()
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
 

@@ -27,7 +27,7 @@ class Phases:
     def __post_init__(self) -> None:
         object.__setattr__(self, "starts", tuple((float(epoch), str(kind)) for epoch, kind in self.starts))
         when = [*(epoch for epoch, _ in self.starts), self.epochs]
-        rises = all(low < high for low, high in pairwise(when))
+        rises = all(low < high < math.inf for low, high in pairwise(when))
         if (
             not self.starts
             or when[0] != 0

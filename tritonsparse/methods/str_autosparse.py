@@ -57,6 +57,7 @@ from ..pattern import Block, Pattern, Unstructured
 from ..schedules import SCHEDULES, sigmoid_cosine
 from .base import Densities, Layers, MethodState
 from .block_autosparse import BlockGates
+from .fields import check_types
 from .target_sparsity import TargetSparsity
 
 __all__ = ["STR", "AutoSparse", "AutoTune"]
@@ -75,6 +76,7 @@ class STR(TargetSparsity):
     """
 
     name: ClassVar[str] = "str"
+    infinite: ClassVar[tuple[str, ...]] = ("threshold_init",)
     patterns: ClassVar[tuple[type, ...]] = (Unstructured, Block)
     threshold_init: float = -20.0
     threshold_weight_decay: float | None = None
@@ -84,7 +86,7 @@ class STR(TargetSparsity):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.threshold_init = float(self.threshold_init)
-        if math.isnan(self.threshold_init) or self.threshold_init == math.inf:
+        if self.threshold_init == math.inf:
             raise ValueError(
                 f"{self.name}: expected threshold_init as a logit below infinity, got {self.threshold_init}; -5 gives "
                 f"T = sigma(-5) = 0.0067"
@@ -184,11 +186,16 @@ class AutoTune:
     decrease: float = 0.005
 
     def __post_init__(self) -> None:
+        check_types(self, "autosparse", part="auto_tune.")
         self.reference_losses = [float(loss) for loss in self.reference_losses]
         if not self.reference_losses or not all(math.isfinite(loss) for loss in self.reference_losses):
             raise ValueError(
                 f"autosparse: expected auto_tune.reference_losses as finite epoch losses of a dense run, got "
                 f"{self.reference_losses}; record them with a run of method 'dense'"
+            )
+        if min(self.alpha_init, self.tolerance, self.increase, self.decrease) < 0.0 or self.decrease >= 1.0:
+            raise ValueError(
+                f"autosparse: expected auto_tune's numbers of at least 0 and decrease below 1, got {self}; correct them"
             )
 
 
@@ -221,6 +228,14 @@ class AutoSparse(STR):
         super().__post_init__()
         if isinstance(self.auto_tune, dict):
             self.auto_tune = AutoTune(**self.auto_tune)
+        if not isinstance(self.auto_tune, AutoTune | None):
+            raise ValueError(
+                f"autosparse: expected auto_tune as an AutoTune or its fields, got {self.auto_tune!r}; correct it"
+            )
+        if self.zero_alpha_epoch is not None and self.zero_alpha_epoch < 0:
+            raise ValueError(
+                f"autosparse: expected zero_alpha_epoch of at least 0, got {self.zero_alpha_epoch}; None means never"
+            )
         if self.alpha_schedule not in SCHEDULES:
             raise ValueError(
                 f"autosparse: expected alpha_schedule among {', '.join(SCHEDULES)}, got {self.alpha_schedule!r}; "

@@ -70,6 +70,7 @@ class SWAT(MaskMethod):
     """
 
     name: ClassVar[str] = "swat"
+    infinite: ClassVar[tuple[str, ...]] = ("slack",)
     activation_sparsity: float | None = None
     distribution: Distribution = "uniform"
     structure: str | None = None

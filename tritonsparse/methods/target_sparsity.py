@@ -66,6 +66,7 @@ class TargetSparsity(Method):
     def __post_init__(self) -> None:
         if self.sparsity is not None:
             self.sparsity = check_sparsity(self.name, self.sparsity)
+        super().__post_init__()
         if not 0.0 <= self.reach_by <= 1.0:
             raise ValueError(
                 f"{self.name}: expected reach_by in [0, 1], a fraction of the run, got {self.reach_by}; 0.75 is usual"

@@ -53,10 +53,12 @@ def test_a_failed_write_leaves_no_checkpoint(accelerator: Any, tmp_path: Path, m
 
     save(accelerator, tmp_path, 1)
     monkeypatch.setattr(Accelerator, "save_state", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"step_2, got No space left on device; whole in .*: step_1; go on with --resume"):
         save(accelerator, tmp_path, 2)
-    assert names(tmp_path) == [".unfinished-step_2", "step_1"]
+    # Half a checkpoint would keep the disk full.
+    assert names(tmp_path) == ["step_1"]
     assert checkpoints.find("latest", tmp_path) == tmp_path / "step_1"
+    (tmp_path / ".unfinished-step_2").mkdir()
     checkpoints.clear_unfinished(tmp_path)
     assert "removing the unfinished checkpoint .unfinished-step_2" in caplog.text
     assert names(tmp_path) == ["step_1"]
@@ -97,8 +99,13 @@ def test_the_newest_are_kept_whole_and_found_by_step(accelerator: Accelerator, t
     (tmp_path / "step_12").mkdir()  # no run.json: not ours, or not finished
     (tmp_path / "my_13").mkdir()
     assert checkpoints.find("latest", tmp_path) == tmp_path / "step_11"
-    with pytest.raises(FileNotFoundError, match=r"with run.json\), got .*step_12; name a step_N or epoch_N folder"):
+    with pytest.raises(ValueError, match=r"with run.json\), got .*step_12.*; name a step_N or epoch_N folder"):
         checkpoints.find(str(tmp_path / "step_12"), tmp_path)
+    # One that was finished and has lost it is not passed over.
+    (tmp_path / "step_12" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"resume: expected .*step_12/run.json as it was written, got No such file"):
+        checkpoints.find("latest", tmp_path)
+    shutil.rmtree(tmp_path / "step_12")
     # A checkpoint replaces its namesake.
     again = tmp_path / "again"
     save(accelerator, again, 4, history=[])

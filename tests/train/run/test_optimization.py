@@ -133,22 +133,9 @@ def test_without_warm_up_it_is_torch_s_own(milestones: set[int], gamma: float, w
     assert ours == pytest.approx(rising * theirs.get_last_lr()[0], rel=1e-9)
 
 
-def test_milestones_beyond_the_run_are_said_and_what_is_no_schedule_is_refused(caplog: Any) -> None:
+def test_milestones_beyond_the_run_are_said(caplog: Any) -> None:
     assert taken(*schedule(6, 2, lr_milestones=[2, 30]), 6) == pytest.approx([0.4] * 4 + [0.04] * 2)
     assert "does not reach all of them" in caplog.text
     caplog.clear()
     schedule(6, 2, lr_milestones=[2])
     assert not caplog.text
-    for changes, words in (
-        ({"lr_milestones": None}, "rising --lr_milestones in epochs, above 0, got none"),
-        ({"lr_milestones": []}, "got none"),
-        ({"lr_milestones": [2, 1]}, "rising"),
-        ({"lr_milestones": [0, 1]}, "above 0"),
-        ({"lr_milestones": ["1"]}, "in epochs"),
-        ({"lr_gamma": 1.0}, r"--lr_gamma in \(0, 1\)"),
-        ({"lr_gamma": 0.0}, r"--lr_gamma in \(0, 1\)"),
-        ({"lr_scheduler_type": "cosine"}, "--lr_scheduler_type multistep, got them with 'cosine'"),
-        ({"lr_scheduler_type": "cosine", "lr_milestones": None, "lr_gamma": 0.1}, "or name multistep"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            schedule(12, 4, **changes)
