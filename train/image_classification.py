@@ -148,7 +148,7 @@ def _model(args: argparse.Namespace, images: ImageSet, preprocessing: Preprocess
     if args.model_name_or_path is not None:
         return load_model(args.model_name_or_path, images.classes)
     channels, side, _ = preprocessing.cut(images.image(0)).shape
-    return build_model(args.preset or PRESET, images.classes, channels, side)
+    return build_model(args.preset or PRESET, images.classes, channels, side, args.initialisation)
 
 
 def _optimizer(args: argparse.Namespace, sparsifier: ts.Sparsifier) -> Optimizer:

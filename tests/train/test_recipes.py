@@ -176,6 +176,19 @@ def test_an_acdc_recipe_is_as_long_as_its_phases_and_ends_sparse(name: str) -> N
 
 
 @torch.no_grad()
+def test_recipes_over_strs_training_initialise_by_fan_in_as_its_absolute_thresholds_ask() -> None:
+    for name in ("resnet50-imagenet-autosparse80", "mobilenetv1-imagenet-autosparse75"):
+        assert parse(name).initialisation == "fan_in"
+    for mode in ("fan_in", "fan_out"):
+        torch.manual_seed(0)
+        for module in build_model("resnet20", ["cat", "dog"], 3, 32, mode).modules():
+            if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 4000:
+                inputs, outputs = module.weight[0].numel(), module.weight[:, 0].numel()
+                wanted = (2.0 / (inputs if mode == "fan_in" else outputs)) ** 0.5
+                assert float(module.weight.std()) == pytest.approx(wanted, rel=0.05)
+
+
+@torch.no_grad()
 def test_the_swat_recipe_leaves_the_first_convolution_dense_and_nothing_else() -> None:
     args = parse("resnet50-imagenet-swat80")
     method = method_of(args)

@@ -21,7 +21,7 @@ from tritonsparse.eval.labelled_images import MATCHES
 
 from ..run import arguments
 from .batches import AUGMENTATIONS
-from .models import IMAGE_MODELS
+from .models import IMAGE_MODELS, INITIALISATIONS
 from .schedule import MULTISTEP
 
 __all__ = ["FREE", "PRESET", "add_images", "parser"]
@@ -46,6 +46,10 @@ def parser(program: str, description: str | None) -> Parser:
     add(
         "--preset", type=one_of(IMAGE_MODELS), default=None,
         help=f"from scratch: {', '.join(IMAGE_MODELS)} ({PRESET} by default)",
+    )  # fmt: skip
+    add(
+        "--initialisation", type=one_of(INITIALISATIONS), default=None,
+        help=f"from scratch; Kaiming's normal by: {', '.join(INITIALISATIONS)} (the model's own by default)",
     )  # fmt: skip
     add("--channels_last", action=argparse.BooleanOptionalAction, default=False)
     add_images(result)
@@ -104,7 +108,7 @@ def add_images(result: argparse.ArgumentParser) -> None:
 
 
 def _refuse_unfit(args: argparse.Namespace) -> None:
-    arguments.refuse_beside_a_saved_model("image_classification", args, ("preset",))
+    arguments.refuse_beside_a_saved_model("image_classification", args, ("preset", "initialisation"))
 
     def refuse(expected: str, got: object, remedy: str) -> None:
         raise ValueError(f"image_classification: expected {expected}, got {got}; {remedy}")

@@ -21,7 +21,7 @@ from tritonsparse.eval.checkpoints import load_beside, load_pretrained
 from tritonsparse.eval.labelled_images import class_names, numbered
 from tritonsparse.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 
-__all__ = ["IMAGE_MODELS", "build_model", "load_model", "saved_classes"]
+__all__ = ["IMAGE_MODELS", "INITIALISATIONS", "build_model", "load_model", "saved_classes"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,17 @@ IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(name: str, classes: Sequence[str], channels: int, side: int) -> nn.Module:
+INITIALISATIONS = ("fan_in", "fan_out")
+
+
+def build_model(
+    name: str, classes: Sequence[str], channels: int, side: int, initialisation: str | None = None
+) -> nn.Module:
     """A model from scratch for images of `channels` channels and `side` x `side` pixels.
+
+    Args:
+        initialisation: Kaiming's normal by "fan_in" or "fan_out" for every convolution and the classifier; None = the
+            model's own. Learned thresholds are absolute, so what they prune first depends on it (STR has "fan_in").
 
     Raises:
         ValueError: no model of that name.
@@ -77,6 +86,10 @@ def build_model(name: str, classes: Sequence[str], channels: int, side: int) -> 
     if hasattr(model.config, "image_size"):
         model.config.image_size = side
     built: nn.Module = model
+    if initialisation is not None:
+        for module in built.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode=initialisation, nonlinearity="relu")
     return built
 
 

@@ -42,7 +42,7 @@ SCHEDULES = (
 )  # fmt: skip
 _LOCAL = ("output_dir", "resume_from_checkpoint", "recipe", "help")
 # What a saved model brings along.
-_FROM_SCRATCH = ("preset", "vocab_size", "min_count", "dropout", "dropatt")
+_FROM_SCRATCH = ("preset", "initialisation", "vocab_size", "min_count", "dropout", "dropatt")
 _LENGTHS = ("num_train_epochs", "max_train_steps")
 _STEPS_OR_EPOCH = Value(
     "a whole number of steps of at least 1, or 'epoch'", (int, str),
