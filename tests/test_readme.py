@@ -33,7 +33,21 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(*pages: Path) -> list[list[str]]:
     lines = "".join(text for page in pages for text in blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    return [started(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
+# Options of launchers, which come before the program's.
+LAUNCHERS = {"--multi_gpu", "--cpu", "--num_processes", "--nproc_per_node"}
+
+
+def started(words: list[str]) -> list[str]:
+    """A command without its variables and its launcher."""
+    words = words[next(place for place, word in enumerate(words) if "=" not in word) :]
+    if words[0] not in ("accelerate", "torchrun"):
+        return words
+    program = words.index("-m")
+    assert {word for word in words[:program] if word.startswith("--")} <= LAUNCHERS
+    return ["python", *words[program:]]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
@@ -92,8 +106,8 @@ def test_every_command_exists_and_knows_its_options(words: list[str], helped: Ca
 def test_the_programs_page_names_every_recipe_and_no_unknown_option(helped: Callable[..., set[str]]) -> None:
     page = ROOT / "docs" / "programs.md"
     text = page.read_text(encoding="utf-8")
-    known = set().union(*(helped(words) for words in commands(page) if words[0] in ("accelerate", "python")))
-    assert set(re.findall(r"(?<!\w)--\w+", text)) <= known
+    known = set().union(*(helped(words) for words in commands(page) if words[0] == "python"))
+    assert set(re.findall(r"(?<!\w)--\w+", text)) <= known | LAUNCHERS
     assert [name for name in RECIPES if f"`{name}`" not in text] == []
 
 
@@ -120,5 +134,5 @@ def program(words: list[str]) -> tuple[Callable[[list[str]], object], list[str]]
         return getattr(importlib.import_module(module), function), words[1:2] if words[0] == "tritonsparse" else []
     if words[0] == "python" and words[1].startswith("benchmarks/"):
         return importlib.import_module(Path(words[1]).stem).main, []
-    assert words[:3] == ["accelerate", "launch", "-m"] or words[:2] == ["python", "-m"], words
+    assert words[:2] == ["python", "-m"], words
     return importlib.import_module(words[words.index("-m") + 1]).main, []

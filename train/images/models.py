@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -87,9 +87,10 @@ def build_model(
         model.config.image_size = side
     built: nn.Module = model
     if initialisation is not None:
+        mode = cast(Literal["fan_in", "fan_out"], initialisation)
         for module in built.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, mode=initialisation, nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
     return built
 
 
