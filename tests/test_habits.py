@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from small_runs import assert_same
@@ -495,6 +496,7 @@ def test_weights_that_were_cut_up_after_sparsify_are_refused() -> None:
     sparsifier.attach(optimizer)
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_deepspeeds_engine_is_refused_by_name() -> None:
     # Its ZeRO steps the inner optimizer once for every flat group of copies: the clock would run too fast.
     engine = type("DeepSpeedEngine", (nn.Module,), {"__module__": "deepspeed.runtime.engine"})()
@@ -502,6 +504,7 @@ def test_deepspeeds_engine_is_refused_by_name() -> None:
         ts.sparsify(engine, "str")
     sparsifier = ts.sparsify(nn.Linear(8, 8), "static", sparsity=0.5)
     inner = torch.optim.SGD(sparsifier.param_groups(lr=0.1))
+    Accelerator(cpu=True)
     zero = type("DeepSpeedZeroOptimizer", (), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})()
     zero.optimizer = inner
     for optimizer in (DeepSpeedOptimizerWrapper(inner), zero, AcceleratedOptimizer(inner)):

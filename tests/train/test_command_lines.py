@@ -54,6 +54,8 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "preset": (("transformer-tiny",), ("", "huge")),
     "language preset": (("gpt2-tiny", "transfoxl-base"), ("", "transfoxl-huge")),
     "image preset": (("resnet20",), ("", "resnet9")),
+    "initialisation": (("fan_in", "fan_out"), ("", "fan_avg")),
+    "matching": (("name", "position"), ("", "index")),
     "split": (("train", "test"), ("", "all")),
     "dtype": (("float32", "bfloat16"), ("", "int8")),
 }  # fmt: skip
@@ -71,13 +73,15 @@ IMAGES = {
     "not negative": "warmup_epochs", "positive": "lr_milestones", "inside one": "lr_gamma", "workers": "workers",
     "natural": "bn_reestimation_batches", "pixels": "image_size eval_resize", "augmentation": "augmentation",
     "count": "batch_size eval_batch_size max_train_samples max_eval_samples max_test_samples",
-    "image preset": "preset", "image schedule": "lr_scheduler_type",
+    "image preset": "preset", "initialisation": "initialisation", "matching": "match_classes",
+    "image schedule": "lr_scheduler_type",
 }  # fmt: skip
 Given = tuple[Callable[[], Parser], tuple[str, ...], tuple[dict[str, str], ...]]
 # program -> (its parser, what it must be given, its options by kind)
 PROGRAMS: dict[str, Given] = {
     "translation": (translation_arguments.parser, ("--output_dir=o", "--max_train_steps=5"), (COMMON, {
-        "text": "train_file validation_file test_file source_lang target_lang", "below one": "dropout label_smoothing",
+        "text": "train_file validation_file test_file source_lang target_lang bleu_tokenize",
+        "below one": "dropout label_smoothing",
         "count": "max_source_length max_target_length max_train_samples max_eval_samples max_test_samples "
                  "max_tokens_per_batch",
         "vocabulary": "vocab_size", "beams": "num_beams eval_num_beams", "power": "length_penalty", "preset": "preset",
@@ -95,12 +99,13 @@ PROGRAMS: dict[str, Given] = {
         "count": "corrupted_samples", "seed": "corruption_seed", "below one": "sparsities"})),
     "accuracy": (accuracy.parser, ("--model=m",), ({
         "text": "model twin dataset_name dataset_config_name data_dir", "split": "split", "device": "device",
-        "count": "batch_size max_samples"},)),
+        "matching": "match_classes", "count": "batch_size max_samples"},)),
     "agreement": (agreement.parser, ("--first=a", "--second=b", "--text_file=t"), ({
         "text": "first second text_file source_file reference_file", "count": "tgt_len window batch_size",
         "device": "device"},)),
     "bleu": (bleu.parser, ("--model=m", "--source_file=s", "--reference_file=r"), ({
-        "text": "model source_file reference_file tokenize compound_split output_file", "beams": "num_beams",
+        "text": "model source_file reference_file tokenize target_lang compound_split output_file",
+        "beams": "num_beams",
         "power": "length_penalty", "count": "extra_tokens max_tokens_per_batch", "device": "device"},)),
     "perplexity": (perplexity.parser, ("--model=m", "--text_file=t"), ({
         "text": "model text_file", "count": "tgt_len window stride batch_size", "natural": "mem_len clamp_len",

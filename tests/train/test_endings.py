@@ -88,6 +88,8 @@ STOPPED = """
 import json, os, signal, sys
 from tritonsparse.train import image_classification
 from tritonsparse.train.run.loop import Loop
+# A job in the background is started with Ctrl-C ignored, which its children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 step, measure, build = Loop._optimizer_step, image_classification.measure, image_classification.build
 name = where = ""
 def stop():

@@ -33,7 +33,9 @@ def given(tmp_path: Path) -> Any:
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
     def parse(*options: str) -> argparse.Namespace:
-        return parser("images", None).parse_args([f"--data_dir={tmp_path / 'data'}", "--batch_size=3", *options])
+        return parser("images", None).parse_args(
+            [f"--data_dir={tmp_path / 'data'}", "--batch_size=3", "--output_dir=o", "--max_train_steps=1", *options]
+        )
 
     return parse
 

@@ -39,6 +39,7 @@ LANGUAGE = {
 }  # fmt: skip
 # Beside those of every program, by destination.
 IMAGES = {
+    "initialisation",
     "model_name_or_path", "preset", "channels_last", "dataset_name", "dataset_config_name", "data_dir", "image_size",
     "eval_resize", "augmentation", "batch_size", "eval_batch_size", "workers", "max_train_samples", "max_eval_samples",
     "max_test_samples", "label_smoothing", "optimizer", "momentum", "nesterov", "norm_decay", "warmup_epochs",
