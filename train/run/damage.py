@@ -36,7 +36,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, list[int]] | None]:
     """
     path = folder / RUN_FILE
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        run = json.loads(text)
+        # A digit beyond what a float holds is no other number, and still not what was written.
+        if _FILES in run and json.dumps(run) != text:
+            raise ValueError("another text")
         files = run.pop(_FILES, None)
         if files is not None and files.pop(RUN_FILE) != _of_text(run):
             raise ValueError("another checksum")
