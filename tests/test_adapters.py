@@ -190,6 +190,30 @@ def test_a_merge_keeps_the_zeros_and_says_what_it_dropped(config: str) -> None:
     assert type(final) is torch.nn.Linear and not final.weight[~masks["model.layers.0.self_attn.q_proj"]].any()
 
 
+def test_a_sparse_layer_that_is_trained_and_saved_whole_beside_an_adapter_keeps_its_zeros(tmp_path: Path) -> None:
+    model, sparsifier = adapters_last(lora(modules_to_save=["o_proj"]))
+    whole = [p for name, p in model.named_parameters() if "modules_to_save" in name and name.endswith("weight")]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    sparsifier.attach(optimizer)
+    model.train()
+    for _ in range(3):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    want = logits(model)
+    assert whole and all(p.grad is None for p in whole)
+    model.save_pretrained(tmp_path / "alone")
+    sparsifier.save_pretrained(tmp_path / "both")
+    adapter = tmp_path / "both" / "adapters" / "default"
+    for folder in (tmp_path / "alone", adapter):
+        saved = load_file(folder / "adapter_model.safetensors")
+        kept = [float((w != 0).float().mean()) for key, w in saved.items() if "o_proj" in key]
+        assert not any(key.endswith("mask") for key in saved) and kept == pytest.approx([0.3, 0.3], abs=0.01)
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "both")
+    assert torch.equal(logits(peft.PeftModel.from_pretrained(base, adapter)), want)
+    assert torch.equal(logits(model), want)
+
+
 def test_a_merge_that_fails_changes_nothing() -> None:
     model, _ = adapters_last()
     tuner = model.base_model.model.model.layers[0].self_attn.q_proj

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
-from .checkpoint.adapters import base_model, carries_adapters, refuse_merged, stock_entries
+from .checkpoint.adapters import base_model, carries_adapters, masks_hidden, refuse_merged, stock_entries
 from .checkpoint.files import finalize_entries
 from .checkpoint.sidecar import SIDECAR
 from .layers import SparseLayer
@@ -126,7 +126,8 @@ def _save_adapters(stock: Callable[..., Any], model: nn.Module, *args: Any, **kw
     entries = dict(model.state_dict() if given is None else given)
     _finalize(entries, model)
     call.arguments.setdefault("kwargs", {})["state_dict"] = entries
-    result = stock(*call.args, **call.kwargs)
+    with masks_hidden(model):
+        result = stock(*call.args, **call.kwargs)
     if call.arguments.get("is_main_process", True):
         _write_sidecar(model, Path(call.arguments["save_directory"]), "adapters")
     return result

@@ -20,6 +20,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..layers import SparseLayer
+
 __all__ = [
     "ADAPTERS",
     "as_plain",
@@ -27,6 +29,7 @@ __all__ = [
     "carries_adapters",
     "file_names",
     "is_peft_model",
+    "masks_hidden",
     "refuse_merged",
     "stock_entries",
     "stock_names",
@@ -114,6 +117,20 @@ def as_plain(base: Any) -> Iterator[None]:
             base._hf_peft_config_loaded = True
 
 
+@contextlib.contextmanager
+def masks_hidden(model: nn.Module) -> Iterator[None]:
+    """Let PEFT collect a state dict without masks: of `modules_to_save` it looks up every key that the module has."""
+    layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
+    masks = [layer.mask for layer in layers]
+    for layer in layers:
+        layer.mask = None
+    try:
+        yield
+    finally:
+        for layer, mask in zip(layers, masks, strict=True):
+            layer.mask = mask
+
+
 def refuse_merged(function: str, model: nn.Module) -> None:
     """Refuse a model whose adapters are merged and still there: a save would hold them twice.
 
@@ -138,7 +155,8 @@ def write_adapters(model: Any, entries: Mapping[str, Tensor], directory: Path, b
     base, wrapped = base_model(model), is_peft_model(model)
     for name, config in _configs(model).items():
         collect = importlib.import_module("peft").get_peft_model_state_dict
-        weights = collect(model, state_dict=dict(entries), adapter_name=name)
+        with masks_hidden(model):
+            weights = collect(model, state_dict=dict(entries), adapter_name=name)
         prefix = "" if wrapped else _PREFIX
         folder = directory / ADAPTERS / name
         folder.mkdir(parents=True)
