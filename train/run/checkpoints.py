@@ -60,42 +60,44 @@ def save(
         OSError: the disk is full, gone or read-only; what was whole before is whole still, and named.
     """
     final, temporary = output_dir / name, output_dir / f"{_UNFINISHED}{name}"
-    with writing(final, output_dir):
-        try:
-            if accelerator.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
-            accelerator.wait_for_everyone()
-            accelerator.save_state(str(temporary))
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                if finish is not None:
-                    finish(temporary)
-                write(run, temporary)
-                _remove(final)
-                os.replace(temporary, final)
-                if keep is not None:
-                    for old in checkpoint_folders(output_dir)[:-keep]:
-                        _remove(old)
-            accelerator.wait_for_everyone()
-        except Exception:
-            if accelerator.is_main_process:
-                # Half a checkpoint would keep the disk full.
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with writing(final, output_dir, temporary if accelerator.is_main_process else None):
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if finish is not None:
+                finish(temporary)
+            write(run, temporary)
+            _remove(final)
+            os.replace(temporary, final)
+            if keep is not None:
+                for old in checkpoint_folders(output_dir)[:-keep]:
+                    _remove(old)
+        accelerator.wait_for_everyone()
     return final
 
 
 @contextlib.contextmanager
-def writing(target: Path, output_dir: Path) -> Iterator[None]:
+def writing(target: Path, output_dir: Path, unfinished: Path | None = None) -> Iterator[None]:
     """Around what writes alone: torch, safetensors and tokenizers have errors of their own for a full disk.
 
+    unfinished: removed where it fails, for half a checkpoint would keep the disk full.
+
     Raises:
-        OSError: for any; it names what could not be written, and what is whole.
+        OSError: for any; it names what could not be written, the room that there was, and what is whole.
     """
     try:
         yield
     except Exception as error:
-        raise OSError(f"checkpoint: expected to write {target}, got {error}; {whole(output_dir)}") from error
+        try:
+            room = f"{shutil.disk_usage(output_dir).free / 2**20:.1f} MiB were free"
+        except OSError:
+            room = "the folder is gone"
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"checkpoint: expected to write {target}, got {error}; {room}; {whole(output_dir)}") from error
 
 
 def whole(output_dir: Path) -> str:

@@ -71,7 +71,9 @@ class SET(MaskMethod):
             raise ValueError(f"{self.name}: expected drop_fraction in [0, 1], got {self.drop_fraction}; correct it")
         self.check_intervals()
         if not 0.0 <= self.stop_at <= 1.0:
-            raise ValueError(f"{self.name}: expected stop_at in [0, 1], a fraction of the run, got {self.stop_at}")
+            raise ValueError(
+                f"{self.name}: expected stop_at in [0, 1], a fraction of the run, got {self.stop_at}; correct it"
+            )
         divide(self.distribution, {}, self.sparsity)  # refuses an unknown name
 
     @torch.no_grad()

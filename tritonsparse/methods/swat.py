@@ -97,7 +97,9 @@ class SWAT(MaskMethod):
             ("activation_scope", self.activation_scope, SCOPES),
         ):
             if value not in known:
-                raise ValueError(f"swat: expected {name} to be one of {', '.join(map(str, known))}, got {value!r}")
+                raise ValueError(
+                    f"swat: expected {name} to be one of {', '.join(map(str, known))}, got {value!r}; choose one"
+                )
         if self.refresh_every < 1:
             raise ValueError(f"swat: expected refresh_every of at least 1, got {self.refresh_every}; correct it")
         if self.refresh_every > 1 and self.activation_scope != "batch":

@@ -53,7 +53,9 @@ def test_a_failed_write_leaves_no_checkpoint(accelerator: Any, tmp_path: Path, m
 
     save(accelerator, tmp_path, 1)
     monkeypatch.setattr(Accelerator, "save_state", fail)
-    with pytest.raises(OSError, match=r"step_2, got No space left on device; whole in .*: step_1; go on with --resume"):
+    with pytest.raises(
+        OSError, match=r"step_2, got No space left on device; .* were free; whole in .*: step_1; go on with --resume"
+    ):
         save(accelerator, tmp_path, 2)
     # Half a checkpoint would keep the disk full.
     assert names(tmp_path) == ["step_1"]
