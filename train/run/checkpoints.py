@@ -171,11 +171,13 @@ def refuse_other_model(folder: Path, model: nn.Module, configuration: Mapping[st
     """
     saved = read_run(folder)["configuration"]
     for key, value in configuration.items():
+        was = saved.get(key)
         if key == "method_fields" and saved.get("method") in METHODS:
+            method = METHODS[saved["method"]]
+            was, value = method.completed(was or {}), method.completed(value)
             # Left to the run's length: what that run had.
-            fitted = {name for name in METHODS[saved["method"]].fits() if value.get(name) is None}
-            value = {**value, **{name: was for name, was in (saved.get(key) or {}).items() if name in fitted}}
-        if saved.get(key) != value:
+            value |= {name: was[name] for name in method.fits() if value[name] is None}
+        if was != value:
             raise ValueError(
                 f"resume: expected a checkpoint of a run with {key} = {value!r}, got {saved.get(key)!r} in "
                 f"{folder.name}; repeat the arguments of that run or start afresh in another --output_dir"

@@ -7,7 +7,6 @@ state_dict()  {"format_version", "method", "config", "pattern", "step", "steps_p
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,10 +112,6 @@ def unpack(state: State, saved: Mapping[str, Any], longer: bool = False) -> None
             state.method.replan(state.layers, state.clock)
 
 
-def _default(method: Method, name: str) -> Any:
-    return next(field.default for field in dataclasses.fields(method) if field.name == name)
-
-
 def _plain(tensor: Tensor) -> Tensor:
     """A copy on the CPU, contiguous: safetensors takes no channels-last mask."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -148,13 +143,11 @@ def _check(state: State, saved: Mapping[str, Any], longer: bool) -> None:
         refuse("epoch_losses as numbers,", "as they were saved", losses)
     if saved["method"] != state.method.name:
         refuse("a state of method", state.method.name, saved["method"])
-    config = state.method.to_dict()
-    for key in config.keys() | saved["config"].keys():
+    config, theirs = state.method.to_dict(), state.method.completed(saved["config"])
+    for key in config.keys() | theirs.keys():
         left_to_run = config.get(key) is None and key in state.method.fits()
-        if key not in saved["config"] and config[key] == _default(state.method, key):
-            continue  # a field that an older version had not
-        if config.get(key) != saved["config"].get(key) and not left_to_run:
-            refuse(f"{state.method.name}.{key} =", config.get(key), saved["config"].get(key))
+        if config.get(key) != theirs.get(key) and not left_to_run:
+            refuse(f"{state.method.name}.{key} =", config.get(key), theirs.get(key))
     for key, value in (
         ("pattern", str(state.pattern)),
         ("total_steps", state.clock.total_steps),

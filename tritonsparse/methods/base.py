@@ -182,6 +182,12 @@ class Method:
     def resume(self, layers: Layers) -> None:
         """Views and state have been restored: give the layers what of the state is not in their views."""
 
+    @classmethod
+    def completed(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What `to_dict` said once, with the defaults of fields that an older version had not."""
+        own = [field for field in dataclasses.fields(cls) if field.init and field.default is not dataclasses.MISSING]
+        return {**{field.name: _plain(field.default) for field in own}, **config}
+
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-ready: infinities as strings, nested configurations as dicts."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init}

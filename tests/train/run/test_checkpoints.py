@@ -137,6 +137,17 @@ def test_a_checkpoint_of_another_run_is_refused_by_its_first_difference(tmp_path
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_field_that_an_older_version_had_not_counts_as_its_default(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    fields = ACDC(sparsity=0.5).to_dict()
+    older = {name: value for name, value in fields.items() if name != "distribution"}
+    folder = handmade(tmp_path / "step_1", model.state_dict(), method="acdc", method_fields=older)
+    checkpoints.refuse_other_model(folder, model, {"method": "acdc", "method_fields": fields})
+    for changed in ({"distribution": "erk"}, {"scope": "uniform"}):
+        with pytest.raises(ValueError, match="run with method_fields = "):
+            checkpoints.refuse_other_model(folder, model, {"method": "acdc", "method_fields": fields | changed})
+
+
 def test_averaging_is_the_mean_of_masters_and_thresholds(tmp_path: Path) -> None:
     saved = (([1.0, -3.0, 0.1], -4.0, 7), ([3.0, -5.0, 0.2], -6.0, 9), ([5.0, -1.0, 0.3], -8.0, 11))
     folders = [
