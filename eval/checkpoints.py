@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .command_line import reason
+
 __all__ = ["load_beside", "load_pretrained", "load_tokenizer"]
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def load_pretrained(
         )
     except Exception as error:  # whatever transformers, safetensors and pickle make of a damaged file
         raise ValueError(
-            f"{program}: expected {what} (a local folder or a reachable hub id), got {name!r} ({_reason(error)}); pass "
+            f"{program}: expected {what} (a local folder or a reachable hub id), got {name!r} ({reason(error)}); pass "
             f"another, such as a folder that save_pretrained wrote"
         ) from error
     # transformers fills these with random numbers and goes on; those of another shape too, as it was told to.
@@ -78,10 +80,6 @@ def load_beside(program: str, name: str, what: str, load: Callable[[], Any]) -> 
         return load()
     except Exception as error:  # as above
         raise ValueError(
-            f"{program}: expected {what} beside the model in {name!r}, got none that loads ({_reason(error)}); give "
+            f"{program}: expected {what} beside the model in {name!r}, got none that loads ({reason(error)}); give "
             f"the folder that save_pretrained, or a training run, wrote for both"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -29,8 +29,8 @@ from safetensors import SafetensorError
 
 __all__ = [
     "BELOW_ONE", "COUNT", "DEVICE", "JSON_OBJECT", "MENDABLE", "NATURAL", "NON_NEGATIVE", "PATTERN", "POSITIVE", "SEED",
-    "TEXT", "THREADS", "Parser", "Stopped", "Value", "naming", "one_line", "one_of", "real", "say", "stoppable",
-    "whole",
+    "TEXT", "THREADS", "Parser", "Stopped", "Value", "naming", "one_line", "one_of", "real", "reason", "say",
+    "stoppable", "whole",
 ]  # fmt: skip
 
 # What is raised about arguments, files and devices, by this package and by those that it calls.
@@ -158,6 +158,11 @@ PATTERN = Value(
 )  # fmt: skip
 
 
+def reason(error: Exception) -> str:
+    """The first line of what another package says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def naming(function: str, expected: str, got: object, remedy: str) -> Iterator[None]:
     """What other packages raise about a value meanwhile becomes one sentence that names it; ours are such already."""
@@ -166,8 +171,7 @@ def naming(function: str, expected: str, got: object, remedy: str) -> Iterator[N
     except MENDABLE as error:
         if ": expected " in str(error):
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{function}: expected {expected}, got {got!r} ({reason}); {remedy}") from error
+        raise ValueError(f"{function}: expected {expected}, got {got!r} ({reason(error)}); {remedy}") from error
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import tritonsparse as ts
+from tritonsparse.checkpoint.adapters import stock_entries
 from tritonsparse.methods import DSR, GMP, MEST, SET, SNFS, AutoSparse, OptG, PowerProp, RigL, Static, TopKAST
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*low_cpu_mem_usage")
@@ -212,6 +213,14 @@ def test_a_sparse_layer_that_is_trained_and_saved_whole_beside_an_adapter_keeps_
     base = LlamaForCausalLM.from_pretrained(tmp_path / "both")
     assert torch.equal(logits(peft.PeftModel.from_pretrained(base, adapter)), want)
     assert torch.equal(logits(model), want)
+
+
+def test_a_layer_under_two_names_keeps_both_in_the_base_s_file() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model.append(model[0])
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["1"], r=2))
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    assert stock_entries(adapted, adapted.state_dict()).keys() == base.state_dict().keys()
 
 
 def test_a_merge_that_fails_changes_nothing() -> None:

@@ -185,8 +185,7 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
         logger.warning("load: %s has no %s; left out", type(model).__name__, ", ".join(absent))
     # What `sparsify` does to the weights of a new run (zeros outside its first masks) is undone.
     weights = {name: model.get_submodule(name).weight.detach().clone() for name in names}
-    config = {key: float(value) if value in ("inf", "-inf") else value for key, value in saved["config"].items()}
-    method = METHODS[saved["method"]](**config)
+    method = METHODS[saved["method"]](**saved["config"])
     masks = {name: saved["tensors"][key] for name in names if (key := f"{name}.mask") in saved["tensors"]}
     if masks.keys() == set(names):
         method.initial = Initial("restored", "", masks)
@@ -209,7 +208,7 @@ def load(directory: str | Path, auto_class: Any, **kwargs: Any) -> tuple[Any, Sp
 
 def _resolve_method(method: str | Method, **overrides: Any) -> Method:
     given = {name: value for name, value in overrides.items() if value is not None}
-    if isinstance(given.get("sparsity"), Mapping) and given.keys() >= {"distribution"}:
+    if isinstance(given.get("sparsity"), Mapping) and "distribution" in given:
         raise ValueError(
             f"sparsify: expected no distribution= beside sparsities by layer, got {given['distribution']!r}; leave "
             f"it out"

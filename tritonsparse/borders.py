@@ -99,11 +99,8 @@ def _sparse(model: nn.Module) -> dict[str, SparseLayer]:
 
 def _save_pretrained(stock: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     call = inspect.signature(stock).bind(model, *args, **kwargs)
-    given, layers = call.arguments.get("state_dict"), _sparse(model)
-    if not layers or not _has_views(given, layers):
+    if (entries := _export(model, call.arguments.get("state_dict"))) is None:
         return stock(model, *args, **kwargs)
-    entries = dict(model.state_dict() if given is None else given)
-    _finalize(entries, model)
     adapted = carries_adapters(model)
     # With an adapter of `add_adapter` it writes that alone.
     alone = adapted and vars(model).get("_hf_peft_config_loaded", False)
@@ -118,13 +115,9 @@ def _save_pretrained(stock: Callable[..., Any], model: nn.Module, *args: Any, **
 
 
 def _save_adapters(stock: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    layers = _sparse(model)
-    given = kwargs.get("state_dict")
-    if not layers or not _has_views(given, layers):
+    if (entries := _export(model, kwargs.get("state_dict"))) is None:
         return stock(model, *args, **kwargs)
     call = inspect.signature(stock).bind(model, *args, **kwargs)
-    entries = dict(model.state_dict() if given is None else given)
-    _finalize(entries, model)
     call.arguments.setdefault("kwargs", {})["state_dict"] = entries
     with masks_hidden(model):
         result = stock(*call.args, **call.kwargs)
@@ -136,19 +129,22 @@ def _save_adapters(stock: Callable[..., Any], model: nn.Module, *args: Any, **kw
 def _save_module(
     stock: Callable[..., Any], trainer: Any, output_dir: str | None = None, state_dict: Any = None
 ) -> None:
-    owner = _owner(trainer.model)
-    plain = owner is not None and not hasattr(trainer.model, "save_pretrained")
-    if plain and _has_views(state_dict, _sparse(trainer.model)):
-        state_dict = dict(trainer.model.state_dict() if state_dict is None else state_dict)
-        _finalize(state_dict, trainer.model)
-    stock(trainer, output_dir, state_dict)
+    plain = _owner(trainer.model) is not None and not hasattr(trainer.model, "save_pretrained")
+    entries = _export(trainer.model, state_dict) if plain else None
+    stock(trainer, output_dir, state_dict if entries is None else entries)
     if plain and trainer.args.should_save:
         _write_sidecar(trainer.model, Path(output_dir or trainer.args.output_dir))
 
 
-def _has_views(entries: Any, layers: dict[str, SparseLayer]) -> bool:
-    """Whether a state dict is one with views; None is the model's own."""
-    return entries is None or any(f"{name}.{part}" in entries for name in layers for part in ("mask", "threshold"))
+def _export(model: nn.Module, given: Any) -> dict[str, Tensor] | None:
+    """Effective weights in place of those of a state dict, the model's own where None is given; None where there are no
+    views to take out."""
+    views = [f"{name}.{part}" for name in _sparse(model) for part in ("mask", "threshold")]
+    if not views or (given is not None and not any(view in given for view in views)):
+        return None
+    entries = dict(model.state_dict() if given is None else given)
+    _finalize(entries, model)
+    return entries
 
 
 def _save_model(

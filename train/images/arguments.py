@@ -41,12 +41,7 @@ FREE = (
 def parser(program: str, description: str | None) -> Parser:
     """The options of image classification; frozen by a test."""
     result = Parser(f"train.{program}", description)
-    add = result.add_argument_group("model").add_argument
-    add("--model_name_or_path", type=TEXT, default=None, help="an image classifier's checkpoint to go on from")
-    add(
-        "--preset", type=one_of(IMAGE_MODELS), default=None,
-        help=f"from scratch: {', '.join(IMAGE_MODELS)} ({PRESET} by default)",
-    )  # fmt: skip
+    add = arguments.add_model(result, "an image classifier's checkpoint", IMAGE_MODELS, PRESET)
     add(
         "--initialisation", type=one_of(INITIALISATIONS), default=None,
         help=f"from scratch; Kaiming's normal by: {', '.join(INITIALISATIONS)} (the model's own by default)",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -34,7 +34,15 @@ from tritonsparse.flops import CONVENTIONS
 from tritonsparse.layers.backend import BACKENDS
 from tritonsparse.methods import METHODS
 
-__all__ = ["SCHEDULES", "add_common", "parse", "read_recipe", "recipe_names", "refuse_beside_a_saved_model"]
+__all__ = [
+    "SCHEDULES",
+    "add_common",
+    "add_model",
+    "parse",
+    "read_recipe",
+    "recipe_names",
+    "refuse_beside_a_saved_model",
+]
 
 # transformers' schedules that need no more than a warm-up and a length.
 SCHEDULES = (
@@ -49,6 +57,20 @@ _STEPS_OR_EPOCH = Value(
     lambda word: word if word == "epoch" else COUNT.read(word),
     lambda value: value == "epoch" if isinstance(value, str) else COUNT.fits(value),
 )  # fmt: skip
+
+
+def add_model(
+    parser: argparse.ArgumentParser, checkpoint: str, presets: Collection[str], default: str
+) -> Callable[..., argparse.Action]:
+    """The group "model": a saved one, or one from scratch. Returns what adds options to it.
+
+    checkpoint: the kind of saved model, for people. default: the preset where none is named.
+    """
+    add = parser.add_argument_group("model").add_argument
+    add("--model_name_or_path", type=TEXT, default=None, help=f"{checkpoint} to go on from")
+    names = ", ".join(presets)
+    add("--preset", type=one_of(presets), default=None, help=f"from scratch: {names} ({default} by default)")
+    return add
 
 
 def add_common(parser: Parser, schedules: Sequence[str] = SCHEDULES) -> None:

@@ -26,12 +26,7 @@ FREE = (
 def parser(description: str | None = None) -> Parser:
     """The options; frozen by a test."""
     result = Parser("train.language_modeling", description)
-    add = result.add_argument_group("model").add_argument
-    add("--model_name_or_path", type=TEXT, default=None, help="a causal checkpoint to go on from")
-    add(
-        "--preset", type=one_of(PRESETS), default=None,
-        help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)",
-    )  # fmt: skip
+    add = arguments.add_model(result, "a causal checkpoint", PRESETS, PRESET)
     add("--dropout", type=BELOW_ONE, default=None, help="from scratch; the preset's by default")
     add(
         "--dropatt", type=BELOW_ONE, default=None, help="Transformer-XL's dropout of attention; the preset's by default"

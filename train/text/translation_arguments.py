@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tritonsparse.eval.command_line import BELOW_ONE, COUNT, TEXT, Parser, one_of
+from tritonsparse.eval.command_line import BELOW_ONE, COUNT, TEXT, Parser
 from tritonsparse.eval.translate import BEAMS, LENGTH_PENALTY
 
 from ..run import arguments
@@ -25,12 +25,7 @@ FREE = (
 def parser(description: str | None = None) -> Parser:
     """The options; frozen by a test."""
     result = Parser("train.translation", description)
-    add = result.add_argument_group("model").add_argument
-    add("--model_name_or_path", type=TEXT, default=None, help="a seq2seq checkpoint to go on from")
-    add(
-        "--preset", type=one_of(PRESETS), default=None,
-        help=f"from scratch: {', '.join(PRESETS)} ({PRESET} by default)",
-    )  # fmt: skip
+    add = arguments.add_model(result, "a seq2seq checkpoint", PRESETS, PRESET)
     add("--vocab_size", type=VOCABULARY_SIZE, default=None, help=f"from scratch; {VOCABULARY} by default")
     add("--dropout", type=BELOW_ONE, default=None, help="from scratch; the preset's by default")
     add = result.add_argument_group("data").add_argument

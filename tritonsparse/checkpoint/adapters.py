@@ -71,8 +71,9 @@ def stock_names(base: nn.Module) -> dict[str, str]:
         while (part := _inner(module)) is not None:
             module, now = getattr(module, part), _join(now, part)
         found[now] = stock
-        for name, child in module.named_children():
-            walk(child, _join(now, name), _join(stock, name))
+        for name, child in module._modules.items():
+            if child is not None:
+                walk(child, _join(now, name), _join(stock, name))
 
     walk(base, "", "")
     return found
@@ -93,9 +94,11 @@ def file_names(model: nn.Module, layers: Mapping[str, nn.Module], of: str) -> di
     return known if of == "base" else {name: name for name in layers} | known
 
 
-def stock_entries(base: nn.Module, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The base's part of its state dict, under stock names."""
-    names = stock_names(base)
+def stock_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base's part of the model's state dict, under stock names."""
+    base = base_model(model)
+    place = next(name for name, module in model.named_modules() if module is base)
+    names = {_join(place, now): stock for now, stock in stock_names(base).items()}
     result = {}
     for key, tensor in entries.items():
         module, _, own = key.rpartition(".")

@@ -26,7 +26,7 @@ from ..kernels.block.topology import block_flags, grid_of
 from ..layers import SparseLayer
 from ..layers.bsr import BLOCK_CLASSES, BlockLayer, matrix_shape, packs
 from ..pattern import Block, Pattern
-from .checksum import KEY, checksum
+from .checksum import KEY, checksum, refuse_changed
 
 __all__ = ["BLOCKS", "finalize_blocks", "load_bsr", "plan_blocks", "save_bsr"]
 
@@ -243,7 +243,7 @@ def _check_index(file: Path, name: str, index: Tensor, shape: tuple[int, int], e
 
 
 def _check_tensors(file: Path, model: nn.Module, head: Mapping[str, Any]) -> None:
-    """All other tensors: their names, their shapes, and the checksum, which version 0.1 did not write."""
+    """All other tensors: their names, their shapes, and the checksum of all."""
     state = dict(model.state_dict(keep_vars=True))
     packed = {f"{name}.{part}" for name in head["layers"] for part in ("weight", "values", "index")}
     with safe_open(str(file), framework="pt") as opened:
@@ -257,10 +257,10 @@ def _check_tensors(file: Path, model: nn.Module, head: Mapping[str, Any]) -> Non
         held = {id(state[key]) for key in (there | packed) & state.keys()}
         if absent := [key for key, tensor in state.items() if id(tensor) not in held]:
             raise _damaged(file, f"{absent[0]!r} is missing")
-        if (written := head.get(KEY)) is not None:
-            rest = {key: value for key, value in head.items() if key != KEY}
-            if written != checksum(rest, {key: opened.get_tensor(key) for key in there}):
-                raise _damaged(file, "its checksum is another")
+        try:
+            refuse_changed(head, {key: opened.get_tensor(key) for key in there})
+        except ValueError as error:
+            raise _damaged(file, str(error)) from error
 
 
 def _build(directory: Path, auto_class: Any, kwargs: Mapping[str, Any]) -> Any:

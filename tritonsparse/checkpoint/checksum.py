@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["KEY", "checksum"]
+__all__ = ["KEY", "checksum", "refuse_changed"]
 
 KEY = "crc32"
 
@@ -23,3 +23,17 @@ def checksum(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
         found = zlib.crc32(f"{key} {tensor.dtype} {list(tensor.shape)}".encode(), found)
         found = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, found)
     return found
+
+
+def refuse_changed(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what is not as it was written; version 0.1 wrote no checksum.
+
+    Args:
+        head: with its checksum under `KEY`, over all the rest.
+
+    Raises:
+        ValueError: the checksum is another.
+    """
+    rest = {key: value for key, value in head.items() if key != KEY}
+    if head.get(KEY) is not None and head[KEY] != checksum(rest, tensors):
+        raise ValueError("its checksum is another")

@@ -112,12 +112,9 @@ def save_pretrained(model: Any, state: State, directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
         written = Path(temporary)
-        adapted = carries_adapters(model) or is_peft_model(model)
-        if adapted:
+        if carries_adapters(model) or is_peft_model(model):
             write_adapters(model, finalized, written, directory)
-            inside = f"{next(name for name, module in model.named_modules() if module is base)}."
-            own = {key.removeprefix(inside): value for key, value in finalized.items() if key.startswith(inside)}
-            finalized = stock_entries(base, own if base is not model else finalized)
+            finalized = stock_entries(model, finalized)
         with as_plain(base):
             base.save_pretrained(written, state_dict=finalized)
         if names:

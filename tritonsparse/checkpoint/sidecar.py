@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..layers import SparseLayer
 from . import bits
-from .checksum import KEY, checksum
+from .checksum import KEY, checksum, refuse_changed
 from .state import State, pack, renamed
 
 __all__ = ["SIDECAR", "read_sidecar", "restore_weights", "write_sidecar"]
@@ -75,9 +75,8 @@ def read_sidecar(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(str(file), framework="pt") as opened:
             head: dict[str, Any] = json.loads(opened.metadata()[_METADATA])
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
-        # Version 0.1 wrote none.
-        if (written := head.pop(KEY, None)) is not None and written != checksum(head, tensors):
-            raise ValueError("its checksum is another")
+        refuse_changed(head, tensors)
+        head.pop(KEY, None)
         if sorted(tensors) != head.pop("keys", sorted(tensors)):
             raise ValueError("tensors are missing")
         tensors = bits.unpacked(tensors, head.pop("bits", {}))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from . import bits
-from .checksum import KEY, checksum
+from .checksum import KEY, checksum, refuse_changed
 
 __all__ = ["read_state", "register", "write_state"]
 
@@ -54,9 +54,8 @@ def read_state(directory: Path, number: int = 0) -> dict[str, Any]:
     tensors = directory / _numbered(_TENSORS, number)
     try:
         saved, loaded = json.loads(head.read_text(encoding="utf-8")), load_file(tensors)
-        # Version 0.1 wrote none.
-        if (written := saved.pop(KEY, None)) is not None and written != checksum(saved, loaded):
-            raise ValueError("its checksum is another")
+        refuse_changed(saved, loaded)
+        saved.pop(KEY, None)
         return {**saved, "tensors": bits.unpacked(loaded, saved.pop("bits", {}))}
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(

@@ -153,7 +153,9 @@ class _Window:
         # The method's own numbers change after a step: those of this moment are billed.
         method = copy.copy(method)
         masked = {name: layer.mask for name, layer in layers.items() if layer.kind == "mask" and layer.mask is not None}
-        counts = torch.stack([mask.sum().cpu() for mask in masked.values()]).tolist() if masked else []
+        device = next((mask.device for mask in masked.values()), None)
+        # The host waits once, not at every layer.
+        counts = torch.stack([mask.sum().to(device) for mask in masked.values()]).tolist() if masked else []
         fixed = {}
         for name, count in zip(masked, counts, strict=True):
             fixed[name] = method.densities(layers[name], count / layers[name].dense_shape.numel())
@@ -172,7 +174,7 @@ class _Window:
             name: self.method.densities(self.layers[name], (share + ends.get(name, share)) / 2)
             for name, share in self.passing.items()
         }
-        return {name: (self.fixed | found)[name] for name in self.layers}
+        return self.fixed | found
 
 
 def _dense(layer: SparseLayer) -> Densities:
